@@ -1,0 +1,92 @@
+"""``WamBatch``: the one structure that crosses from data to model, its shapes, and a fake of it.
+
+Arrays are batch-first. Video stays ``uint8`` until it is on the device. Beside every array that can be padded lies
+its mask. Nothing here reads files or builds models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from wamjax.config.geometry import derive_geometry
+from wamjax.config.schema import RunConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WamBatch:
+    """A batch of windows. Fields are ``np.ndarray`` on the host and ``jax.Array`` on the device.
+
+    Attributes:
+      video: uint8 ``[b f H W 3]``: canvas frames, ``frame_stride`` dataset steps apart.
+      frame_mask: bool ``[b f]``: False where the episode had ended and the last frame is repeated.
+      view_mask: bool ``[b v]``: False where a camera is missing (its rectangle is black).
+      actions: float32 ``[b a u]``: normalised to [-1, 1]; block i holds the actions executed from the block's start
+        (the last frame of block i - 1) up to its last frame.
+      action_mask: bool ``[b a]``: False beyond the end of the episode (the last action is repeated).
+      action_dim_mask: bool ``[b u]``: False for dims the embodiment does not have (zero there).
+      has_action: bool ``[b]``: False for action-free video (actions are zero).
+      state: float32 ``[b s p]``: normalised; the state at the start of each block.
+      state_mask: bool ``[b s p]``: False for padded dims, steps past the end, and samples without state.
+      prompt_id: int32 ``[b]``: row of the run's prompt table.
+      embodiment_id: int32 ``[b]``.
+      provenance: int32 ``[b 3]``: dataset, episode, first dataset step of the window.
+    """
+
+    video: Any
+    frame_mask: Any
+    view_mask: Any
+    actions: Any
+    action_mask: Any
+    action_dim_mask: Any
+    has_action: Any
+    state: Any
+    state_mask: Any
+    prompt_id: Any
+    embodiment_id: Any
+    provenance: Any
+
+
+def batch_spec(config: RunConfig, batch_size: int) -> WamBatch:
+    """Returns a ``WamBatch`` of ``jax.ShapeDtypeStruct`` for ``batch_size`` samples of ``config``."""
+    g, data = derive_geometry(config), config.data
+    b, views = batch_size, max(1, len(data.views))
+    height, width = data.canvas
+
+    def spec(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+    return WamBatch(
+        video=spec((g.num_frames, height, width, 3), np.uint8),
+        frame_mask=spec((g.num_frames,), np.bool_),
+        view_mask=spec((views,), np.bool_),
+        actions=spec((g.num_actions, data.action_dim), np.float32),
+        action_mask=spec((g.num_actions,), np.bool_),
+        action_dim_mask=spec((data.action_dim,), np.bool_),
+        has_action=spec((), np.bool_),
+        state=spec((g.num_states, data.state_dim), np.float32),
+        state_mask=spec((g.num_states, data.state_dim), np.bool_),
+        prompt_id=spec((), np.int32),
+        embodiment_id=spec((), np.int32),
+        provenance=spec((3,), np.int32),
+    )
+
+
+def fake_batch(config: RunConfig, batch_size: int, seed: int = 0) -> WamBatch:
+    """Returns a host batch of random content with the shapes of ``batch_spec`` and some masked entries."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if leaf.dtype == np.uint8:
+            return rng.integers(0, 256, leaf.shape, dtype=np.uint8)
+        if leaf.dtype == np.bool_:
+            return rng.random(leaf.shape) < 0.9
+        if leaf.dtype == np.int32:
+            return rng.integers(0, 2, leaf.shape, dtype=np.int32)
+        return rng.uniform(-1.0, 1.0, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, batch_spec(config, batch_size))

@@ -1,0 +1,1 @@
+"""Declared configuration: schema (frozen dataclasses), bridge (ConfigDict at the edge), geometry (derived sizes)."""

@@ -1,0 +1,295 @@
+"""The configuration of a run, declared once as frozen keyword-only dataclasses.
+
+Owns every knob, its type and its default. Does not parse flags (``config.bridge``), and derives nothing
+(``config.geometry``). Sizes are in the unit the name says; a count has no unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+DType = Literal["float32", "bfloat16"]
+
+# A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
+ViewPlacement = tuple[str, int, int, int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The world-action transformer.
+
+    Attributes:
+      width: Residual stream width D.
+      num_layers: Transformer blocks (stacked and scanned).
+      num_heads: Attention heads K; the head dimension is ``width / num_heads`` and must be even and divisible as
+        rotary embedding needs it (see ``nn.rotary``).
+      ffn_width: Hidden width of the feed-forward layer.
+      patch: Video patch (frames, rows, columns) in pixels: one video token holds one patch of the canvas. Frames
+        must be 1: this codec does not compress time.
+      text_tokens: Learned tokens per task prompt.
+      text_width: Width of a learned text token before projection to ``width``.
+      max_prompts: Rows of the trainable prompt table.
+      time_width: Width of the sinusoidal timestep embedding.
+      action_hidden: Hidden width of the action and state encoders and of the action decoder.
+      rope_theta: Base of the rotary frequencies.
+      norm_eps: Epsilon of every norm.
+      compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
+      remat: ``none`` keeps all activations of a block; ``full`` recomputes each block in the backward pass.
+    """
+
+    width: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    ffn_width: int = 512
+    patch: tuple[int, int, int] = (1, 16, 16)
+    text_tokens: int = 4
+    text_width: int = 64
+    max_prompts: int = 16
+    time_width: int = 128
+    action_hidden: int = 128
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    compute_dtype: DType = "float32"
+    remat: Literal["none", "full"] = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """Which token streams one training sample holds, and how time is cut into blocks.
+
+    Attributes:
+      formulation: ``joint``: video and actions denoised together with teacher forcing (DreamZero).
+      num_blocks: Temporal blocks after the first frame.
+      frames_per_block: Latent frames of one block.
+      actions_per_block: Action tokens of one block (the action horizon of one chunk).
+      states_per_block: State tokens of one block, read at the block's start.
+      noisy_first_frame: Whether the first frame also appears in the noisy stream (as in DreamZero); without it the
+        first frame is context only.
+      order: ``natural`` lays streams one after the other; ``grouped`` keeps what one block denoises contiguous.
+      pad_multiple: The packed sequence is padded at its end to a multiple of this.
+    """
+
+    formulation: Literal["joint"] = "joint"
+    num_blocks: int = 4
+    frames_per_block: int = 2
+    actions_per_block: int = 8
+    states_per_block: int = 1
+    noisy_first_frame: bool = True
+    order: Literal["natural", "grouped"] = "grouped"
+    pad_multiple: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """Flow matching: x_t = (1 - t) x_0 + t noise, velocity = noise - x_0, t in (0, 1].
+
+    Attributes:
+      shift: Timestep shift s: t -> s t / (1 + (s - 1) t). 1 leaves t uniform.
+      weighting: Loss weight over t: ``uniform``, or ``gaussian`` (Wan / DreamZero: exp(-2 ((id - 500) / 1000)^2) less
+        its minimum, mean 1 on the shifted grid of ``num_timesteps``).
+      num_timesteps: Number of timestep ids on the shifted grid.
+      video_weight: Factor on the video loss.
+      action_weight: Factor on the action loss.
+      video_prediction: What the patch head predicts: ``velocity``, or ``x0`` (converted to velocity for the loss).
+      video_residual: ``last_clean`` adds the last clean frame before the block to a predicted x0, so that a zero
+        output copies that frame; ``none`` adds nothing. Needs ``video_prediction = x0``.
+      action_prediction: As ``video_prediction``, for actions.
+      min_time: Smallest t used when a predicted x0 is converted to velocity (division by t).
+    """
+
+    shift: float = 5.0
+    weighting: Literal["uniform", "gaussian"] = "gaussian"
+    num_timesteps: int = 1000
+    video_weight: float = 1.0
+    action_weight: float = 1.0
+    video_prediction: Literal["velocity", "x0"] = "velocity"
+    video_residual: Literal["none", "last_clean"] = "none"
+    action_prediction: Literal["velocity", "x0"] = "velocity"
+    min_time: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which episodes are read and how windows are cut from them.
+
+    Attributes:
+      path: Folder of a LeRobot v3.0 dataset, absolute or relative to the directory the command runs in.
+      canvas: Height and width of the canvas in pixels.
+      views: Where each camera lies on the canvas (camera feature, top, left, height, width); a view is resized to its
+        rectangle, what no view covers is black.
+      state_key: Feature holding the robot's state.
+      action_key: Feature holding the actions.
+      state_dim: State dims P the model sees; a dataset with fewer is padded and masked.
+      action_dim: Action dims U the model sees; a dataset with fewer is padded and masked.
+      frame_stride: Dataset steps between two frames of a window.
+      window_stride: Dataset steps between the starts of two windows of one episode.
+      validation_fraction: Share of episodes held out (by episode, before any shuffling; at least one per task).
+      split_seed: Seed of the train/validation split.
+      shuffle_seed: Seed of the order of the training windows.
+      normalisation: How actions and states are scaled to [-1, 1]: ``quantile`` maps q01/q99 to -1/1 and clamps.
+      broken_budget: Share of episodes that may be quarantined before indexing is refused.
+      num_threads: Reader threads of this host.
+      prefetch: Windows read ahead by this host.
+    """
+
+    path: str = "datasets/metaworld"
+    canvas: tuple[int, int] = (96, 192)
+    views: tuple[ViewPlacement, ...] = ()
+    state_key: str = "observation.state"
+    action_key: str = "action"
+    state_dim: int = 4
+    action_dim: int = 4
+    frame_stride: int = 4
+    window_stride: int = 1
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+    shuffle_seed: int = 0
+    normalisation: Literal["quantile"] = "quantile"
+    broken_budget: float = 0.05
+    num_threads: int = 4
+    prefetch: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up, cosine decay, global-norm clipping and an EMA of the parameters.
+
+    Attributes:
+      peak_lr: Learning rate after warm-up.
+      warmup_steps: Steps of linear warm-up from 0.
+      final_lr_fraction: Learning rate at the last step, as a share of the peak.
+      decay_steps: Step at which the cosine ends; 0 means ``train.num_steps``.
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      eps: Adam's epsilon.
+      weight_decay: Decoupled weight decay on matrices (arrays of two or more dims of their own); norms, biases and
+        embeddings of one dim are excluded.
+      clip_norm: Global gradient norm above which gradients are scaled down.
+      ema_decay: Decay of the parameter average used for evaluation; 0 keeps no average (evaluation uses the
+        parameters themselves).
+    """
+
+    peak_lr: float = 1e-3
+    warmup_steps: int = 20
+    final_lr_fraction: float = 0.05
+    decay_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    ema_decay: float = 0.99
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Sizes of the mesh axes. Their product must be the number of devices.
+
+    An axis of size -1 takes what is left; several axes of -1 share what is left, prime factor by prime factor,
+    leftmost first (8 devices on ``fsdp=-1, context=-1`` give 4 x 2, 4 devices 2 x 2, 1 device 1 x 1).
+
+    Attributes:
+      data: Replicas of the parameters; the batch is split over it.
+      fsdp: Parameters and optimizer state are split over it, and the batch too.
+      context: The token sequence is split over it (heads inside attention).
+      tensor: Heads and feed-forward hidden units are split over it.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The training loop.
+
+    Attributes:
+      num_steps: Optimizer steps of the whole run (over all resumes).
+      global_batch_size: Samples per step over all hosts.
+      seed: Seed of initialisation, noise and timesteps.
+    """
+
+    num_steps: int = 400
+    global_batch_size: int = 32
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints under ``WORKDIR/checkpoints/<step>``.
+
+    Attributes:
+      every_steps: Steps between checkpoints; the last step is always saved. 0 saves only the last.
+      keep: How many of the newest checkpoints are kept.
+    """
+
+    every_steps: int = 100
+    keep: int = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluation on held-out episodes.
+
+    Attributes:
+      every_steps: Steps between validation losses during training; 0 means never.
+      num_batches: Validation batches of one validation loss.
+      num_windows: Held-out windows sampled by ``wamjax eval`` (spread evenly over the held-out episodes).
+      solver_steps: Euler steps of one sampled block.
+      bootstrap: Resamples of a confidence interval, drawn over episodes.
+      rollout_tasks: Simulator tasks of the closed loop; empty means none.
+      rollout_trials: Rollouts per task.
+      rollout_first_seed: First seed of the held-out rollouts.
+      rollout_max_steps: Simulator steps after which a rollout counts as failed.
+      seed: Seed of the sampling noise.
+    """
+
+    every_steps: int = 100
+    num_batches: int = 2
+    num_windows: int = 96
+    solver_steps: int = 10
+    bootstrap: int = 2000
+    rollout_tasks: tuple[str, ...] = ()
+    rollout_trials: int = 20
+    rollout_first_seed: int = 10_000
+    rollout_max_steps: int = 160
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What the loop writes.
+
+    Attributes:
+      every_steps: Steps between console lines and metric records. Losses are recorded for every step.
+      tensorboard: Whether TensorBoard event files are written.
+      progress_bar: Whether a progress bar is drawn when the output is a terminal.
+    """
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    progress_bar: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: everything that decides what is computed.
+
+    Attributes:
+      name: Name of the experiment, for tables and reports.
+    """
+
+    name: str = "unnamed"
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
