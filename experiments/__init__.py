@@ -1,0 +1,1 @@
+"""One runnable configuration per file: ``get_config()`` returns it."""

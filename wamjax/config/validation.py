@@ -1,0 +1,72 @@
+"""Ranges of single configuration values, and the few pairs that exclude each other.
+
+Owns what can be said of a value without deriving a size; sizes that must divide are checked where they are derived
+(``config.geometry``, ``parallel``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+
+_Rule = tuple[Callable[[float], bool], str]
+
+_POSITIVE: _Rule = (lambda x: x > 0, "more than 0")
+_NOT_NEGATIVE: _Rule = (lambda x: x >= 0, "0 or more")
+_FRACTION: _Rule = (lambda x: 0 <= x <= 1, "between 0 and 1")
+_PROPER_FRACTION: _Rule = (lambda x: 0 <= x < 1, "at least 0 and below 1")
+_OPEN_FRACTION: _Rule = (lambda x: 0 < x < 1, "between 0 and 1, both excluded")
+_AXIS: _Rule = (lambda x: x == -1 or x > 0, "more than 0, or -1 for what is left")
+
+_RULES: dict[str, dict[str, _Rule]] = {
+    "model": {
+        **dict.fromkeys(
+            ("width", "num_layers", "num_heads", "ffn_width", "text_tokens", "text_width", "max_prompts"), _POSITIVE
+        ),
+        **dict.fromkeys(("time_width", "action_hidden", "rope_theta", "norm_eps"), _POSITIVE),
+    },
+    "layout": dict.fromkeys(
+        ("num_blocks", "frames_per_block", "actions_per_block", "states_per_block", "pad_multiple"), _POSITIVE
+    ),
+    "objective": {
+        **dict.fromkeys(("shift", "num_timesteps", "min_time"), _POSITIVE),
+        **dict.fromkeys(("video_weight", "action_weight"), _NOT_NEGATIVE),
+    },
+    "data": {
+        **dict.fromkeys(("state_dim", "action_dim", "frame_stride", "window_stride", "num_threads"), _POSITIVE),
+        **dict.fromkeys(("split_seed", "shuffle_seed", "prefetch"), _NOT_NEGATIVE),
+        "validation_fraction": _OPEN_FRACTION,
+        "broken_budget": _PROPER_FRACTION,
+    },
+    "optimizer": {
+        **dict.fromkeys(("peak_lr", "eps", "clip_norm"), _POSITIVE),
+        **dict.fromkeys(("warmup_steps", "decay_steps", "weight_decay"), _NOT_NEGATIVE),
+        **dict.fromkeys(("b1", "b2", "ema_decay"), _PROPER_FRACTION),
+        "final_lr_fraction": _FRACTION,
+    },
+    "parallel": dict.fromkeys(("data", "fsdp", "context", "tensor"), _AXIS),
+    "train": {"num_steps": _POSITIVE, "global_batch_size": _POSITIVE, "seed": _NOT_NEGATIVE},
+    "checkpoint": {"every_steps": _NOT_NEGATIVE, "keep": _POSITIVE},
+    "evaluate": {
+        **dict.fromkeys(("every_steps", "rollout_first_seed", "seed"), _NOT_NEGATIVE),
+        **dict.fromkeys(("num_batches", "num_windows", "solver_steps", "bootstrap"), _POSITIVE),
+        **dict.fromkeys(("rollout_trials", "rollout_max_steps"), _POSITIVE),
+    },
+    "log": {"every_steps": _POSITIVE},
+}
+
+
+def check_values(config: RunConfig) -> None:
+    """Raises ``ConfigError`` for the first value outside its range, naming its dotted key and the range."""
+    for section, rules in _RULES.items():
+        for name, (is_valid, expected) in rules.items():
+            value = getattr(getattr(config, section), name)
+            if not is_valid(value):
+                raise ConfigError(f"config.{section}.{name} = {value} is out of range; expected {expected}")
+    if config.objective.video_residual != "none" and config.objective.video_prediction != "x0":
+        raise ConfigError(
+            f"config.objective.video_residual = {config.objective.video_residual} needs "
+            f"config.objective.video_prediction = x0, not {config.objective.video_prediction}"
+        )
