@@ -1,0 +1,121 @@
+"""Formulations: how each published system cuts a sample into segments, as data.
+
+A formulation is a function from sizes to a ``Layout``. ``build_layout`` picks one from a configuration.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from wamjax.config.geometry import derive_geometry
+from wamjax.config.schema import RunConfig
+from wamjax.layout.layout import Layout
+from wamjax.layout.segments import BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
+
+JOINT_VISIBILITY: Visibility = {
+    (Role.CLEAN_VIDEO, Role.CLEAN_VIDEO): UP_TO,
+    (Role.NOISY_VIDEO, Role.CLEAN_VIDEO): BEFORE,
+    (Role.NOISY_VIDEO, Role.NOISY_VIDEO): SAME,
+    (Role.NOISY_VIDEO, Role.ACTION): SAME,
+    (Role.NOISY_VIDEO, Role.STATE): SAME,
+    (Role.ACTION, Role.CLEAN_VIDEO): BEFORE,
+    (Role.ACTION, Role.NOISY_VIDEO): SAME,
+    (Role.ACTION, Role.ACTION): SAME,
+    (Role.ACTION, Role.STATE): SAME,
+    (Role.STATE, Role.STATE): SAME,
+}
+
+
+def joint_layout(
+    *,
+    num_blocks: int,
+    frames_per_block: int,
+    grid: tuple[int, int],
+    actions_per_block: int,
+    states_per_block: int,
+    noisy_first_frame: bool = True,
+    order: Literal["natural", "grouped"] = "natural",
+    pad_multiple: int = 1,
+    token_causal_context: bool = False,
+) -> Layout:
+    """Returns DreamZero's layout: video and actions denoised together, with teacher forcing.
+
+    Every frame appears clean (context) and noisy (target). A block's noisy frames and actions see the clean frames
+    of earlier blocks and, within their block, each other and the state.
+
+    Args:
+      num_blocks: Temporal blocks after the first frame.
+      frames_per_block: Latent frames of one block.
+      grid: Rows and columns of tokens in one latent frame.
+      actions_per_block: Action tokens of one block; 0 leaves the stream out.
+      states_per_block: State tokens of one block; 0 leaves the stream out.
+      noisy_first_frame: Whether the first frame also appears noisy.
+      order: ``natural`` is clean | noisy | actions | states; ``grouped`` puts what one block denoises together.
+      pad_multiple: Padding tokens are appended up to a multiple of this.
+      token_causal_context: Clean video sees clean video token by token instead of block by block, as DreamZero's
+        released kernel does.
+
+    Source: DreamZero, arXiv 2602.15922, and its released code.
+    """
+    if num_blocks < 1 or frames_per_block < 1:
+        raise ValueError(f"num_blocks={num_blocks} and frames_per_block={frames_per_block} must both be 1 or more")
+    per_frame = grid[0] * grid[1]
+
+    def video(role: Role, block: int) -> Segment:
+        first_frame = 0 if block == 0 else 1 + (block - 1) * frames_per_block
+        frames = 1 if block == 0 else frames_per_block
+        skipped = 1 if role is Role.NOISY_VIDEO and not noisy_first_frame else 0
+        noisy = role is Role.NOISY_VIDEO
+        return Segment(
+            role=role,
+            order=block,
+            num_tokens=frames * per_frame,
+            start=(first_frame - skipped) * per_frame,
+            grid=(frames, *grid),
+            first_frame=first_frame,
+            rotary=Rotary.VIDEO,
+            noised=noisy,
+            has_loss=noisy,
+        )
+
+    def vector(role: Role, block: int, count: int) -> list[Segment]:
+        if not count:
+            return []
+        noised = role is Role.ACTION
+        start = (block - 1) * count
+        return [Segment(role=role, order=block, num_tokens=count, start=start, noised=noised, has_loss=noised)]
+
+    blocks = range(1, num_blocks + 1)
+    clean = [video(Role.CLEAN_VIDEO, b) for b in range(num_blocks + 1)]
+    noisy = [[video(Role.NOISY_VIDEO, b)] for b in range(0 if noisy_first_frame else 1, num_blocks + 1)]
+    actions = [vector(Role.ACTION, b, actions_per_block) for b in blocks]
+    states = [vector(Role.STATE, b, states_per_block) for b in blocks]
+    if order == "grouped":
+        lead = noisy[:-num_blocks]
+        grouped = [part for unit in zip(noisy[-num_blocks:], actions, states, strict=True) for part in unit]
+        parts = [clean, *lead, *grouped]
+    else:
+        parts = [clean, *noisy, *actions, *states]
+    segments = [segment for part in parts for segment in part]
+    missing = -sum(s.num_tokens for s in segments) % pad_multiple
+    if missing:
+        segments.append(Segment(role=Role.PADDING, order=0, num_tokens=missing))
+    visibility = dict(JOINT_VISIBILITY)
+    if token_causal_context:
+        visibility[Role.CLEAN_VIDEO, Role.CLEAN_VIDEO] = CAUSAL
+    return Layout(tuple(segments), visibility)
+
+
+def build_layout(config: RunConfig) -> Layout:
+    """Returns the layout that ``config`` describes."""
+    sizes, geometry = config.layout, derive_geometry(config)
+    return joint_layout(
+        num_blocks=sizes.num_blocks,
+        frames_per_block=sizes.frames_per_block,
+        grid=geometry.grid,
+        actions_per_block=sizes.actions_per_block,
+        states_per_block=sizes.states_per_block,
+        noisy_first_frame=sizes.noisy_first_frame,
+        order=sizes.order,
+        pad_multiple=sizes.pad_multiple,
+    )

@@ -1,0 +1,1 @@
+"""Layers: attention behind one front door, rotary, norms, modulation, feed-forward, embeddings."""
