@@ -131,6 +131,8 @@ class DataConfig:
       broken_budget: Share of episodes that may be quarantined before indexing is refused.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
+      decoded_frames_mib: Decoded frames are kept in host memory when those of the whole dataset fit into this many
+        MiB; otherwise each window is decoded when it is read.
     """
 
     path: str = "datasets/metaworld"
@@ -149,6 +151,7 @@ class DataConfig:
     broken_budget: float = 0.05
     num_threads: int = 4
     prefetch: int = 64
+    decoded_frames_mib: int = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
