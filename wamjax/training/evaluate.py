@@ -154,8 +154,8 @@ def score_frames(guess: np.ndarray, true: np.ndarray, frame_mask: np.ndarray, pi
             continue
         a, b = guess[row, frame], true[row, frame]
         squared[row, frame] = np.square(a[visible].astype(np.float64) - b[visible]).mean()
-        _, similarity = structural_similarity(a, b, channel_axis=-1, data_range=PEAK, full=True)
-        ssim[row, frame] = similarity[visible].mean()
+        similarity = structural_similarity(a, b, channel_axis=-1, data_range=PEAK, full=True)[1]
+        ssim[row, frame] = np.asarray(similarity)[visible].mean()
     return FrameScores(squared_error=squared, ssim=ssim)
 
 
