@@ -1,0 +1,1 @@
+"""Training: state, optimizer, schedule, step, loop, hooks, checkpoints, records, evaluation."""

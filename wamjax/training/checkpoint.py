@@ -1,0 +1,331 @@
+"""Checkpoints: asynchronous saving, verified loading, and what is kept.
+
+Owns the folder ``checkpoints/``: one sub-folder per step, written by Orbax and renamed into place when complete. Each
+holds the training state and, as JSON beside it, a ``CheckpointRecord``: the data position, the ledger totals, the hash
+of the configuration and a digest of every array. Loading recomputes the digests, so a checkpoint that changed on disk
+is noticed. Does not decide when to save (``training.loop``) nor what a resumed run may change (``launch.workdir``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging as stdlib_logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from wamjax.errors import ConfigError, DataError
+from wamjax.training.digest import describe_array, digest_arrays, path_name
+
+_STATE = "state"  # name of the one checkpointable in a step's folder
+_PARTIAL_MARK = ".orbax-checkpoint-tmp"  # Orbax writes here and renames when complete
+_BROKEN_SUFFIX = ".broken"
+
+
+class CheckpointError(DataError):
+    """A checkpoint that cannot be written, read or trusted (exit 3)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointRecord:
+    """What a checkpoint says about itself.
+
+    Attributes:
+      step: Optimizer updates the state has seen.
+      position: Samples the data stream had handed out, over all hosts.
+      ledger: Totals of the run ledger.
+      config_hash: Hash of the configuration that trained it.
+      digests: Array path -> ``dtype[shape]:digest``.
+    """
+
+    step: int
+    position: int
+    ledger: dict[str, Any]
+    config_hash: str
+    digests: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the record as JSON data with a checksum over itself."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "checksum": _checksum(fields)}
+
+    @classmethod
+    def from_json(cls, data: Any) -> CheckpointRecord:
+        """Returns the record in ``data``.
+
+        Raises:
+          CheckpointError: ``data`` has other fields, or does not match its checksum.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(data, dict) or sorted(data) != sorted([*names, "checksum"]):
+            raise CheckpointError("its record is missing or has unknown fields")
+        fields = {name: data[name] for name in names}
+        if _checksum(fields) != data["checksum"]:
+            raise CheckpointError("its record does not match the record's checksum")
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A verified checkpoint in memory: ``state`` on the mesh it was asked for, and its record."""
+
+    state: Any
+    record: CheckpointRecord
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Every process of the run makes the same calls in the same order.
+
+    Args:
+      directory: Folder of the steps; made when the first checkpoint is saved.
+      keep: How many of the newest complete checkpoints stay. An older one is deleted only after a newer one is
+        complete on disk, so there are at most ``keep + 1`` for a moment and never fewer than before a save.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 3) -> None:
+        if keep < 1:
+            raise ConfigError(f"config.checkpoint.keep={keep}; expected at least 1")
+        self.directory = directory.absolute()  # Orbax refuses relative paths
+        self._keep = keep
+        self._pending: tuple[int, Any] | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that are complete on disk, ascending."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal() and path.is_dir())
+
+    @property
+    def partial_steps(self) -> list[Path]:
+        """Folders of saves that never completed."""
+        return sorted(self.directory.glob(f"*{_PARTIAL_MARK}*")) if self.directory.is_dir() else []
+
+    def path(self, step: int) -> Path:
+        """Returns the folder of ``step``."""
+        return self.directory / str(step)
+
+    def save(self, step: int, state: Any, *, position: int, ledger: dict[str, Any], config_hash: str) -> None:
+        """Starts writing ``state`` as checkpoint ``step``; returns once the arrays are copied to the host.
+
+        A save still running is waited for first. The caller may donate ``state`` afterwards.
+
+        Raises:
+          CheckpointError: This save could not start, or the one before it failed.
+        """
+        self.wait()
+        record = CheckpointRecord(
+            step=step, position=position, ledger=ledger, config_hash=config_hash, digests=digest_arrays(state)
+        )
+        try:
+            response = ocp.save_checkpointables_async(
+                self.path(step), {_STATE: state}, custom_metadata=record.to_json()
+            )
+        except Exception as error:
+            raise self._failed_save(step, error) from error
+        self._pending = (step, response)
+
+    def wait(self) -> None:
+        """Blocks until the last save is complete on disk, then deletes what is no longer kept.
+
+        Raises:
+          CheckpointError: The save failed; the checkpoints before it are untouched.
+        """
+        if self._pending is None:
+            return
+        (step, response), self._pending = self._pending, None
+        try:
+            response.result()
+        except Exception as error:
+            raise self._failed_save(step, error) from error
+        if jax.process_index() == 0:
+            for old in self.steps[: -self._keep]:
+                _delete_step(self.path(old))
+
+    def read_record(self, step: int) -> CheckpointRecord:
+        """Returns the record of ``step`` without reading its arrays.
+
+        Raises:
+          CheckpointError: The step does not exist, or its record cannot be trusted.
+        """
+        if not self.path(step).is_dir():
+            raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {self.steps or 'none'}")
+        with _own_words(f"checkpoint {self.path(step)} is unreadable"):
+            data = ocp.checkpointables_metadata(self.path(step)).custom_metadata
+        try:
+            return CheckpointRecord.from_json(data)
+        except CheckpointError as error:
+            raise CheckpointError(f"checkpoint {self.path(step)} is damaged: {error}") from error
+
+    def restore(self, step: int, abstract_state: Any) -> Restored:
+        """Loads checkpoint ``step`` onto the shardings of ``abstract_state`` and verifies every array.
+
+        Args:
+          step: A step of ``steps``.
+          abstract_state: Pytree of ``jax.ShapeDtypeStruct`` with shardings, for any mesh.
+
+        Raises:
+          ConfigError: The checkpoint holds other arrays than ``abstract_state``: it is of another configuration.
+          CheckpointError: It is unreadable, or an array does not match its digest.
+        """
+        record = self.read_record(step)
+        _require_same_arrays(self.path(step), record, abstract_state)
+        with _own_words(f"checkpoint {self.path(step)} is unreadable"):
+            state = ocp.load_checkpointables(self.path(step), {_STATE: abstract_state})[_STATE]
+        wrong = [path for path, digest in digest_arrays(state).items() if record.digests[path] != digest]
+        if wrong:
+            raise CheckpointError(
+                f"checkpoint {self.path(step)} is damaged: {len(wrong)} of {len(record.digests)} arrays do not match "
+                f"their digest, first {wrong[0]}"
+            )
+        return Restored(state=state, record=record)
+
+    def restore_latest(self, abstract_state: Any, *, set_aside: bool = False) -> Restored | None:
+        """Loads the newest checkpoint that verifies, warning in one line about each newer one that does not.
+
+        Args:
+          abstract_state: As for ``restore``.
+          set_aside: Whether a broken step is renamed to ``<step>.broken`` (so that the run can save that step again)
+            and unfinished saves are deleted. Only the run that owns the folder may ask for it.
+
+        Returns:
+          The checkpoint, or None when there never was one.
+
+        Raises:
+          ConfigError: As ``restore``.
+          CheckpointError: There are checkpoints but none verifies.
+        """
+        if set_aside:
+            self._drop_partial()
+        steps = self.steps
+        for step in reversed(steps):
+            restored, problem = self._try_restore(step, abstract_state)
+            if restored is not None:
+                return restored
+            older = [other for other in steps if other < step]
+            logging.warning("%s; %s", problem, f"falling back to step {older[-1]}" if older else "no older one is left")
+            if set_aside:
+                self._set_aside(step)
+        if steps:
+            raise CheckpointError(
+                f"none of the checkpoints {steps} in {self.directory} can be trusted; restore the folder from a backup "
+                "or start again in another --workdir"
+            )
+        return None
+
+    def _try_restore(self, step: int, abstract_state: Any) -> tuple[Restored | None, str]:
+        """Returns the checkpoint, or None and the problem; all processes return the same way."""
+        restored, problem = None, ""
+        try:
+            restored = self.restore(step, abstract_state)
+        except CheckpointError as error:
+            problem = str(error)
+        if jax.process_count() > 1:  # one process that cannot read its shards makes the step unusable for all
+            good = multihost_utils.process_allgather(np.asarray(restored is not None))
+            if not good.all():
+                problem = problem or f"checkpoint {self.path(step)} is damaged for another process"
+                restored = None
+        return restored, problem
+
+    def _drop_partial(self) -> None:
+        """Deletes what a killed save left behind, naming it."""
+        for path in self.partial_steps:
+            step = path.name.split(".", 1)[0]
+            logging.warning("checkpoint %s was half written when the run ended; deleted", self.directory / step)
+            if jax.process_index() == 0:
+                shutil.rmtree(path)
+        _barrier("partial checkpoints deleted")
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a broken step so that nothing takes it for a checkpoint, and nothing is lost."""
+        if jax.process_index() == 0:
+            target = self.path(step).with_name(f"{step}{_BROKEN_SUFFIX}")
+            count = 1
+            while target.exists():
+                target = target.with_name(f"{step}{_BROKEN_SUFFIX}-{count}")
+                count += 1
+            self.path(step).rename(target)
+        _barrier(f"broken checkpoint {step} set aside")
+
+    def _failed_save(self, step: int, error: Exception) -> CheckpointError:
+        """Returns the error to raise for a failed save, having freed what the save had written."""
+        if jax.process_index() == 0:
+            for path in self.directory.glob(f"{step}{_PARTIAL_MARK}*"):
+                shutil.rmtree(path, ignore_errors=True)  # best effort: the reason of the failure matters more
+        last = self.steps[-1] if self.steps else None
+        return CheckpointError(
+            f"checkpoint of step {step} could not be written to {self.directory} ({_one_line(error)}); "
+            + (f"the last good checkpoint is step {last}" if last is not None else "there is no earlier checkpoint")
+        )
+
+
+def _require_same_arrays(path: Path, record: CheckpointRecord, abstract_state: Any) -> None:
+    """Raises ``ConfigError`` where names, shapes or dtypes of checkpoint and program differ."""
+    flat = jax.tree_util.tree_leaves_with_path(abstract_state)
+    wanted = {path_name(key): describe_array(leaf) for key, leaf in flat}
+    stored = {name: digest.rsplit(":", 1)[0] for name, digest in record.digests.items()}
+    for name in [*wanted, *(name for name in stored if name not in wanted)]:
+        if stored.get(name) != wanted.get(name):
+            raise ConfigError(
+                f"checkpoint {path} does not fit this configuration: array {name} is {stored.get(name, 'absent')} "
+                f"there and {wanted.get(name, 'absent')} here; use the configuration in the run's run.json"
+            )
+
+
+def _delete_step(path: Path) -> None:
+    """Deletes a complete step so that no reader ever takes a half-deleted folder for a checkpoint."""
+    doomed = path.with_name(f"{path.name}.deleting")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    """Returns the SHA-256 of ``fields`` as canonical JSON."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _own_words(problem: str) -> Iterator[None]:
+    """Turns what Orbax, tensorstore, zstd or the JSON parser raise on damaged files into one ``CheckpointError``.
+
+    Their reading tasks log pages of tracebacks as well, some only when they are garbage collected: those are muted,
+    since the one line says what matters and the folder stays for whoever wants to look.
+    """
+    noisy = [stdlib_logging.getLogger(name) for name in ("asyncio", "absl")]
+    levels = [logger.level for logger in noisy]
+    try:
+        for logger in noisy:
+            logger.setLevel(stdlib_logging.CRITICAL)
+        try:
+            yield
+        except Exception as error:
+            reason = _one_line(error)
+        else:
+            return
+        raise CheckpointError(f"{problem}: {reason}")
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _one_line(error: BaseException) -> str:
+    """Returns kind and message of the innermost cause of ``error``, on one line of at most 200 characters."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else text[:197] + "..."
