@@ -1,0 +1,223 @@
+"""Frames of a video file by number: a table of its packets, and decoding from the nearest keyframe.
+
+Owns frame numbering (``round(pts * time_base * fps)``, integers throughout, so that float timestamps of long files
+cannot drift onto a neighbour), seeking and decoding with PyAV. Knows nothing of datasets or episodes.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
+
+# Containers one thread keeps open; beyond it the least recently used is closed.
+MAX_OPEN_CONTAINERS = 8
+
+
+class VideoError(Exception):
+    """A video file that cannot be opened, scanned or decoded; the dataset reader adds which episode it was for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoTable:
+    """What a file holds, from its packets alone (nothing decoded).
+
+    Attributes:
+      path: The file.
+      fps: Frames per second the numbering rests on.
+      height: Pixels.
+      width: Pixels.
+      num_frames: Frames n; their numbers are exactly 0 .. n-1.
+      keyframes: int64, ascending: numbers of the frames decoding can start from; the first is 0.
+      keyframe_pts: int64: their presentation timestamps in the stream's time base.
+    """
+
+    path: Path
+    fps: Fraction
+    height: int
+    width: int
+    num_frames: int
+    keyframes: npt.NDArray[np.int64]
+    keyframe_pts: npt.NDArray[np.int64]
+
+
+def scan_video(path: Path, fps: float) -> VideoTable:
+    """Reads all packets of ``path`` without decoding.
+
+    Args:
+      path: Video file.
+      fps: Frames per second the dataset declares.
+
+    Raises:
+      VideoError: The file cannot be opened, has no video, has damaged packets, or its frames do not lie one by one
+        at multiples of 1/fps from 0.
+    """
+    rate = Fraction(fps).limit_denominator(100_000)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError(f"{path} has no video stream")
+            stream = container.streams.video[0]
+            packets = [
+                (packet.pts, packet.is_keyframe, packet.is_corrupt)
+                for packet in container.demux(stream)
+                if packet.size  # the last packet of a demuxer is an empty flush
+            ]
+            time_base, height, width = stream.time_base, stream.height, stream.width
+    except (FFmpegError, OSError) as error:
+        raise VideoError(f"{path} cannot be read: {_reason(error)}") from error
+    if not packets or time_base is None:
+        raise VideoError(f"{path} holds no frames")
+    damaged = sum(pts is None or corrupt for pts, _, corrupt in packets)
+    if damaged:
+        raise VideoError(f"{path} has {damaged} damaged of {len(packets)} packets")
+    pts = np.array([p for p, _, _ in packets], np.int64)
+    order = np.argsort(pts, kind="stable")
+    pts, is_key = pts[order], np.array([k for _, k, _ in packets], np.bool_)[order]
+    numbers = frame_numbers(pts, time_base, rate)
+    if not np.array_equal(numbers, np.arange(len(numbers))):
+        first = int(np.flatnonzero(numbers != np.arange(len(numbers)))[0])
+        raise VideoError(
+            f"{path}: frame {first} lies at {float(pts[first] * time_base):.4f} s, not at {first}/{fps:g} s"
+        )
+    if not is_key[0]:
+        raise VideoError(f"{path} does not begin with a keyframe")
+    return VideoTable(
+        path=path,
+        fps=rate,
+        height=height,
+        width=width,
+        num_frames=len(numbers),
+        keyframes=np.flatnonzero(is_key).astype(np.int64),
+        keyframe_pts=pts[is_key],
+    )
+
+
+def frame_numbers(pts: npt.NDArray[np.int64], time_base: Fraction, fps: Fraction) -> npt.NDArray[np.int64]:
+    """Returns ``round(pts * time_base * fps)`` in integer arithmetic (exact for any length of file)."""
+    scale = time_base * fps
+    numerator, denominator = scale.numerator, scale.denominator
+    return (2 * pts * numerator + denominator) // (2 * denominator)
+
+
+class VideoDecoder:
+    """Decodes frames by number. Each thread has containers of its own, opened when first needed."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def decode(self, table: VideoTable, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Returns frames ``[len(numbers), h, w, 3]`` in RGB.
+
+        Decoding starts at the last keyframe at or before a wanted frame and skips ahead to a later keyframe when one
+        lies before the next wanted frame; only wanted frames are converted to RGB.
+
+        Args:
+          table: From ``scan_video``.
+          numbers: Ascending, distinct, within ``0 .. num_frames - 1``.
+
+        Raises:
+          VideoError: The file cannot be opened or decoded, or lacks a frame.
+        """
+        assert len(numbers) == 0 or (numbers[0] >= 0 and numbers[-1] < table.num_frames), (table.path, numbers)
+        assert np.all(np.diff(numbers) > 0), numbers
+        out = np.empty((len(numbers), table.height, table.width, 3), np.uint8)
+        try:
+            opened = self._open(table.path)
+            row = 0
+            while row < len(numbers):
+                row = self._decode_run(opened, table, numbers, row, out)
+        except (FFmpegError, OSError) as error:
+            raise VideoError(f"{table.path} cannot be decoded: {_reason(error)}") from error
+        return out
+
+    def _decode_run(
+        self,
+        opened: _OpenVideo,
+        table: VideoTable,
+        numbers: npt.NDArray[np.int64],
+        row: int,
+        out: npt.NDArray[np.uint8],
+    ) -> int:
+        """Decodes from the keyframe of ``numbers[row]`` until a seek is cheaper; returns the next row to decode."""
+        key = int(np.searchsorted(table.keyframes, numbers[row], side="right")) - 1
+        for number, frame in _frames_from(opened, table, key):
+            if number < numbers[row]:
+                continue
+            if number > numbers[row]:
+                raise VideoError(f"{table.path}: frame {numbers[row]} is missing, decoding gave {number} instead")
+            rgb = opened.reformatter.reformat(frame, format="rgb24").to_ndarray()
+            if rgb.shape != out.shape[1:]:
+                raise VideoError(f"{table.path}: frame {number} is {rgb.shape}, the file began with {out.shape[1:]}")
+            out[row] = rgb
+            row += 1
+            if row == len(numbers):
+                return row
+            next_key = int(np.searchsorted(table.keyframes, numbers[row], side="right")) - 1
+            if table.keyframes[next_key] > number + 1:
+                return row
+        raise VideoError(f"{table.path} ends before frame {numbers[row]} of {table.num_frames}")
+
+    def _open(self, path: Path) -> _OpenVideo:
+        """Returns this thread's container of ``path``."""
+        containers: collections.OrderedDict[Path, _OpenVideo] | None = getattr(self._local, "containers", None)
+        if containers is None:
+            containers = self._local.containers = collections.OrderedDict()
+        if path in containers:
+            containers.move_to_end(path)
+            return containers[path]
+        container = av.open(str(path))
+        stream = container.streams.video[0]
+        # Parallelism comes from reading several windows at once; codec threads would only add latency and copies.
+        stream.codec_context.thread_count = 1
+        containers[path] = _OpenVideo(container, stream, VideoReformatter())
+        if len(containers) > MAX_OPEN_CONTAINERS:
+            containers.popitem(last=False)[1].container.close()
+        return containers[path]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenVideo:
+    """A container of one thread, its video stream, and the colour converter (which keeps its tables)."""
+
+    container: Any
+    stream: Any
+    reformatter: VideoReformatter
+
+
+def _frames_from(opened: _OpenVideo, table: VideoTable, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yields ``(number, frame)`` from keyframe ``key`` on.
+
+    Demuxers seek by decoding time, which lies before the presentation time where frames are reordered, so a seek may
+    land one keyframe late; then the one before is tried.
+    """
+    time_base = opened.stream.time_base
+    while True:
+        opened.container.seek(int(table.keyframe_pts[key]), stream=opened.stream, backward=True)
+        first = True
+        for frame in opened.container.decode(opened.stream):
+            if frame.pts is None:
+                raise VideoError(f"{table.path}: a frame has no timestamp")
+            number = int(frame_numbers(np.asarray(frame.pts), time_base, table.fps))
+            if first and number > table.keyframes[key] and key > 0:
+                break
+            first = False
+            yield number, frame
+        else:
+            return
+        key -= 1
+
+
+def _reason(error: Exception) -> str:
+    """The operating system's or FFmpeg's words for what went wrong, without paths and numbers."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
