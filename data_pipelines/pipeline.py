@@ -73,7 +73,7 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
         if normalisation.fingerprint != fingerprint:
             raise DataError(
                 f"dataset {source.path} has fingerprint {fingerprint}, but {path} was made from "
-                f"{normalisation.fingerprint}: the dataset changed since the run began; restore it or use another --workdir"
+                f"{normalisation.fingerprint}: it changed since the run began; restore it or use another --workdir"
             )
     else:
         normalisation = compute_normalisation(source, index.train_episodes, config.data, fingerprint=fingerprint)
