@@ -65,8 +65,6 @@ KERNELS: dict[str, Callable[[Heads, Heads, Heads, Schedule], Heads]] = {"rectang
 def _attend_rectangle(q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Rectangle) -> jax.Array:
     """Attends all queries to all keys (the last ones triangularly if there is a diagonal)."""
     num_queries, num_full = q.shape[1], k.shape[1] - (q.shape[1] if rectangle.diagonal else 0)
-    if k.shape[1] == 1:
-        return jnp.broadcast_to(v, (*q.shape[:3], v.shape[-1]))  # a softmax over one key is 1
 
     def limits(first: int | jax.Array, count: int) -> jax.Array | None:
         return num_full + 1 + first + jnp.arange(count) if rectangle.diagonal else None

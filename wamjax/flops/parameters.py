@@ -1,0 +1,36 @@
+"""Closed-form number of parameters of the world-action model, by part.
+
+Feeds the 6NT estimate; a test holds it equal to the real model.
+"""
+
+from __future__ import annotations
+
+from wamjax.config.geometry import derive_geometry
+from wamjax.config.schema import RunConfig
+
+
+def linear_parameters(fan_in: int, fan_out: int) -> int:
+    """Parameters of a linear layer with bias: ``fan_in fan_out + fan_out``."""
+    return fan_in * fan_out + fan_out
+
+
+def count_parameters(config: RunConfig) -> dict[str, int]:
+    """Returns the parameters of the model of ``config`` by part; their sum is N of 6NT."""
+    model, data = config.model, config.data
+    d, f, hidden = model.width, model.ffn_width, model.action_hidden
+    channels = derive_geometry(config).token_channels
+    attention = 4 * linear_parameters(d, d) + 2 * d  # four projections; query and key norms over the full width
+    block = 2 * attention + linear_parameters(d, f) + linear_parameters(f, d)
+    block += 2 * d + 6 * d  # affine norm before cross-attention; six modulation offsets
+    return {
+        "blocks": model.num_layers * block,
+        "patch": linear_parameters(channels, d),
+        "head": linear_parameters(d, channels) + 2 * d,  # with its shift and scale offsets
+        "prompts": model.max_prompts * model.text_tokens * model.text_width
+        + linear_parameters(model.text_width, d)
+        + linear_parameters(d, d),
+        "time_embed": linear_parameters(model.time_width, d) + linear_parameters(d, d) + linear_parameters(d, 6 * d),
+        "action_encoder": linear_parameters(data.action_dim, d) + linear_parameters(2 * d, d) + linear_parameters(d, d),
+        "state_encoder": linear_parameters(data.state_dim, hidden) + linear_parameters(hidden, d),
+        "action_decoder": linear_parameters(d, hidden) + linear_parameters(hidden, data.action_dim),
+    }

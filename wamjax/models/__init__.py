@@ -1,0 +1,1 @@
+"""Models: the patch codec, the transformer block and the world-action model."""

@@ -1,0 +1,155 @@
+"""The world-action model: streams in, one transformer over their layout, predictions of the noised streams out.
+
+Owns embedding, the scanned stack and the heads. What is predicted (velocity, x0), how noise is drawn and what a loss
+is belong to ``objectives``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wamjax.config.geometry import derive_geometry
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.layout import Pass, Role
+from wamjax.layout.packing import pack, unpack
+from wamjax.models.block import NUM_MODULATIONS, Block, Conditioning, KeysValues
+from wamjax.nn.embeddings import ActionDecoder, ActionEncoder, PromptTable, StateEncoder, TimeEmbedding
+from wamjax.nn.init import AXES_KEY, named
+from wamjax.nn.linear import Linear
+from wamjax.nn.modulation import modulate, spread_slots
+from wamjax.nn.norm import layer_norm
+from wamjax.nn.rotary import rotary_angles
+from wamjax.parallel.rules import constrain
+from wamjax.types import PRNGKey
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Streams:
+    """Inputs of one pass: the tokens of each role that the pass computes, in the order of time.
+
+    Attributes:
+      times: fp32 ``[b slots]``: timestep of each slot; slot 0 is 0.
+      prompt_id: int32 ``[b]``.
+      clean_video: ``[b n_role c]`` patch tokens, or None if the pass has none. So for the others.
+      noisy_video: ``[b n_role c]``, noised.
+      actions: ``[b n_role u]``, noised.
+      state: ``[b n_role p]``.
+    """
+
+    times: jax.Array
+    prompt_id: jax.Array
+    clean_video: jax.Array | None = None
+    noisy_video: jax.Array | None = None
+    actions: jax.Array | None = None
+    state: jax.Array | None = None
+
+
+class WorldActionModel(nnx.Module):
+    """A transformer over a layout of video, action and state tokens, conditioned on a prompt."""
+
+    def __init__(self, key: PRNGKey, config: RunConfig) -> None:
+        """Makes the model of ``config``.
+
+        Raises:
+          ConfigError: Heads do not divide the width, or a head dimension is odd.
+        """
+        model, data = config.model, config.data
+        if model.width % model.num_heads or (model.width // model.num_heads) % 2:
+            raise ConfigError(
+                f"config.model.width={model.width} over config.model.num_heads={model.num_heads} must give an even "
+                "head dimension"
+            )
+        keys = jax.random.split(key, 9)
+        width, dtype, self.config = model.width, model.compute_dtype, config.model
+        channels = derive_geometry(config).token_channels
+        self.patch_embed = Linear(keys[0], (channels, width), (None, "embed"), dtype=dtype)
+        self.action_encoder = ActionEncoder(keys[1], data.action_dim, width, dtype=dtype)
+        self.state_encoder = StateEncoder(keys[2], data.state_dim, model.action_hidden, width, dtype=dtype)
+        self.time_embedding = TimeEmbedding(keys[3], model.time_width, width, NUM_MODULATIONS)
+        self.prompts = PromptTable(
+            keys[4],
+            rows=model.max_prompts,
+            tokens=model.text_tokens,
+            text_width=model.text_width,
+            width=width,
+            dtype=dtype,
+        )
+        self.blocks = nnx.vmap(
+            lambda block_key: Block(block_key, model),
+            transform_metadata={nnx.PARTITION_NAME: None, AXES_KEY: "layers"},
+        )(jax.random.split(keys[5], model.num_layers))
+        self.head_modulation = named(keys[6], jax.nn.initializers.normal(width**-0.5), (2, width), (None, None))
+        self.video_head = Linear(keys[7], (width, channels), ("embed", None), dtype=dtype, scale=0.0)
+        self.action_decoder = ActionDecoder(keys[8], width, model.action_hidden, data.action_dim, dtype=dtype)
+
+    def __call__(
+        self, streams: Streams, layout_pass: Pass, past: KeysValues | None = None, *, return_cache: bool = False
+    ) -> tuple[dict[Role, jax.Array], KeysValues | None]:
+        """Runs one pass.
+
+        Args:
+          streams: Tokens of the roles in ``layout_pass``.
+          layout_pass: Which segments are computed and which keys come from ``past``.
+          past: Keys and values of all layers, ``[layers b m k e]``; None if the pass has no past.
+          return_cache: Whether the computed tokens' keys and values are returned.
+
+        Returns:
+          Role -> fp32 prediction ``[b n_role channels]`` for each role with a loss, and the cache of all layers (or
+          None).
+        """
+        embedding, modulation = self.time_embedding(streams.times)
+        angles = rotary_angles(layout_pass, self.config.width // self.config.num_heads, self.config.rope_theta)
+        conditioning = Conditioning(modulation, self.prompts(streams.prompt_id), jnp.asarray(angles))
+        x = constrain(self._embed(streams, layout_pass), "batch", "tokens", None)
+
+        def body(x: jax.Array, layer: tuple[Block, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
+            block, layer_past = layer
+            x, own = block(x, layout_pass, conditioning, layer_past)
+            return x, own if return_cache else None
+
+        if self.config.remat == "full":
+            body = functools.partial(jax.checkpoint, prevent_cse=False)(body)
+        x, cache = jax.lax.scan(body, x, (self.blocks, past))
+        return self._predict(x, embedding, layout_pass), cache
+
+    def _embed(self, streams: Streams, layout_pass: Pass) -> jax.Array:
+        """Returns the packed tokens ``[b n d]`` of the pass."""
+        tokens: dict[Role, jax.Array] = {}
+        if streams.clean_video is not None:
+            tokens[Role.CLEAN_VIDEO] = self.patch_embed(streams.clean_video)
+        if streams.noisy_video is not None:
+            tokens[Role.NOISY_VIDEO] = self.patch_embed(streams.noisy_video)
+        if streams.actions is not None:
+            times = spread_slots(streams.times, _role_runs(layout_pass, Role.ACTION))
+            tokens[Role.ACTION] = self.action_encoder(streams.actions, times)
+        if streams.state is not None:
+            tokens[Role.STATE] = self.state_encoder(streams.state)
+        return pack(layout_pass.segments, tokens)
+
+    def _predict(self, x: jax.Array, embedding: jax.Array, layout_pass: Pass) -> dict[Role, jax.Array]:
+        """Returns the prediction of each role with a loss; video by the modulated head, actions by the decoder."""
+        predicted = {segment.role for segment in layout_pass.segments if segment.has_loss}
+        outputs: dict[Role, jax.Array] = {}
+        if Role.NOISY_VIDEO in predicted:
+            vectors = spread_slots(
+                embedding[:, :, None] + self.head_modulation[...], _role_runs(layout_pass, Role.NOISY_VIDEO)
+            )
+            tokens = layer_norm(unpack(layout_pass.segments, x, Role.NOISY_VIDEO), self.config.norm_eps)
+            head = self.video_head(modulate(tokens, vectors[:, :, 0], vectors[:, :, 1]))
+            outputs[Role.NOISY_VIDEO] = head.astype(jnp.float32)
+        if Role.ACTION in predicted:
+            tokens = layer_norm(unpack(layout_pass.segments, x, Role.ACTION), self.config.norm_eps)
+            outputs[Role.ACTION] = self.action_decoder(tokens)
+        return outputs
+
+
+def _role_runs(layout_pass: Pass, role: Role) -> tuple[tuple[int, int], ...]:
+    """Returns (slot, tokens) of each segment of ``role`` in the pass."""
+    return tuple((s.timestep_slot, s.num_tokens) for s in layout_pass.segments if s.role is role)

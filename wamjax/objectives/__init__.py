@@ -1,0 +1,1 @@
+"""Objectives: how noise is drawn, what a prediction means, and what a loss is."""

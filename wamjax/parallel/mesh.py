@@ -1,0 +1,123 @@
+"""The device mesh: four axes, present from the start, sized by configuration.
+
+Owns axis sizes and which rows of the global batch a process reads. Does not know parameters or models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from wamjax.config.schema import ParallelConfig
+from wamjax.errors import ConfigError
+
+AXES = ("data", "fsdp", "context", "tensor")
+BATCH_AXES = ("data", "fsdp")  # mesh axes the batch dim is split over
+
+
+def resolve_axis_sizes(config: ParallelConfig, num_devices: int) -> dict[str, int]:
+    """Returns the size of each mesh axis.
+
+    Axes of -1 share the devices that the others leave, one prime factor at a time (largest first), leftmost axis
+    first.
+
+    Raises:
+      ConfigError: A size is neither -1 nor positive, or the sizes do not multiply to ``num_devices``.
+    """
+    sizes = dataclasses.asdict(config)
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ConfigError(f"config.parallel.{name}={size}; expected a positive size, or -1 for what is left")
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    free = [name for name in AXES if sizes[name] == -1]
+    given = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if num_devices % fixed or (not free and fixed != num_devices):
+        raise ConfigError(
+            f"the mesh ({given}) needs a multiple of {fixed} devices and there are {num_devices}; change "
+            "config.parallel.* or the number of devices"
+        )
+    sizes.update(dict.fromkeys(free, 1))
+    for turn, factor in enumerate(_prime_factors(num_devices // fixed)):
+        sizes[free[turn % len(free)]] *= factor
+    return sizes
+
+
+def build_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of ``config`` over ``devices`` (all devices of all processes by default).
+
+    Raises:
+      ConfigError: The axis sizes do not multiply to the number of devices.
+    """
+    available = list(devices) if devices is not None else jax.devices()
+    sizes = resolve_axis_sizes(config, len(available))
+    shape = tuple(sizes[name] for name in AXES)
+    grid = mesh_utils.create_device_mesh(shape, available, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def data_shard(mesh: Mesh) -> tuple[int, int]:
+    """Returns (shard index, shard count): which rows of every global batch this process reads.
+
+    The batch is split over the data axes only, so processes that hold different parts of one model replica read the
+    same rows. A process reads one contiguous run of rows.
+
+    Raises:
+      ConfigError: This process's devices do not hold one aligned run of rows.
+    """
+    num_rows = math.prod(mesh.shape[name] for name in BATCH_AXES)
+    by_row = mesh.devices.reshape(num_rows, -1)
+    mine = [row for row in range(num_rows) if any(d.process_index == jax.process_index() for d in by_row[row])]
+    count = len(mine)
+    if mine != list(range(mine[0], mine[0] + count)) or mine[0] % count or num_rows % count:
+        raise ConfigError(
+            f"process {jax.process_index()} holds data rows {mine} of {num_rows}, which is not one aligned run; make "
+            "the data and fsdp axes (config.parallel) the outer ones over processes"
+        )
+    return mine[0] // count, num_rows // count
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of batch-first arrays."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding that holds a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_divides(global_batch_size: int, mesh: Mesh) -> None:
+    """Raises ``ConfigError`` if the batch cannot be split evenly over the data axes."""
+    ways = math.prod(mesh.shape[name] for name in BATCH_AXES)
+    if global_batch_size < 1 or global_batch_size % ways:
+        raise ConfigError(
+            f"config.train.global_batch_size={global_batch_size} is not a multiple of the {ways} ways the batch is "
+            f"split (data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}, config.parallel)"
+        )
+
+
+def make_global_batch(host_rows: object, mesh: Mesh) -> object:
+    """Makes a pytree of host arrays (this process's rows of every batch-first array) global and sharded."""
+    sharding = batch_sharding(mesh)
+    _, shard_count = data_shard(mesh)
+
+    def place(rows: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, rows, (rows.shape[0] * shard_count, *rows.shape[1:]))
+
+    return jax.tree.map(place, host_rows)
+
+
+def _prime_factors(number: int) -> list[int]:
+    factors, divisor = [], 2
+    while number > 1:
+        while number % divisor == 0:
+            factors.append(divisor)
+            number //= divisor
+        divisor += 1
+    return sorted(factors, reverse=True)

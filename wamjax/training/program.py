@@ -1,0 +1,180 @@
+"""``TrainProgram``: the compiled functions of a run on a mesh, with their shardings in sight.
+
+The one place where ``jax.jit`` meets shardings and donation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from wamjax.batch import WamBatch
+from wamjax.config.schema import RunConfig
+from wamjax.layout import Layout, build_layout
+from wamjax.models.world_action import WorldActionModel
+from wamjax.nn.init import AXES_KEY
+from wamjax.objectives.world_action import StreamLoss, total_loss
+from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
+from wamjax.parallel.rules import PARAMETER_RULES, partition_spec, placing
+from wamjax.training.optimizer import make_optimizer, make_schedule
+from wamjax.training.step import Metrics, State, make_sample_losses, make_train_step
+from wamjax.types import PureDict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainProgram:
+    """What a run executes.
+
+    Attributes:
+      config: The run's configuration.
+      layout: Its layout.
+      graphdef: The model without its parameters.
+      mesh: The device mesh.
+      abstract_state: Shapes, dtypes and shardings of the state {"params", "opt", "ema", "step"}.
+      init: () -> state, sharded.
+      step: (state, batch) -> (state, metrics); the state passed in is donated.
+      evaluate: (params, batch, index) -> validation metrics, deterministic in ``index``.
+      sample_losses: (params, batch, index) -> per-sample losses by stream, at noise that depends on ``index`` only.
+    """
+
+    config: RunConfig
+    layout: Layout
+    graphdef: nnx.GraphDef[Any]
+    mesh: Mesh
+    abstract_state: State
+    init: Callable[[], State]
+    step: Callable[[State, WamBatch], tuple[State, Metrics]]
+    evaluate: Callable[[PureDict, WamBatch, int], Metrics]
+    sample_losses: Callable[[PureDict, WamBatch, int], dict[str, StreamLoss]]
+
+    def evaluation_params(self, state: State) -> PureDict:
+        """Returns the parameters that are evaluated: the average if one is kept."""
+        return state["ema"] if self.config.optimizer.ema_decay else state["params"]
+
+
+def abstract_model(config: RunConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
+    """Returns the model's structure and the shapes of its parameters, allocating nothing."""
+    model = nnx.eval_shape(lambda: WorldActionModel(jax.random.key(0), config))
+    graphdef, state = nnx.split(model)
+    return graphdef, state
+
+
+def parameter_axes(state: nnx.State[Any, Any]) -> PureDict:
+    """Returns the logical names of each parameter's dims, as a nested dict of tuples."""
+    named = jax.tree.map(lambda v: v.replace(v.get_metadata()[AXES_KEY]), state, is_leaf=_is_variable)
+    return nnx.to_pure_dict(named)
+
+
+def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
+    """Builds the program of ``config`` on ``mesh``.
+
+    Raises:
+      ConfigError: Something does not divide over the mesh, or the configuration does not fit together.
+    """
+    check_batch_divides(config.train.global_batch_size, mesh)
+    layout = build_layout(config)
+    graphdef, variables = abstract_model(config)
+    axes, shapes = parameter_axes(variables), nnx.to_pure_dict(variables)
+    params_sharding = _parameter_shardings(axes, shapes, mesh)
+    schedule = make_schedule(config.optimizer, config.train.num_steps)
+    optimizer = make_optimizer(config.optimizer, schedule, _decay_mask(axes))
+
+    def init() -> State:
+        params = nnx.to_pure_dict(nnx.state(WorldActionModel(jax.random.key(config.train.seed), config)))
+        ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else {}
+        return {"params": params, "opt": optimizer.init(params), "ema": ema, "step": jnp.zeros((), jnp.int32)}
+
+    shape = jax.eval_shape(init)
+    sharding = {
+        "params": params_sharding,
+        "opt": optax.tree.map_params(
+            optimizer, lambda _, s: s, shape["opt"], params_sharding, transform_non_params=lambda _: replicated(mesh)
+        ),
+        "ema": params_sharding if config.optimizer.ema_decay else {},
+        "step": replicated(mesh),
+    }
+    rows = batch_sharding(mesh)
+    sample_losses = make_sample_losses(config, layout, graphdef)
+
+    def evaluate(params: PureDict, batch: WamBatch, index: jax.Array) -> Metrics:
+        losses = sample_losses(params, batch, index)
+        return {"loss/total": total_loss(losses, config), **{f"loss/{k}": v.mean() for k, v in losses.items()}}
+
+    train_step = make_train_step(config, layout, graphdef, optimizer, schedule)
+    return TrainProgram(
+        config=config,
+        layout=layout,
+        graphdef=graphdef,
+        mesh=mesh,
+        abstract_state=jax.tree.map(
+            lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shape, sharding
+        ),
+        init=jax.jit(_placed(init, mesh), out_shardings=sharding),
+        step=jax.jit(
+            _placed(train_step, mesh), in_shardings=(sharding, rows), out_shardings=(sharding, None), donate_argnums=0
+        ),
+        evaluate=jax.jit(_placed(evaluate, mesh), in_shardings=(params_sharding, rows, None)),
+        sample_losses=jax.jit(_placed(sample_losses, mesh), in_shardings=(params_sharding, rows, None)),
+    )
+
+
+def describe_sharding(program: TrainProgram) -> str:
+    """Returns a table of the parameters: path, shape, logical names, partition over the mesh, bytes per device."""
+    _, variables = abstract_model(program.config)
+    axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=_is_names))
+    sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
+    lines = [f"mesh: {sizes}", f"{'parameter':44} {'shape':20} {'names':28} {'partition':24} {'bytes/device':>12}"]
+    total = on_device = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(program.abstract_state["params"]):
+        local = leaf.sharding.shard_shape(leaf.shape)
+        num_bytes = int(jnp.dtype(leaf.dtype).itemsize) * _product(local)
+        total, on_device = total + _product(leaf.shape), on_device + num_bytes
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        names = ",".join(n or "-" for n in axes[path])
+        partition = ",".join("-" if p is None else str(p) for p in leaf.sharding.spec)
+        lines.append(f"{name:44} {leaf.shape!s:20} {names:28} {partition:24} {num_bytes:12,}")
+    lines.append(f"{total:,} parameters, {on_device:,} bytes per device (fp32 master weights)")
+    return "\n".join(lines)
+
+
+def _placed(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Wraps ``function`` so that its activations are placed on ``mesh`` while it is traced."""
+
+    def placed(*args: Any) -> Any:
+        with placing(mesh):
+            return function(*args)
+
+    return placed
+
+
+def _parameter_shardings(axes: PureDict, shapes: PureDict, mesh: Mesh) -> PureDict:
+    def place(path: Any, names: tuple[str | None, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        what = f"parameter {jax.tree_util.keystr(path, simple=True, separator='.')}"
+        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, PARAMETER_RULES, what))
+
+    return jax.tree_util.tree_map_with_path(place, axes, shapes, is_leaf=_is_names)
+
+
+def _decay_mask(axes: PureDict) -> PureDict:
+    """Returns which parameters decay: those with two or more dims of their own (the stack's dim is not one)."""
+    return jax.tree.map(lambda names: sum(n != "layers" for n in names) >= 2, axes, is_leaf=_is_names)
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _is_names(node: Any) -> bool:
+    return isinstance(node, tuple) and all(n is None or isinstance(n, str) for n in node)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return math.prod(shape)
