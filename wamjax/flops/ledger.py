@@ -1,0 +1,152 @@
+"""The run ledger: what has been computed so far, exactly, and how fast.
+
+One record per step. The deterministic part (step, samples, tokens, FLOPs, loss) depends on the configuration and the
+data only: integers stay Python integers, so two runs, or a run and its resumption, can be compared bit for bit. What
+a clock measured (times, chip-seconds, utilisation) and where it ran lies apart, under ``wall``.
+
+The ledger writes no file: the loop appends ``record`` to ``ledger.jsonl`` and stores ``totals`` in every checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from wamjax.errors import ConfigError
+from wamjax.flops.model import FlopCount
+from wamjax.flops.utilisation import Denominator
+
+ZETTA = 10**21
+_DETERMINISTIC = ("step", "samples", "tokens", "model_flops", "hardware_flops", "evaluation")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Ledger:
+    """Accumulates the cost of a run over all its resumptions.
+
+    Attributes:
+      count: FLOPs and tokens of one sample.
+      samples_per_step: Global batch size.
+      denominator: Devices, dtype and their listed peak, for utilisation.
+    """
+
+    count: FlopCount
+    samples_per_step: int
+    denominator: Denominator
+
+    def __post_init__(self) -> None:
+        self._totals: dict[str, Any] = {
+            "step": 0,
+            "samples": 0,
+            "tokens": dict.fromkeys(self.count.tokens, 0),
+            "model_flops": dict.fromkeys(self.count.model, 0),
+            "hardware_flops": dict.fromkeys(self.count.hardware, 0),
+            "evaluation": {"samples": 0, "hardware_flops": 0},
+            "wall": {"seconds": 0.0, "device_seconds": 0.0, "chip_seconds": 0.0},
+        }
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """A copy of the sums so far, JSON-able, for the checkpoint; all but ``wall`` is deterministic."""
+        return copy.deepcopy(self._totals)
+
+    def resume(self, totals: Mapping[str, Any]) -> None:
+        """Continues from the ``totals`` of a checkpoint.
+
+        Raises:
+          ConfigError: ``totals`` are not those of a ledger, or hold other streams or components than this run.
+        """
+        for field in (*_DETERMINISTIC, "wall"):
+            if field not in totals:
+                raise ConfigError(
+                    f"the ledger totals of the checkpoint lack {field!r}: it was written by another version; start a "
+                    "new work directory"
+                )
+        for field in ("tokens", "model_flops", "hardware_flops"):
+            if set(totals[field]) != set(self._totals[field]):
+                raise ConfigError(
+                    f"the ledger of the checkpoint counts {field} by {sorted(totals[field])}, this run by "
+                    f"{sorted(self._totals[field])}: the work directory belongs to another configuration"
+                )
+        self._totals = copy.deepcopy({key: totals[key] for key in self._totals})
+
+    def record(self, step: int, loss: float, step_s: float | None) -> dict[str, Any]:
+        """Adds one training step and returns its line of ``ledger.jsonl``.
+
+        Args:
+          step: Optimizer updates after this step: one more than the last recorded.
+          loss: Its total loss.
+          step_s: Wall-clock seconds it took; None where they were not measured.
+
+        Returns:
+          The deterministic sums, this step's share of them under ``this_step``, and ``wall``.
+
+        Raises:
+          ValueError: ``step`` leaves a gap or was counted before.
+        """
+        if step != self._totals["step"] + 1:
+            raise ValueError(
+                f"the ledger stands at step {self._totals['step']} and was given step {step}: each step is counted "
+                "exactly once (resume the ledger from the checkpoint the state came from)"
+            )
+        self._totals["step"] = step
+        self._totals["samples"] += self.samples_per_step
+        for field, per_sample in (
+            ("tokens", self.count.tokens),
+            ("model_flops", self.count.model),
+            ("hardware_flops", self.count.hardware),
+        ):
+            for name, amount in per_sample.items():
+                self._totals[field][name] += self.samples_per_step * amount
+        totals = self.totals
+        return {
+            **{field: totals[field] for field in _DETERMINISTIC},
+            "zflops": zflops(totals["model_flops"]),
+            "hardware_zflops": zflops(totals["hardware_flops"]),
+            "this_step": {
+                "model_flops": self.samples_per_step * self.count.model_total,
+                "hardware_flops": self.samples_per_step * self.count.hardware_total,
+            },
+            "loss": loss,
+            "wall": self._clock(step_s),
+        }
+
+    def record_evaluation(self, num_samples: int) -> None:
+        """Adds the forward passes of an evaluation over ``num_samples`` samples; it is no part of any utilisation."""
+        evaluation = self._totals["evaluation"]
+        evaluation["samples"] += num_samples
+        evaluation["hardware_flops"] += num_samples * sum(self.count.hardware_forward.values())
+
+    def _clock(self, step_s: float | None) -> dict[str, Any]:
+        """Adds the step's time and returns the ``wall`` part of its record."""
+        wall, chips = self._totals["wall"], self.denominator.num_chips
+        reason = self.denominator.reason_unknown
+        mfu = hfu = None
+        if step_s is None:
+            reason = reason or "the time of this step was not measured"
+        else:
+            wall["seconds"] += step_s
+            wall["device_seconds"] += step_s * self.denominator.num_devices
+            wall["chip_seconds"] += step_s * float(chips) if chips is not None else 0.0
+            mfu = self.denominator.utilisation(self.samples_per_step * self.count.model_total, step_s)
+            hfu = self.denominator.utilisation(self.samples_per_step * self.count.hardware_total, step_s)
+        return {
+            "step_s": step_s,
+            "seconds": wall["seconds"],
+            "device_seconds": wall["device_seconds"],
+            # An unlisted device (a CPU) is no known number of chips: only time on listed chips is chip time.
+            "chip_seconds": wall["chip_seconds"] if chips is not None or wall["chip_seconds"] else None,
+            "num_devices": self.denominator.num_devices,
+            "device_kind": self.denominator.device_kind,
+            "mfu": mfu,
+            "hfu": hfu,
+            "mfu_denominator": None if mfu is None else self.denominator.describe(),
+            "mfu_reason": reason if mfu is None else None,
+        }
+
+
+def zflops(by_component: Mapping[str, int]) -> float:
+    """Returns the sum in units of 1e21 FLOPs."""
+    return sum(by_component.values()) / ZETTA
