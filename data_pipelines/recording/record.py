@@ -1,7 +1,7 @@
 """Records a dataset of scripted, noisy Meta-World episodes.
 
-Owns what an episode is (where it starts, ends and what is kept) and the record of a whole run; does not own the simulator,
-the experts or the file format.
+Owns what an episode is (where it starts, ends and what is kept) and the record of a whole run; does not own the
+simulator, the experts or the file format.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RecordConfig:
         crf: Constant rate factor of the H.264 encoder; lower is better and larger.
     """
 
-    out: str
+    out: str = ""
     tasks: tuple[str, ...] = ("reach-v3",)
     episodes: tuple[int, ...] = (10,)
     seed: int = 0
@@ -57,23 +57,25 @@ class RecordConfig:
     crf: int = 20
 
     def __post_init__(self) -> None:
+        _require(bool(self.out), "out is empty: expected the folder to create; set --out")
         for task in self.tasks:
             task_spec(task)
         _require(bool(self.tasks), f"tasks {self.tasks!r}: expected at least one name; change --tasks")
         _require(
             len(self.episodes) in (1, len(self.tasks)) and min(self.episodes) >= 1,
-            f"episodes {self.episodes!r}: expected one positive number, or one for each of the {len(self.tasks)} tasks; "
-            "change --episodes",
+            f"episodes {self.episodes!r}: expected one positive number, or one for each of the {len(self.tasks)} "
+            "tasks; change --episodes",
         )
         last_seed = self.seed + max(self.episodes) - 1
         _require(
             self.seed >= 0 and last_seed < HELD_OUT_SEED_START,
-            f"seeds {self.seed}..{last_seed}: expected within 0..{HELD_OUT_SEED_START - 1}, the seeds above are held out "
-            "for rollouts; change --seed or --episodes",
+            f"seeds {self.seed}..{last_seed}: expected within 0..{HELD_OUT_SEED_START - 1}, the seeds above are held "
+            "out for rollouts; change --seed or --episodes",
         )
         _require(0.0 <= self.noise <= 1.0, f"noise {self.noise}: expected within 0..1; change --noise")
         _require(
-            self.max_start_steps >= 0, f"max_start_steps {self.max_start_steps}: expected 0 or more; change --max_start_steps"
+            self.max_start_steps >= 0,
+            f"max_start_steps {self.max_start_steps}: expected 0 or more; change --max_start_steps",
         )
         _require(self.size >= 16 and self.size % 2 == 0, f"size {self.size}: expected even, at least 16; change --size")
         _require(
@@ -169,8 +171,8 @@ def record_dataset(config: RecordConfig) -> RecordSummary:
         unsolved = [task for task, count in num_episodes.items() if count == 0]
         if unsolved:
             raise DataError(
-                f"no episode of {', '.join(unsolved)} was solved within {config.max_steps} steps at noise {config.noise}: "
-                "raise --max_steps or lower --noise"
+                f"no episode of {', '.join(unsolved)} was solved within {config.max_steps} steps at noise "
+                f"{config.noise}: raise --max_steps or lower --noise"
             )
     out = Path(config.out)
     return RecordSummary(
@@ -207,7 +209,7 @@ def record_episode(simulator: sim.MetaWorldSimulator, seed: int, config: RecordC
     success: list[bool] = []
     remaining = config.max_steps // config.action_repeat
     while remaining > 0:
-        action = expert.action()
+        action, solved = expert.action(), False
         for _ in range(config.action_repeat):
             _, solved = simulator.step(action)
         observations.append(observation)

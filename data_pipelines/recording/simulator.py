@@ -1,10 +1,10 @@
 """A Meta-World task in MuJoCo: seeded resets, steps and fast off-screen camera images.
 
-Owns the simulated robot as a policy or a recorder sees it: camera images and proprioception, never the goal. Does not own
-the experts (expert.py), the tasks (tasks.py) or any file.
+Owns the simulated robot as a policy or a recorder sees it: camera images and proprioception, never the goal. Does not
+own the experts (expert.py), the tasks (tasks.py) or any file.
 
-MuJoCo and Meta-World are an optional extra, so this module imports without them; making a `MetaWorldSimulator` loads them
-and says on one line what to install when one is missing.
+MuJoCo and Meta-World are an optional extra, so this module imports without them; making a `MetaWorldSimulator` loads
+them and says on one line what to install when one is missing.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Camera:
     elevation: float
 
 
-# Chosen by looking at all of Meta-World's cameras and at a circle of free ones. Both face the robot, so neither the arm nor
-# its elbow comes between the lens and a goal (goals lie further out than the hand). `front` looks steeply down and resolves
-# x and y; `side` looks along +x and resolves y and z: together they fix a point in space.
+# Chosen by looking at all of Meta-World's cameras and a circle of free ones. Both stand on the far side of the table,
+# so that the arm does not come between the lens and a goal (goals lie further out than the hand). `front` looks steeply
+# down and resolves x and y; `side` looks along +x and resolves y and z: together they fix a point in space.
 CAMERAS: dict[str, Camera] = {
     "front": Camera(look_at=(0.0, 0.70, 0.10), distance=0.98, azimuth=-90.0, elevation=-68.0),
     "side": Camera(look_at=(0.0, 0.68, 0.14), distance=0.95, azimuth=-22.0, elevation=-18.0),
@@ -116,10 +116,10 @@ def load_metaworld() -> tuple[ModuleType, ModuleType, ModuleType]:
 class MetaWorldSimulator:
     """One Meta-World task with cameras: `reset(seed)`, then `step` and, only when an image is needed, `render`.
 
-    The object and goal positions are drawn anew at every reset from the reset's own seed (Meta-World's default keeps one
-    frozen draw for all resets); the same seed gives the same episode whatever ran before. In reach and push the goal is
-    drawn as a large saturated green ball (Meta-World: a 2 cm red one beside a red puck), because the goal is in the
-    images only: the state is proprioception.
+    The object and goal positions are drawn anew at every reset from the reset's own seed (Meta-World's default keeps
+    one frozen draw for all resets); the same seed gives the same episode whatever ran before. In reach and push the
+    goal is drawn as a large saturated green ball (Meta-World: a 2 cm red one beside a red puck), because the goal is in
+    the images only: the state is proprioception. Use it from the thread that made it (OpenGL).
     """
 
     def __init__(self, task: str, *, cameras: Sequence[str] = ("front", "side"), size: int = 96) -> None:
@@ -183,7 +183,8 @@ class MetaWorldSimulator:
         """Executes one action for one control period (1/80 s); renders nothing.
 
         Args:
-            action: [4], hand displacement in centimetres per step (x, y, z) and gripper closing effort; clipped to -1..1.
+            action: [4], hand displacement in centimetres per step (x, y, z) and gripper closing effort; clipped to
+                -1..1.
 
         Returns:
             The proprioceptive state after the action (float32 [4]) and whether the task is solved in that state.
@@ -193,7 +194,9 @@ class MetaWorldSimulator:
         """
         action = np.asarray(action, np.float32)
         if action.shape != (len(ACTION_NAMES),) or not np.isfinite(action).all():
-            raise ValueError(f"action {action!r}: expected {len(ACTION_NAMES)} finite numbers ({', '.join(ACTION_NAMES)})")
+            raise ValueError(
+                f"action {action!r}: expected {len(ACTION_NAMES)} finite numbers ({', '.join(ACTION_NAMES)})"
+            )
         self._privileged, _, _, _, info = self._env.step(np.clip(action, -1.0, 1.0))
         self._success = bool(info["success"])
         return self.state, self._success

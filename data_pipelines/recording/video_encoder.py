@@ -23,10 +23,10 @@ class VideoSettings:
 
     Attributes:
         fps: Frames per second, an integer as LeRobot's info.json wants.
-        keyframe_every: Longest distance between keyframes in frames. 15 is where random access to short clips is fastest
-            for H.264 (2 doubles the size, 250 is several times slower on single frames); every clip starts with one.
-        crf: x264's constant rate factor; lower is better and larger. 20 is visually lossless on rendered scenes.
-        preset: x264 speed preset; "slow" is about a tenth smaller than the default and still 1,000 frames/s at 96x96.
+        keyframe_every: Longest distance between keyframes in frames. 15 is where random access to short clips is
+            fastest for H.264 (250 is several times slower on single frames); every clip starts with one.
+        crf: x264's constant rate factor; lower is better and larger.
+        preset: x264 speed preset.
     """
 
     fps: int
@@ -93,7 +93,9 @@ class Mp4Appender:
     def __enter__(self) -> Mp4Appender:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def append(self, clip: bytes) -> None:
