@@ -1,0 +1,176 @@
+"""What the loop tells the outside world: one report per step, and hooks that act on it every so often.
+
+Owns the report and the hooks that write records. Console, progress bar and TensorBoard are in ``training.console``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from wamjax.training.records import RecordLog
+
+VALIDATION_GROUP = "validation"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """What is known of one optimizer step once its metrics have been read.
+
+    Attributes:
+      step: Updates done, counting this one; the state after it is checkpoint ``step``.
+      metrics: ``group/name`` -> value, as the step computed them.
+      step_s: Wall time since the step before finished (for the first step of a process: since it was dispatched, so
+        compilation is in it).
+      data_wait_s: The part of it spent waiting for the input pipeline.
+      is_first: Whether it is the first step of this process.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+    step_s: float
+    data_wait_s: float
+    is_first: bool = False
+
+    def non_finite(self) -> dict[str, float]:
+        """Returns the metrics that are NaN or infinite."""
+        return {name: value for name, value in self.metrics.items() if not math.isfinite(value)}
+
+
+class Hook(Protocol):
+    """Something that happens beside training. A hook sees every step and never touches the state."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Called once per step, in order, after the metrics of the step were read."""
+        ...
+
+    def on_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Called after a validation of the state of ``step``."""
+        ...
+
+    def sync(self) -> None:
+        """Called before a checkpoint: what was seen so far must survive a crash."""
+        ...
+
+    def close(self) -> None:
+        """Called once at the end, also when training failed."""
+        ...
+
+
+class Silent:
+    """A hook that does nothing; others override what they need."""
+
+    def on_step(self, report: StepReport) -> None:
+        """Does nothing."""
+
+    def on_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def sync(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class Throughput:
+    """Averages speed over the steps since it was last asked.
+
+    The first step of a process compiles, so it is reported apart and never averaged with the others.
+
+    Args:
+      samples_per_step: Global batch size.
+      tokens_per_step: Tokens of the packed sequences of one global batch.
+      flops_per_step: Model FLOPs of one step; None when unknown.
+      peak_flops_per_s: Peak of all devices together; None when unknown (then there is no MFU, rather than a guess).
+    """
+
+    def __init__(
+        self,
+        *,
+        samples_per_step: int,
+        tokens_per_step: int | None = None,
+        flops_per_step: int | None = None,
+        peak_flops_per_s: float | None = None,
+    ) -> None:
+        self._samples, self._tokens = samples_per_step, tokens_per_step
+        self._flops, self._peak = flops_per_step, peak_flops_per_s
+        self._reports: list[StepReport] = []
+
+    def add(self, report: StepReport) -> None:
+        """Counts one step."""
+        self._reports.append(report)
+
+    def read(self) -> dict[str, float]:
+        """Returns ``time/*`` and ``throughput/*`` of the steps since the last call, and starts anew."""
+        reports, self._reports = self._reports, []
+        first = {"time/first_step_s": report.step_s for report in reports if report.is_first}
+        steady = [report for report in reports if not report.is_first]
+        if not steady:
+            return first
+        step_s = sum(report.step_s for report in steady) / len(steady)
+        data_wait_s = sum(report.data_wait_s for report in steady) / len(steady)
+        figures = {**first, "time/step_s": step_s, "time/data_wait_s": data_wait_s}
+        figures["throughput/samples_per_s"] = self._samples / step_s
+        if self._tokens is not None:
+            figures["throughput/tokens_per_s"] = self._tokens / step_s
+        if self._flops is not None and self._peak is not None:
+            figures["throughput/mfu"] = self._flops / step_s / self._peak
+        return figures
+
+
+class MetricRecorder(Silent):
+    """Writes the metrics of every step, and speed every ``every_steps``, to a ``RecordLog``.
+
+    The records of two runs of one configuration differ only in ``time/*`` and ``throughput/*``.
+    """
+
+    def __init__(self, log: RecordLog, throughput: Throughput, *, every_steps: int) -> None:
+        self._log, self._throughput, self._every = log, throughput, every_steps
+
+    def on_step(self, report: StepReport) -> None:
+        """Appends ``{"step": ..., "loss/total": ..., ...}``."""
+        self._throughput.add(report)
+        speed = self._throughput.read() if report.step % self._every == 0 else {}
+        self._log.append({"step": report.step, **report.metrics, **speed})
+
+    def on_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends ``{"step": ..., "validation/total": ..., ...}``."""
+        self._log.append({"step": step, **metrics})
+
+    def sync(self) -> None:
+        """Forces the log to disk."""
+        self._log.sync()
+
+    def close(self) -> None:
+        """Closes the log."""
+        self._log.close()
+
+
+class RunLedger(Protocol):
+    """What the loop needs of the run ledger (``wamjax.flops.ledger``)."""
+
+    def record(self, step: int, loss: float, step_s: float) -> dict[str, Any]:
+        """Accounts one step and returns its line."""
+        ...
+
+
+class LedgerRecorder(Silent):
+    """Accounts every step in the run ledger and appends its line to ``ledger.jsonl``."""
+
+    def __init__(self, log: RecordLog, ledger: RunLedger) -> None:
+        self._log, self._ledger = log, ledger
+
+    def on_step(self, report: StepReport) -> None:
+        """Appends the ledger's line of this step."""
+        self._log.append(self._ledger.record(report.step, report.metrics["loss/total"], report.step_s))
+
+    def sync(self) -> None:
+        """Forces the log to disk."""
+        self._log.sync()
+
+    def close(self) -> None:
+        """Closes the log."""
+        self._log.close()
