@@ -1,0 +1,177 @@
+"""Plots of a run as PNG, each drawn once for a light and once for a dark page.
+
+Owns how curves look. Does not read files and does not lay out the page (``launch.report``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's palette: distinct under the common colour blindnesses, and on both backgrounds.
+BLUE, ORANGE, GREEN, PINK, GREY = "#2f81c7", "#e68a00", "#1a9e77", "#cc79a7", "#8a919c"
+_SMOOTHING_STEPS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plot:
+    """One plot for both kinds of page.
+
+    Attributes:
+      light: PNG for a light background (transparent).
+      dark: PNG for a dark one.
+      alt: What the plot shows, in words.
+    """
+
+    light: bytes
+    dark: bytes
+    alt: str
+
+
+def plot_losses(
+    training: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    validation: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+) -> Plot:
+    """Draws one panel per loss: every step in faint, its running mean in full, validation as dots.
+
+    Args:
+      training: Panel title -> (steps, losses).
+      validation: Panel title -> (steps, losses); may lack a panel.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        panels = np.atleast_1d(canvas.subplots(1, len(training)))
+        for axes, (title, (steps, losses)) in zip(panels, training.items(), strict=True):
+            axes.plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8)
+            width = min(_SMOOTHING_STEPS, max(1, len(losses) // 5))
+            smooth = _running_mean(np.asarray(losses, float), width)
+            axes.plot(steps, smooth, color=BLUE, linewidth=1.8, label=f"training, mean of {width} steps")
+            if title in validation:
+                axes.plot(
+                    *validation[title], color=ORANGE, marker="o", markersize=4, label="validation, average weights"
+                )
+            _logarithmic(axes, smooth)
+            axes.set(title=title, xlabel="step")
+            axes.legend(frameon=False)
+
+    return _render(draw, (10.0, 3.2), f"Training loss over steps: {', '.join(training)}")
+
+
+def plot_actions(
+    chunks: Sequence[tuple[str, np.ndarray, np.ndarray]], *, block_length: int, dims: Sequence[int]
+) -> Plot:
+    """Draws predicted and true actions of some windows: a row per window, a column per action dim.
+
+    Args:
+      chunks: (title, true ``[a u]``, predicted ``[a u]``) each; NaN where masked.
+      block_length: Actions of one block; a thin line marks where the model was shown the truth again.
+      dims: Which action dims.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        grid = canvas.subplots(len(chunks), len(dims), squeeze=False, sharex=True, sharey=True)
+        for row, (title, true, predicted) in zip(grid, chunks, strict=True):
+            for axes, dim in zip(row, dims, strict=True):
+                for border in range(block_length, len(true), block_length):
+                    axes.axvline(border - 0.5, color=GREY, linewidth=0.6, alpha=0.6)
+                axes.plot(true[:, dim], color=GREY, linewidth=2.2, label="true")
+                axes.plot(predicted[:, dim], color=ORANGE, linewidth=1.5, label="predicted")
+                axes.set_ylim(-1.15, 1.15)
+            row[0].set_ylabel("\n".join(title.rsplit(" (", 1)).rstrip(")"), fontsize=7)
+        for axes, dim in zip(grid[0], dims, strict=True):
+            axes.set_title(f"action dim {dim}")
+        for axes in grid[-1]:
+            axes.set_xlabel("action step")
+        grid[0, 0].legend(frameon=False)
+
+    size = (2.4 * len(dims) + 0.6, 1.35 * len(chunks) + 0.7)
+    return _render(draw, size, f"Predicted and true actions of {len(chunks)} held-out windows, normalised units")
+
+
+def plot_intervals(rows: Sequence[tuple[str, Mapping[str, Any] | None, bool]], *, unit: str, title: str) -> Plot:
+    """Draws figures with their intervals below each other.
+
+    Args:
+      rows: (label, ``{"mean", "low", "high"}`` or None, whether it is the model's), top first.
+      unit: Label of the axis.
+      title: What is compared.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for place, (_, figure, is_model) in enumerate(rows):
+            if figure is None:
+                continue
+            colour = ORANGE if is_model else GREY
+            if figure["low"] is not None:
+                axes.plot([figure["low"], figure["high"]], [place, place], color=colour, linewidth=3, alpha=0.6)
+            axes.plot(figure["mean"], place, "o", color=colour, markersize=7)
+        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set(xlabel=unit, title=title)
+        axes.grid(axis="x", alpha=0.25)
+
+    return _render(draw, (5.0, 0.42 * len(rows) + 1.0), title)
+
+
+def plot_by_frame(model: Sequence[Mapping[str, Any] | None], copy: Sequence[Mapping[str, Any] | None]) -> Plot:
+    """Draws PSNR over the predicted frames of a window, model against copying the last frame."""
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for figures, colour, label in ((copy, GREY, "copy the last frame"), (model, ORANGE, "model")):
+            known = [(frame, figure) for frame, figure in enumerate(figures, 1) if figure is not None]
+            frames = [frame for frame, _ in known]
+            axes.plot(frames, [figure["mean"] for _, figure in known], "o-", color=colour, label=label)
+            low = [figure["mean"] if figure["low"] is None else figure["low"] for _, figure in known]
+            high = [figure["mean"] if figure["high"] is None else figure["high"] for _, figure in known]
+            axes.fill_between(frames, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xlabel="predicted frame of the window", ylabel="PSNR in dB", title="Frame by frame")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
+
+    return _render(draw, (5.0, 2.7), "PSNR of every predicted frame of a window")
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Returns the mean of each value and up to ``width - 1`` before it."""
+    sums = np.cumsum(np.concatenate([np.zeros(1), values]))
+    end = np.arange(1, len(values) + 1)
+    begin = np.maximum(end - width, 0)
+    return (sums[end] - sums[begin]) / (end - begin)
+
+
+def _logarithmic(axes: Axes, values: np.ndarray) -> None:
+    """Makes the loss axis logarithmic where that is possible."""
+    if len(values) and np.min(values) > 0:
+        axes.set_yscale("log")
+
+
+def _render(draw: Callable[[Canvas], None], size: tuple[float, float], alt: str) -> Plot:
+    """Draws twice, with ink for a light and for a dark page, on a transparent background."""
+    pictures = []
+    for ink in ("#24292f", "#d5dae1"):
+        style: dict[Any, Any] = {
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink),
+            "axes.titlesize": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 8.5,
+            "legend.fontsize": 8,
+            "legend.labelcolor": ink,
+        }
+        with mpl.rc_context(style):
+            canvas = Canvas(figsize=size, layout="constrained")
+            draw(canvas)
+            buffer = io.BytesIO()
+            canvas.savefig(buffer, format="png", dpi=160, transparent=True)
+            pictures.append(buffer.getvalue())
+    return Plot(light=pictures[0], dark=pictures[1], alt=alt)
