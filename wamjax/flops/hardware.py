@@ -235,8 +235,7 @@ def explain_unknown(device_kind: str, dtype: str) -> str:
     """Returns one line saying why ``peak_flops`` knows no peak; empty where it does."""
     chip = find_chip(device_kind)
     if chip is None:
-        known = ", ".join(sorted(_BY_KIND))
-        return f"no listed peak for device kind {device_kind!r} (known: {known})"
+        return f"no listed peak for device kind {device_kind!r} (wamjax/flops/hardware.py lists the known kinds)"
     if dtype not in chip.peaks:
         return f"no listed {dtype} peak for {chip.name} (listed: {', '.join(sorted(chip.peaks))})"
     return ""

@@ -132,8 +132,8 @@ class _Tally:
     """Forward and backward FLOPs by component."""
 
     def __init__(self) -> None:
-        self.forward = dict.fromkeys(COMPONENTS, 0)
-        self.backward = dict.fromkeys(COMPONENTS, 0)
+        self.forward: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
+        self.backward: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
 
     def linear(self, component: str, flops: int, *, input_grad: bool = True) -> None:
         """Adds trained linear layers: the gradient of the weights, and of the input unless it is raw data."""

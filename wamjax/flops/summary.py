@@ -30,17 +30,21 @@ def describe(count: FlopCount) -> str:
         if not count.hardware[name]:
             continue
         share = count.model[name] / count.model_total
-        lines.append(
-            f"{_LABELS[name]:28} {count.forward[name]:20,} {count.model[name]:20,} {count.hardware[name]:20,} {share:7.1%}"
-        )
-    lines += [
-        f"{'total':28} {count.forward_total:20,} {count.model_total:20,} {count.hardware_total:20,} {1:7.1%}",
-        f"model FLOPs are {count.model_total / count.forward_total:.4f} x forward (3 by convention), hardware FLOPs "
-        f"{count.hardware_total / count.forward_total:.4f} x",
-        f"6NT estimate: {count.six_n_t:,}; counted model FLOPs are {count.model_total / count.six_n_t:.3f} x that",
-        "tokens: " + ", ".join(f"{stream} {number:,}" for stream, number in count.tokens.items()),
+        lines.append(_row(_LABELS[name], count.forward[name], count.model[name], count.hardware[name], share))
+    forward, model, hardware = count.forward_total, count.model_total, count.hardware_total
+    lines.append(_row("total", forward, model, hardware, 1.0))
+    lines.append(
+        f"model FLOPs are {model / forward:.4f} x forward (3 by convention), hardware {hardware / forward:.4f} x"
+    )
+    lines.append(f"6NT estimate: {count.six_n_t:,}; counted model FLOPs are {model / count.six_n_t:.3f} x that")
+    lines.append("tokens: " + ", ".join(f"{stream} {number:,}" for stream, number in count.tokens.items()))
+    lines.append(
         f"attended pairs: {count.num_pairs:,} of {count.num_dense_pairs:,} dense "
-        f"({count.num_pairs / count.num_dense_pairs:.1%}); the kernel computes {count.num_executed_pairs:,}",
-        f"parameters: {count.num_parameters:,}",
-    ]
+        f"({count.num_pairs / count.num_dense_pairs:.1%}); the kernel computes {count.num_executed_pairs:,}"
+    )
+    lines.append(f"parameters: {count.num_parameters:,}")
     return "\n".join(lines)
+
+
+def _row(label: str, forward: int, model: int, hardware: int, share: float) -> str:
+    return f"{label:28} {forward:20,} {model:20,} {hardware:20,} {share:7.1%}"
