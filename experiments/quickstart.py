@@ -31,8 +31,8 @@ def get_config() -> config_dict.ConfigDict:
             path="datasets/metaworld",
             canvas=(96, 192),
             views=(
-                ("observation.images.corner", 0, 0, 96, 96),
-                ("observation.images.corner2", 0, 96, 96, 96),
+                ("observation.images.front", 0, 0, 96, 96),
+                ("observation.images.side", 0, 96, 96, 96),
             ),
             frame_stride=4,
         ),

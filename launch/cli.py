@@ -3,8 +3,8 @@
 Owns the table of verbs and the mapping from exception to exit status. Imports no verb until it is chosen, so that
 nothing touches JAX before a verb has handled ``--cpu_devices``.
 
-A verb is a module with ``define_flags() -> None`` (absl flags; a module without flags defines none) and
-``run(argv: list[str]) -> int``, where ``argv`` holds the positional arguments (without the program's name).
+A verb is a module with ``define_flags() -> None`` (absl flags) and ``run(argv: list[str]) -> int``, where ``argv``
+holds the positional arguments without the program's name; or a module with ``SUBCOMMANDS``, a table of such pairs.
 
 Exit status: 0 done, 1 a comparison or verification failed, 2 bad flag or configuration, 3 bad data, 4 diverged,
 42 restart me (preempted with a checkpoint saved), 130 interrupted.
@@ -17,13 +17,13 @@ import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 
 from absl import flags
 
 import wamjax
+from launch.command import Command, command_of_module
 from launch.experiment import OVERRIDE_FLAG, rewrite_overrides
 from wamjax.config.bridge import nearest_name
 from wamjax.errors import ConfigError, WamjaxError
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_describe_verbs())
+        print(_describe_table("wamjax", {name: verb.summary for name, verb in VERBS.items()}))
         return 0 if arguments else ConfigError.exit_status
     if arguments[0] == "--version":
         print(f"wamjax {wamjax.__version__}")
@@ -70,20 +70,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_verb(name: str, arguments: list[str]) -> int:
     """Runs the verb ``name``; what it raises becomes one line on stderr and an exit status."""
-    command = f"wamjax {name}"
+    title = f"wamjax {name}"
     try:
-        module = importlib.import_module(VERBS[name].module)
-        with _defined_flags(module) as own_flags:
+        command = command_of_module(importlib.import_module(VERBS[name].module), VERBS[name].summary)
+        if isinstance(command, dict):
+            if not arguments or arguments[0] in ("-h", "--help"):
+                print(_describe_table(title, {key: entry.summary for key, entry in command.items()}))
+                return 0 if arguments else ConfigError.exit_status
+            chosen, *arguments = arguments
+            command, title = _pick(chosen, command, title), f"{title} {chosen}"
+        with _defined_flags(command) as own_flags:
             before_separator = arguments[: arguments.index("--")] if "--" in arguments else arguments
             if any(argument in ("-h", "--help") for argument in before_separator):
-                print(_describe_flags(name, module, own_flags))
+                print(_describe_flags(title, command, own_flags))
                 return 0
-            positional = _parse_flags(command, rewrite_overrides(arguments), own_flags)
-            return module.run(positional)
+            return command.run(_parse_flags(title, rewrite_overrides(arguments), own_flags))
     except WamjaxError as error:
-        return _fail(command, str(error), error.exit_status)
+        return _fail(title, str(error), error.exit_status)
     except KeyboardInterrupt:
-        return _fail(command, "interrupted", INTERRUPTED)
+        return _fail(title, "interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output went away (`wamjax data inspect DIR | head`). Python would complain once more
         # when it flushes at exit, so the descriptor is pointed at nothing.
@@ -91,11 +96,20 @@ def _run_verb(name: str, arguments: list[str]) -> int:
         return 0
 
 
+def _pick(name: str, table: Mapping[str, Command], title: str) -> Command:
+    """Returns the entry ``name`` of a verb's table of subcommands."""
+    if name not in table:
+        nearest = nearest_name(name, table)
+        hint = f"did you mean {nearest}?" if nearest else f"expected one of {', '.join(table)}"
+        raise ConfigError(f"{name!r} is not a subcommand of {title}; {hint}")
+    return table[name]
+
+
 @contextmanager
-def _defined_flags(module: ModuleType) -> Iterator[list[str]]:
-    """Defines the verb's flags and yields their names; removes them afterwards, so that one process may run many."""
+def _defined_flags(command: Command) -> Iterator[list[str]]:
+    """Defines the command's flags and yields their names; removes them at the end, so that a process may run many."""
     known = set(flags.FLAGS)
-    module.define_flags()
+    command.define_flags()
     own = [name for name in flags.FLAGS if name not in known]
     try:
         yield own
@@ -105,48 +119,45 @@ def _defined_flags(module: ModuleType) -> Iterator[list[str]]:
         flags.FLAGS.unparse_flags()
 
 
-def _parse_flags(command: str, arguments: list[str], own_flags: Sequence[str]) -> list[str]:
+def _parse_flags(title: str, arguments: list[str], own_flags: Sequence[str]) -> list[str]:
     """Parses ``arguments`` into absl's flags and returns what is positional.
 
     Raises:
       ConfigError: A flag is unknown (names the nearest), lacks its value, or has one of another type.
     """
     try:
-        return flags.FLAGS([command, *arguments])[1:]
+        return flags.FLAGS([title, *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
         if error.flagname == OVERRIDE_FLAG:
-            raise ConfigError(
-                f"{command} takes no --config.KEY: it reads the work directory's configuration"
-            ) from error
+            raise ConfigError(f"{title} takes no --config.KEY: it reads the work directory's configuration") from error
         nearest = nearest_name(error.flagname, own_flags)
-        hint = f"did you mean --{nearest}?" if nearest else f"see {command} --help"
+        hint = f"did you mean --{nearest}?" if nearest else f"see {title} --help"
         raise ConfigError(f"unknown flag --{error.flagname}; {hint}") from error
     except flags.IllegalFlagValueError as error:
         missing = [name for name in own_flags if flags.FLAGS[name].value is None and f"--{name}=None:" in str(error)]
         if missing:
-            raise ConfigError(f"missing --{' and --'.join(missing)} (see {command} --help)") from error
+            raise ConfigError(f"missing --{' and --'.join(missing)} (see {title} --help)") from error
         message = " ".join(str(error).split()).removeprefix("flag ")
-        raise ConfigError(f"{message} (see {command} --help)") from error
+        raise ConfigError(f"{message} (see {title} --help)") from error
     except flags.Error as error:
         message = " ".join(str(error).split()).removeprefix("flag ")
-        raise ConfigError(f"{message} (see {command} --help)") from error
+        raise ConfigError(f"{message} (see {title} --help)") from error
 
 
-def _describe_verbs() -> str:
-    """Returns the text of ``wamjax --help``."""
-    rows = [f"  {name:<12}{verb.summary}" for name, verb in VERBS.items()]
-    return "\n".join(
-        ["usage: wamjax COMMAND [--flag=value ...]", "", "commands:", *rows, "", "wamjax COMMAND --help says more."]
-    )
+def _describe_table(title: str, summaries: Mapping[str, str]) -> str:
+    """Returns the help text of a table of commands."""
+    rows = [f"  {name:<12}{summary}" for name, summary in summaries.items()]
+    usage = f"usage: {title} COMMAND [--flag=value ...]"
+    return "\n".join([usage, "", "commands:", *rows, "", f"{title} COMMAND --help says more."])
 
 
-def _describe_flags(name: str, module: ModuleType, own_flags: Sequence[str]) -> str:
-    """Returns the text of ``wamjax VERB --help``: the module's docstring and the verb's own flags."""
-    lines = [f"wamjax {name}: {VERBS[name].summary}", "", (module.__doc__ or "").strip(), "", "flags:"]
-    for flag_name in sorted(set(own_flags) - {OVERRIDE_FLAG}):
-        flag = flags.FLAGS[flag_name]
-        default = "" if flag.default is None else f" (default {flag.default})"
-        lines.append(f"  --{flag_name}{default}")
+def _describe_flags(title: str, command: Command, own_flags: Sequence[str]) -> str:
+    """Returns the help text of one command: what it does and its own flags."""
+    lines = [f"{title}: {command.summary}", "", command.description.strip(), "", "flags:"]
+    for name in sorted(set(own_flags) - {OVERRIDE_FLAG}):
+        flag = flags.FLAGS[name]
+        default = flag.default_as_str if isinstance(flag.default, list) else flag.default
+        lines.append(f"  --{name}" + ("" if flag.default in (None, [], "") else f" (default {default})"))
         lines.extend(textwrap.wrap(flag.help or "", width=100, initial_indent=" " * 6, subsequent_indent=" " * 6))
     if OVERRIDE_FLAG in own_flags:
         lines.extend(["  --config.SECTION.KEY=VALUE", "      Overrides one key of the configuration; may be repeated."])
