@@ -48,7 +48,7 @@ def vary(config, **parts):
 
 
 def products_of_the_model(traced):
-    """FLOPs of a traced step without the loss's view mask, which may be written as a product of the batch's own masks."""
+    """FLOPs of a traced step without the loss's view mask, which may be written as a product of masks."""
     views = max(1, len(SMALL.data.views))
     mask = f"({BATCH}, {views}) x ({views}, "
     return sum(r.total for r in count_jaxpr(traced.jaxpr).records if not r.operands.startswith(mask))
