@@ -106,13 +106,16 @@ class Throughput:
     def read(self) -> dict[str, float]:
         """Returns ``time/*`` and ``throughput/*`` of the steps since the last call, and starts anew."""
         reports, self._reports = self._reports, []
-        first = {"time/first_step_s": report.step_s for report in reports if report.is_first}
+        figures = {}
+        for report in reports:
+            if report.is_first:
+                figures["time/first_step_s"] = report.step_s
         steady = [report for report in reports if not report.is_first]
         if not steady:
-            return first
+            return figures
         step_s = sum(report.step_s for report in steady) / len(steady)
-        data_wait_s = sum(report.data_wait_s for report in steady) / len(steady)
-        figures = {**first, "time/step_s": step_s, "time/data_wait_s": data_wait_s}
+        figures["time/step_s"] = step_s
+        figures["time/data_wait_s"] = sum(report.data_wait_s for report in steady) / len(steady)
         figures["throughput/samples_per_s"] = self._samples / step_s
         if self._tokens is not None:
             figures["throughput/tokens_per_s"] = self._tokens / step_s

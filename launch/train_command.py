@@ -1,0 +1,278 @@
+"""Trains a world-action model, or goes on with the run in a work directory.
+
+  wamjax train --config=experiments/quickstart.py --workdir=runs/quickstart --cpu_devices=8
+
+If the work directory has a checkpoint the run resumes from it: state, data position, logs and ledger go on as if it
+had never stopped. SIGTERM or Ctrl-C saves a checkpoint and exits with status 42.
+
+This module only puts parts together; it is the one place where data meets training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+from jax.sharding import Mesh
+
+from data_pipelines.pipeline import Pipeline, TrainStream, build_pipeline
+from launch import distributed
+from launch.experiment import config_from_flags, define_config_flag
+from launch.preemption import RESTART_STATUS, StopRequest
+from launch.workdir import WorkDir, check_resumable, config_hash, write_run
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.flops.ledger import Ledger, zflops
+from wamjax.flops.model import count_flops
+from wamjax.flops.summary import describe as describe_flops
+from wamjax.flops.utilisation import Denominator
+from wamjax.parallel.mesh import build_mesh, data_shard, make_global_batch
+from wamjax.training.checkpoint import CheckpointStore, Restored
+from wamjax.training.console import Console, TensorBoard
+from wamjax.training.hooks import VALIDATION_GROUP, Hook, LedgerRecorder, MetricRecorder, Throughput
+from wamjax.training.loop import LoopPlan, LoopResult, TrainLoop
+from wamjax.training.program import TrainProgram, build_program, describe_sharding
+from wamjax.training.records import RecordLog, rewind
+
+
+def define_flags() -> None:
+    """Defines the flags of ``wamjax train``."""
+    define_config_flag()
+    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, logs, pictures.", required=True)
+    flags.DEFINE_bool(
+        "allow_config_change", False, "Resume although keys that change what is computed differ from the run's."
+    )
+    distributed.define_device_flags()
+    distributed.define_process_flags()
+
+
+def run(argv: list[str]) -> int:
+    """Trains; returns 0 when the run is complete and 42 when it was asked to leave."""
+    if argv:
+        raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax train takes flags only (see wamjax train --help)")
+    values = flags.FLAGS
+    config, workdir = config_from_flags(), WorkDir(Path(values.workdir))
+    distributed.start_devices(values.cpu_devices)
+    distributed.start_processes(
+        values.coordinator_address, values.num_processes, values.process_id, values.connect_timeout_s
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(distributed.stop_processes)
+        distributed.run_on_first_process(lambda: _open(workdir, config, values.allow_config_change, stack))
+        return train(config, workdir)
+
+
+def train(config: RunConfig, workdir: WorkDir) -> int:
+    """Trains ``config`` in ``workdir``, which this run holds; returns the exit status."""
+    mesh = build_mesh(config.parallel)
+    pipeline = _build_pipeline(config, workdir)
+    distributed.check_same_everywhere({"configuration": config_hash(config), "dataset": pipeline.fingerprint})
+    program = build_program(config, mesh)
+    ledger = _build_ledger(config, program)
+    store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
+    restored = store.restore_latest(program.abstract_state, set_aside=True)
+    step, position = (restored.record.step, restored.record.position) if restored else (0, 0)
+    if restored:
+        ledger.resume(restored.record.ledger)
+    distributed.run_on_first_process(lambda: _open_records(workdir, config, program, pipeline, step=step))
+    _say(_describe_start(program, ledger, pipeline, restored))
+    stream = pipeline.train_stream(*data_shard(mesh), position)
+    hooks = _build_hooks(config, workdir, ledger, step=step)
+    stop = StopRequest()
+    loop = TrainLoop(
+        step=program.step,
+        batches=_global_batches(stream, mesh, pipeline, picture=workdir.first_batch),
+        evaluate=_Validation(program, pipeline, ledger),
+        save=_Saver(store, ledger, config_hash(config)),
+        last_good_step=lambda: _last_good_step(store),
+        hooks=hooks,
+        stop=stop,
+        plan=LoopPlan(
+            num_steps=config.train.num_steps,
+            save_every=config.checkpoint.every_steps,
+            evaluate_every=config.evaluate.every_steps,
+        ),
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(store.wait)  # also when training fails: a save under way is completed
+        stack.callback(stream.close)
+        for hook in hooks:
+            stack.callback(hook.close)
+        stack.enter_context(stop.listening())
+        state = restored.state if restored else program.init()
+        result = loop.run(state, step=step, position=position, is_resumed=restored is not None)
+    _say(_describe_end(result, workdir, ledger, first_step=step))
+    return 0 if result.is_complete else RESTART_STATUS
+
+
+def _open(workdir: WorkDir, config: RunConfig, allow_change: bool, stack: contextlib.ExitStack) -> None:
+    """Makes and locks the work directory and checks that this configuration may go on in it."""
+    workdir.create()
+    stack.enter_context(workdir.locked())
+    check_resumable(workdir, config, allow_change=allow_change)
+
+
+def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Pipeline:
+    """Returns the pipeline; process 0 computes the normalisation and the others read what it wrote."""
+    pipeline = distributed.run_on_first_process(lambda: build_pipeline(config, workdir=workdir.path))
+    return pipeline or build_pipeline(config, workdir=workdir.path)
+
+
+def _build_ledger(config: RunConfig, program: TrainProgram) -> Ledger:
+    return Ledger(
+        count=count_flops(config, program.layout),
+        samples_per_step=config.train.global_batch_size,
+        denominator=Denominator(
+            device_kind=program.mesh.devices.flat[0].device_kind,
+            num_devices=program.mesh.devices.size,
+            dtype=config.model.compute_dtype,
+        ),
+    )
+
+
+def _open_records(workdir: WorkDir, config: RunConfig, program: TrainProgram, pipeline: Pipeline, *, step: int) -> None:
+    """Cuts the logs back to ``step`` and writes ``run.json``."""
+    for path in (workdir.metrics, workdir.ledger):
+        moved = rewind(path, step)
+        if moved:
+            logging.warning("%s: %d records beyond step %d moved aside", path, moved, step)
+    devices = program.mesh.devices
+    facts = {
+        "devices": {
+            "kind": devices.flat[0].device_kind,
+            "platform": devices.flat[0].platform,
+            "count": devices.size,
+            "processes": jax.process_count(),
+            "mesh": dict(program.mesh.shape),
+        },
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state["params"])),
+        "data": pipeline.summary,
+        "data_fingerprint": pipeline.fingerprint,
+    }
+    write_run(workdir, config, step=step, facts=facts)
+
+
+def _build_hooks(config: RunConfig, workdir: WorkDir, ledger: Ledger, *, step: int) -> list[Hook]:
+    """Returns the hooks of this process: every process accounts, only the first writes."""
+    is_writer = jax.process_index() == 0
+    every = config.log.every_steps
+    hooks: list[Hook] = [
+        MetricRecorder(RecordLog(workdir.metrics, is_writer=is_writer), _throughput(ledger), every_steps=every),
+        LedgerRecorder(RecordLog(workdir.ledger, is_writer=is_writer), ledger),
+    ]
+    if is_writer:
+        hooks.append(
+            Console(
+                num_steps=config.train.num_steps,
+                first_step=step,
+                every_steps=every,
+                throughput=_throughput(ledger),
+                has_bar=config.log.progress_bar,
+            )
+        )
+    if is_writer and config.log.tensorboard:
+        hooks.append(
+            TensorBoard(workdir.tensorboard, first_step=step, every_steps=every, throughput=_throughput(ledger))
+        )
+    return hooks
+
+
+def _throughput(ledger: Ledger) -> Throughput:
+    peak = ledger.denominator.flops_per_s
+    return Throughput(
+        samples_per_step=ledger.samples_per_step,
+        tokens_per_step=ledger.samples_per_step * ledger.count.num_tokens,
+        flops_per_step=ledger.samples_per_step * ledger.count.model_total,
+        peak_flops_per_s=None if peak is None else float(peak),
+    )
+
+
+def _global_batches(stream: TrainStream, mesh: Mesh, pipeline: Pipeline, *, picture: Path) -> Iterator[tuple[Any, int]]:
+    """Yields (global batch, position after it); draws the first batch of a run before it is trained on."""
+    for rows in stream:
+        if jax.process_index() == 0 and not picture.exists():
+            logging.info("first batch")
+        yield make_global_batch(rows, mesh), stream.position
+
+
+class _Validation:
+    """Mean validation losses over held-out windows spread evenly; the same windows and noise every time."""
+
+    def __init__(self, program: TrainProgram, pipeline: Pipeline, ledger: Ledger) -> None:
+        self._program, self._ledger = program, ledger
+        self._windows = pipeline.validation_windows()
+        self._num_batches = program.config.evaluate.num_batches
+
+    def __call__(self, state: Any) -> dict[str, float]:
+        batch_size = self._program.config.train.global_batch_size
+        params = self._program.evaluation_params(state)
+        shard, num_shards = data_shard(self._program.mesh)
+        chosen = np.linspace(0, len(self._windows), self._num_batches * batch_size, endpoint=False).astype(int)
+        sums: dict[str, float] = {}
+        for index, rows in enumerate(chosen.reshape(self._num_batches, num_shards, -1)):
+            batch = make_global_batch(self._windows.batch(rows[shard].tolist()), self._program.mesh)
+            for name, value in jax.device_get(dict(self._program.evaluate(params, batch, index))).items():
+                key = f"{VALIDATION_GROUP}/{name.rpartition('/')[2]}"
+                sums[key] = sums.get(key, 0.0) + float(value)
+        self._ledger.record_evaluation(self._num_batches * batch_size)
+        return {name: total / self._num_batches for name, total in sums.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saver:
+    """Saves a state together with what else belongs to its step."""
+
+    store: CheckpointStore
+    ledger: Ledger
+    config_hash: str
+
+    def __call__(self, step: int, state: Any, position: int) -> None:
+        self.store.save(step, state, position=position, ledger=self.ledger.totals, config_hash=self.config_hash)
+
+
+def _last_good_step(store: CheckpointStore) -> int | None:
+    store.wait()
+    return store.steps[-1] if store.steps else None
+
+
+def _describe_start(program: TrainProgram, ledger: Ledger, pipeline: Pipeline, restored: Restored | None) -> str:
+    """Returns the tables that are shown once: parameters and their shards, FLOPs, data, and where training starts."""
+    config, summary = program.config, pipeline.summary
+    steps = config.train.num_steps
+    if restored is None:
+        start = f"training from scratch: {steps} steps of {config.train.global_batch_size} samples"
+    elif restored.record.step >= steps:
+        start = f"the run is complete: its checkpoint is of step {restored.record.step} of {steps}"
+    else:
+        start = f"resuming from checkpoint {restored.record.step} of {steps} (verified)"
+    data = (
+        f"data: {summary['path']}, {summary['train']['windows']:,} training and "
+        f"{summary['validation']['windows']:,} held-out windows, {len(summary['quarantined'])} episodes quarantined"
+    )
+    return "\n\n".join([describe_sharding(program), describe_flops(ledger.count), data, start])
+
+
+def _describe_end(result: LoopResult, workdir: WorkDir, ledger: Ledger, *, first_step: int) -> str:
+    """Returns the closing lines: what was done, what it cost, where it is."""
+    totals = ledger.totals
+    cost = (
+        f"{totals['samples']:,} samples, {zflops(totals['model_flops']):.3e} ZFLOP (model), "
+        f"{totals['wall']['seconds']:.0f} s in steps over all starts"
+    )
+    if result.is_complete:
+        done = f"training complete at step {result.step} ({result.step - first_step} steps now)"
+    else:
+        done = f"stopped at step {result.step} with a checkpoint; the same command resumes"
+    return f"{done}\n{cost}\nwork directory: {workdir.path}"
+
+
+def _say(text: str) -> None:
+    """Prints on process 0."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -1,0 +1,263 @@
+"""The work directory of a run: its files, its lock, and what a resumed run may change.
+
+Owns ``run.json`` (what ran, where and with which versions), ``LOCK`` and the names of everything else in the folder.
+Does not write checkpoints or logs (``wamjax.training``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+import wamjax
+from wamjax.config import bridge
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError, DataError
+
+# Keys a resumed run may change without asking: they decide where, how fast and how often, not what is computed.
+# ``data.path`` is among them because the dataset's fingerprint is what counts (a dataset may be moved), and
+# ``train.num_steps`` because a longer run is the same run; what the schedule makes of it is compared instead (see
+# ``effective_config``).
+FREE_SECTIONS = ("log", "checkpoint", "evaluate", "parallel")
+FREE_KEYS = ("name", "train.num_steps", "data.path", "data.num_threads", "data.prefetch", "data.decoded_frames_mib")
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "ml-collections")
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkDir:
+    """Names of what a run keeps in its folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, one sub-folder per step."""
+        return self.path / "checkpoints"
+
+    @property
+    def run_json(self) -> Path:
+        """What ran: configuration, versions, devices, data."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics of every step, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """Run ledger, one JSON object per step."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the TensorBoard events."""
+        return self.path / "tensorboard"
+
+    @property
+    def first_batch(self) -> Path:
+        """Picture of the first training batch."""
+        return self.path / "first_batch.png"
+
+    @property
+    def lock(self) -> Path:
+        """File locked by the run that is alive."""
+        return self.path / "LOCK"
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+          ConfigError: A file is in the way, or it may not be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--workdir={self.path} cannot be made: {error.strerror}; choose another one") from error
+
+    def read_run(self) -> dict[str, Any]:
+        """Returns ``run.json``.
+
+        Raises:
+          ConfigError: The folder holds no run.
+          DataError: ``run.json`` is damaged.
+        """
+        try:
+            run = json.loads(self.run_json.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ConfigError(f"--workdir={self.path} holds no run (no run.json); train one there first") from error
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.run_json} cannot be read: {error}; restore it from a backup") from error
+        if not isinstance(run, dict) or "config" not in run:
+            raise DataError(f"{self.run_json} has no configuration; restore it from a backup")
+        return run
+
+    def read_config(self) -> RunConfig:
+        """Returns the configuration of the run in this folder; raises as ``read_run``."""
+        return bridge.from_config_dict(self.read_run()["config"])
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process. The system frees the lock when the process dies, however it dies.
+
+        Raises:
+          ConfigError: A live process holds it.
+        """
+        file = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise ConfigError(f"{self.lock} cannot be locked: {error.strerror}; use a local disk") from error
+                holder = os.pread(file, 1000, 0).decode(errors="replace").strip() or "another process"
+                raise ConfigError(
+                    f"--workdir={self.path} is in use by {holder}; wait for that run, stop it, or use another --workdir"
+                ) from error
+            former = os.pread(file, 1000, 0).decode(errors="replace").strip()
+            if former:
+                logging.info("took over the lock of %s, which ended without releasing it", former)
+            os.ftruncate(file, 0)
+            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            yield
+            os.ftruncate(file, 0)
+        finally:
+            os.close(file)
+
+
+def effective_config(config: RunConfig) -> RunConfig:
+    """Returns ``config`` with values that follow from others written out: today ``optimizer.decay_steps``.
+
+    With ``decay_steps = 0`` the learning rate decays over ``train.num_steps``, so a longer run is another schedule
+    from the first step on. Resuming with more steps is therefore accepted only when ``optimizer.decay_steps`` is set
+    to what it was.
+    """
+    decay_steps = config.optimizer.decay_steps or config.train.num_steps
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, decay_steps=decay_steps))
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
+    """Returns (dotted key, old, new) of every difference that changes what is computed."""
+    differences = bridge.diff_configs(effective_config(old), effective_config(new))
+    return [(key, a, b) for key, a, b in differences if key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS]
+
+
+def check_resumable(workdir: WorkDir, config: RunConfig, *, allow_change: bool) -> None:
+    """Compares ``config`` with the run already in ``workdir``, if there is one.
+
+    Raises:
+      ConfigError: Keys that matter differ and ``allow_change`` is False; names each with both values.
+      DataError: ``run.json`` is damaged.
+    """
+    if not workdir.run_json.exists():
+        return
+    changed = changed_keys(workdir.read_config(), config)
+    if not changed:
+        return
+    listed = "; ".join(f"config.{key}: {old!r} -> {new!r}" for key, old, new in changed)
+    if not allow_change:
+        hint = ""
+        if any(key == "optimizer.decay_steps" for key, *_ in changed):
+            hint = " (config.optimizer.decay_steps follows config.train.num_steps unless it is set)"
+        raise ConfigError(
+            f"--workdir={workdir.path} holds a run of another configuration: {listed}{hint}; use another --workdir, or "
+            "--allow_config_change to go on with the new values"
+        )
+    logging.warning("resuming with another configuration: %s", listed)
+
+
+def config_hash(config: RunConfig) -> str:
+    """Returns a short hash of what ``config`` computes; free keys do not count."""
+    fields = {
+        key: value
+        for key, value in bridge.iterate_fields(effective_config(config))
+        if key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
+    }
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_run(workdir: WorkDir, config: RunConfig, *, step: int, facts: dict[str, Any]) -> None:
+    """Writes ``run.json`` for a run that starts or goes on at ``step``; the history of starts is kept.
+
+    Args:
+      workdir: Where.
+      config: The resolved configuration.
+      step: Step this process starts from.
+      facts: JSON data about this start: devices, mesh, parameters, data.
+    """
+    former = workdir.read_run() if workdir.run_json.exists() else {}
+    start = {
+        "step": step,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "devices": facts.get("devices"),
+        "versions": versions(),
+        "git": git_revision(),
+    }
+    changes = former.get("config_changes", [])
+    if former:
+        changes = [
+            *changes,
+            *(
+                {"step": step, "key": key, "old": old, "new": new}
+                for key, old, new in bridge.diff_configs(bridge.from_config_dict(former["config"]), config)
+            ),
+        ]
+    run = {
+        "config": dataclasses.asdict(config),
+        "config_hash": config_hash(config),
+        "versions": start["versions"],
+        "git": start["git"],
+        **facts,
+        "starts": [*former.get("starts", []), start],
+        "config_changes": changes,
+    }
+    replacement = workdir.run_json.with_name("run.json.tmp")
+    try:
+        replacement.write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        os.replace(replacement, workdir.run_json)
+    except OSError as error:
+        raise DataError(f"cannot write {workdir.run_json}: {error.strerror}; free space there") from error
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, wamjax and the packages that decide what is computed."""
+    found = {"python": platform.python_version(), "wamjax": wamjax.__version__}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_revision() -> dict[str, Any] | None:
+    """Returns commit and whether the tree has changes of its own; None where the code is no git checkout."""
+    root = Path(wamjax.__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # installed inside somebody else's repository
+        return {"revision": git("rev-parse", "HEAD"), "has_changes": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
