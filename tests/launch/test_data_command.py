@@ -1,0 +1,80 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines.recording.record import RecordConfig
+from launch import cli, data_command
+
+DATASET = Path(__file__).resolve().parents[2] / "datasets/metaworld"
+
+
+def test_inspect_agrees_with_the_tables_of_the_committed_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["data", "inspect", str(DATASET), f"--json={tmp_path / 'i.json'}"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "i.json").read_text())
+    episodes = pq.read_table(DATASET / "meta/episodes").to_pydict()
+    assert found["episodes"] == len(episodes["episode_index"])
+    assert found["frames"] == sum(episodes["length"])
+    assert sum(task["episodes"] for task in found["tasks"].values()) == found["episodes"]
+    assert found["quarantined"] == {}
+    for camera in found["cameras"]:
+        assert camera in printed
+
+
+def test_inspect_names_the_episodes_of_a_truncated_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "set"
+    shutil.copytree(DATASET, copy)
+    video = sorted(copy.rglob("*.mp4"))[0]
+    video.write_bytes(video.read_bytes()[:1000])
+    assert cli.main(["data", "inspect", str(copy)]) == 0
+    printed = capsys.readouterr().out
+    assert "quarantined: 0 of" not in printed
+    assert video.name in printed
+
+
+def test_stats_agree_with_the_columns(tmp_path: Path) -> None:
+    assert cli.main(["data", "stats", str(DATASET), f"--json={tmp_path / 's.json'}"]) == 0
+    stats = json.loads((tmp_path / "s.json").read_text())["features"]
+    table = pq.read_table(DATASET / "data")
+    for name in ("action", "observation.state"):
+        values = np.stack(table[name].to_numpy())
+        np.testing.assert_allclose(stats[name]["mean"], values.mean(axis=0, dtype=np.float64), rtol=1e-6)
+        np.testing.assert_allclose(stats[name]["q99"], np.quantile(values.astype(np.float64), 0.99, axis=0), rtol=1e-6)
+
+
+def test_record_has_one_documented_flag_for_each_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "record", "--help"]) == 0
+    described = capsys.readouterr().out
+    texts = data_command._attribute_texts(RecordConfig)
+    for field in dataclasses.fields(RecordConfig):
+        assert f"\n  --{field.name}" in described
+        assert texts[field.name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["inspect"], 2, "expected the folder of one dataset"),
+        (["inspect", "nowhere"], 3, "nowhere does not exist"),
+        (["inspect", str(DATASET), "--json=/nowhere/at/all.json"], 2, "cannot be written"),
+        (["stats", "a", "b"], 2, "got 2"),
+        (["record"], 2, "out"),
+        (["record", "--out=x", "--episodes=many"], 2, "--episodes=many"),
+        (["record", "--out=x", "--tasks=reach-v4"], 2, "reach-v4"),
+        (["record", "--out=x", "--tasks=reach-v3,", "button"], 2, "button"),
+    ],
+)
+def test_user_mistake_is_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, words: str
+) -> None:
+    assert cli.main(["data", *arguments]) == status
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
