@@ -17,7 +17,7 @@ from wamjax.layout import Pass, Rectangle, Schedule
 from wamjax.nn.attention import attend
 from wamjax.nn.init import fan_in, named, zeros
 from wamjax.nn.linear import Mlp
-from wamjax.nn.modulation import modulate, spread_slots
+from wamjax.nn.modulation import gate, modulate
 from wamjax.nn.norm import layer_norm, rms_norm
 from wamjax.nn.rotary import apply_rotary
 from wamjax.parallel.rules import constrain
@@ -123,16 +123,14 @@ class Block(nnx.Module):
         """
         runs = layout_pass.slot_runs()
         vectors = conditioning.modulation + self.modulation[...]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
-            spread_slots(vectors[:, :, j], runs) for j in range(NUM_MODULATIONS)
-        )
-        h = modulate(layer_norm(x, self.eps), shift_a, scale_a).astype(self.dtype)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (vectors[:, :, j] for j in range(NUM_MODULATIONS))
+        h = modulate(layer_norm(x, self.eps), shift_a, scale_a, runs).astype(self.dtype)
         attended, own = self._attend_self(h, layout_pass.schedule, conditioning.angles, past)
-        x = self._add(x, gate_a * attended)
+        x = self._add(x, gate(attended, gate_a, runs))
         h = layer_norm(x, self.eps) * self.cross_norm_scale[...] + self.cross_norm_bias[...]
         x = self._add(x, self._attend_text(h.astype(self.dtype), conditioning.text))
-        h = modulate(layer_norm(x, self.eps), shift_m, scale_m).astype(self.dtype)
-        x = self._add(x, gate_m * self.mlp(h))
+        h = modulate(layer_norm(x, self.eps), shift_m, scale_m, runs).astype(self.dtype)
+        x = self._add(x, gate(self.mlp(h), gate_m, runs))
         return x, own
 
     def _attend_self(

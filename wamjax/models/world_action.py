@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,16 +139,22 @@ class WorldActionModel(nnx.Module):
         predicted = {segment.role for segment in layout_pass.segments if segment.has_loss}
         outputs: dict[Role, jax.Array] = {}
         if Role.NOISY_VIDEO in predicted:
-            vectors = spread_slots(
-                embedding[:, :, None] + self.head_modulation[...], _role_runs(layout_pass, Role.NOISY_VIDEO)
-            )
+            vectors = embedding[:, :, None] + self.head_modulation[...]
             tokens = layer_norm(unpack(layout_pass.segments, x, Role.NOISY_VIDEO), self.config.norm_eps)
-            head = self.video_head(modulate(tokens, vectors[:, :, 0], vectors[:, :, 1]))
+            runs = _role_runs(layout_pass, Role.NOISY_VIDEO)
+            head = self.video_head(modulate(tokens, vectors[:, :, 0], vectors[:, :, 1], runs))
             outputs[Role.NOISY_VIDEO] = head.astype(jnp.float32)
         if Role.ACTION in predicted:
             tokens = layer_norm(unpack(layout_pass.segments, x, Role.ACTION), self.config.norm_eps)
             outputs[Role.ACTION] = self.action_decoder(tokens)
         return outputs
+
+
+def abstract_model(config: RunConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
+    """Returns the model's structure and the shapes of its parameters, allocating nothing."""
+    model = nnx.eval_shape(lambda: WorldActionModel(jax.random.key(0), config))
+    graphdef, state = nnx.split(model)
+    return graphdef, state
 
 
 def _role_runs(layout_pass: Pass, role: Role) -> tuple[tuple[int, int], ...]:

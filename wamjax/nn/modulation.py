@@ -6,7 +6,7 @@ by broadcasting over runs, so the backward pass is a sum over each run and not a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,32 @@ def spread_slots(per_slot: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Ar
     return jnp.concatenate(pieces, axis=1)
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """Returns ``x (1 + scale) + shift``, in fp32."""
-    return x.astype(jnp.float32) * (1.0 + scale) + shift
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Array:
+    """Returns ``x (1 + scale) + shift`` in fp32, each token with its slot's vectors.
+
+    Works run by run, so that the vectors are never spread over tokens in memory.
+
+    Args:
+      x: ``[b n d]``.
+      shift: ``[b slots d]``.
+      scale: ``[b slots d]``.
+      runs: (slot, number of tokens) in sequence order.
+    """
+    x = x.astype(jnp.float32)
+    return _over_runs(lambda part, slot: part * (1.0 + scale[:, slot, None]) + shift[:, slot, None], x, runs)
+
+
+def gate(x: jax.Array, factor: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Array:
+    """Returns ``x factor`` in fp32, each token ``[b n d]`` with its slot's ``factor`` ``[b slots d]``."""
+    return _over_runs(lambda part, slot: part * factor[:, slot, None], x.astype(jnp.float32), runs)
+
+
+def _over_runs(
+    function: Callable[[jax.Array, int], jax.Array], x: jax.Array, runs: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """Applies ``function`` to each run of tokens with its slot."""
+    pieces, offset = [], 0
+    for slot, count in runs:
+        pieces.append(function(jax.lax.slice_in_dim(x, offset, offset + count, axis=1), slot))
+        offset += count
+    return jnp.concatenate(pieces, axis=1)

@@ -134,11 +134,15 @@ def video_residual(latents: jax.Array, segments: tuple[Segment, ...], config: Ru
         return jnp.zeros((), latents.dtype)
     pieces = []
     for segment in segments:
-        before = latents[:, segment.first_frame - 1 : segment.first_frame] if segment.first_frame else None
-        shape = (latents.shape[0], _num_frames(segment), *latents.shape[2:])
-        pieces.append(jnp.zeros(shape, latents.dtype) if before is None else jnp.broadcast_to(before, shape))
-    frames = jnp.concatenate(pieces, axis=1)
-    return frames.reshape(frames.shape[0], -1, frames.shape[-1])
+        before = latents[:, segment.first_frame - 1] if segment.first_frame else jnp.zeros_like(latents[:, 0])
+        pieces.append(repeat_frame(before, segment))
+    return jnp.concatenate(pieces, axis=1)
+
+
+def repeat_frame(frame: jax.Array, segment: Segment) -> jax.Array:
+    """Returns the tokens ``[b n c]`` of ``frame`` ``[b h w c]`` repeated over the frames of ``segment``."""
+    tokens = frame.reshape(frame.shape[0], -1, frame.shape[-1])
+    return jnp.tile(tokens, (1, _num_frames(segment), 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, build_layout
-from wamjax.models.world_action import WorldActionModel
+from wamjax.models.world_action import WorldActionModel, abstract_model
 from wamjax.nn.init import AXES_KEY
 from wamjax.objectives.world_action import StreamLoss, total_loss
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
@@ -58,13 +58,6 @@ class TrainProgram:
     def evaluation_params(self, state: State) -> PureDict:
         """Returns the parameters that are evaluated: the average if one is kept."""
         return state["ema"] if self.config.optimizer.ema_decay else state["params"]
-
-
-def abstract_model(config: RunConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
-    """Returns the model's structure and the shapes of its parameters, allocating nothing."""
-    model = nnx.eval_shape(lambda: WorldActionModel(jax.random.key(0), config))
-    graphdef, state = nnx.split(model)
-    return graphdef, state
 
 
 def parameter_axes(state: nnx.State[Any, Any]) -> PureDict:

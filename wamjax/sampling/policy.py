@@ -1,0 +1,132 @@
+"""A policy: observe, act, observe what happened, act again. Batched over rollouts.
+
+The cache grows with real observations up to the blocks a training sample holds; then the oldest block is dropped and
+the cache is filled anew from the last frames, so that positions never leave the range seen in training.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.layout import build_layout
+from wamjax.models.block import KeysValues
+from wamjax.models.codec import decode_patches, encode_patches
+from wamjax.models.world_action import abstract_model
+from wamjax.sampling.chunk import Observation, denoise_block, fill_context
+from wamjax.types import PRNGKey, PureDict
+
+
+class Chunk(NamedTuple):
+    """What the policy wants to do, and what it expects to see.
+
+    Attributes:
+      actions: fp32 ``[b a u]``, normalised, to be executed in order.
+      video: uint8 ``[b frames H W 3]``, the frames expected while they are executed.
+    """
+
+    actions: jax.Array
+    video: jax.Array
+
+
+class Policy:
+    """Joint denoising of video and actions with a cache refilled by real observations."""
+
+    def __init__(self, config: RunConfig, params: PureDict) -> None:
+        """Makes a policy of ``params`` (a pure dict of arrays).
+
+        Raises:
+          ConfigError: A block has more than one state token (a policy observes one state per chunk).
+        """
+        if config.layout.states_per_block != 1:
+            raise ConfigError(
+                f"config.layout.states_per_block={config.layout.states_per_block}; a policy observes one state per chunk"
+            )
+        self.config, self.params = config, params
+        self.layout = build_layout(config)
+        self._graphdef, _ = abstract_model(config)
+        self._fill = jax.jit(self._fill_orders, static_argnames=("orders",))
+        self._denoise = jax.jit(self._denoise_order, static_argnames=("order",))
+        self._prompt_id: jax.Array | None = None
+        self._frames: np.ndarray | None = None
+        self._state: jax.Array | None = None
+        self._cache: KeysValues | None = None
+
+    def reset(self, prompt_id: np.ndarray) -> None:
+        """Starts new rollouts with prompts ``[b]``; forgets everything observed."""
+        self._prompt_id = jnp.asarray(prompt_id, jnp.int32)
+        self._frames = self._state = self._cache = None
+
+    def observe(self, frames: np.ndarray, state: np.ndarray) -> None:
+        """Takes in what was really seen.
+
+        Args:
+          frames: uint8 ``[b f H W 3]``: one frame after ``reset``, then ``frames_per_block`` frames per executed chunk.
+          state: fp32 ``[b p]``: normalised state at the last frame.
+
+        Raises:
+          ValueError: Called before ``reset``, or with another number of frames.
+        """
+        if self._prompt_id is None:
+            raise ValueError("Policy.observe was called before Policy.reset")
+        expected = 1 if self._frames is None else self.config.layout.frames_per_block
+        if frames.shape[1] != expected:
+            raise ValueError(f"Policy.observe got {frames.shape[1]} frames; expected {expected} at this point")
+        sizes = self.config.layout
+        self._state = jnp.asarray(state, jnp.float32)[:, None]
+        seen = frames if self._frames is None else np.concatenate([self._frames, frames], axis=1)
+        longest = 1 + (sizes.num_blocks - 1) * sizes.frames_per_block
+        if seen.shape[1] <= longest:
+            self._frames, newest = seen, (seen.shape[1] - 1) // sizes.frames_per_block
+            orders = (newest, newest)
+        else:
+            self._frames, self._cache = seen[:, -longest:], None
+            orders = (0, sizes.num_blocks - 1)
+        self._cache = self._fill(self.params, self._frames, self._prompt_id, self._cache, orders=orders)
+
+    def act(self, key: PRNGKey) -> Chunk:
+        """Draws the next chunk.
+
+        Raises:
+          ValueError: Nothing was observed yet.
+        """
+        if self._frames is None or self._state is None:
+            raise ValueError("Policy.act was called before Policy.observe: there is nothing to act on")
+        order = (self._frames.shape[1] - 1) // self.config.layout.frames_per_block + 1
+        last = self._frames[:, -1:]
+        return self._denoise(self.params, last, self._state, self._prompt_id, self._cache, key, order=order)
+
+    def _fill_orders(
+        self,
+        params: PureDict,
+        frames: jax.Array,
+        prompt_id: jax.Array,
+        past: KeysValues | None,
+        *,
+        orders: tuple[int, int],
+    ) -> KeysValues:
+        latents = encode_patches(frames, self.config.model.patch)
+        return fill_context(nnx.merge(self._graphdef, params), latents, prompt_id, self.layout, orders, past)
+
+    def _denoise_order(
+        self,
+        params: PureDict,
+        last_frame: jax.Array,
+        state: jax.Array,
+        prompt_id: jax.Array,
+        past: KeysValues,
+        key: PRNGKey,
+        *,
+        order: int,
+    ) -> Chunk:
+        latent = encode_patches(last_frame, self.config.model.patch)[:, 0]
+        observation = Observation(last_frame=latent, state=state, prompt_id=prompt_id)
+        model = nnx.merge(self._graphdef, params)
+        video, actions = denoise_block(model, observation, past, key, self.config, self.layout, order)
+        return Chunk(actions, decode_patches(video, self.config.model.patch))
