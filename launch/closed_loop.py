@@ -21,7 +21,7 @@ from data_pipelines.canvas import compose_canvas
 from data_pipelines.normalisation import Normalisation
 from launch.film import Comparison
 from wamjax.config.geometry import derive_geometry
-from wamjax.config.schema import DataConfig, RunConfig
+from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.training.intervals import SuccessRate, success_rate
 
@@ -109,18 +109,6 @@ class Rollouts:
         return success_rate(int((self.solved_at >= 0).sum()), len(self.seeds))
 
 
-def camera_names(config: DataConfig) -> tuple[str, ...]:
-    """Returns the simulator's cameras that the views of ``config`` show.
-
-    Raises:
-      ConfigError: A view is no camera of the simulator.
-    """
-    for key, *_ in config.views:
-        if not key.startswith(CAMERA_PREFIX):
-            raise ConfigError(f"view {key!r} (config.data.views) is not {CAMERA_PREFIX}CAMERA: no simulator renders it")
-    return tuple(dict.fromkeys(key.removeprefix(CAMERA_PREFIX) for key, *_ in config.views))
-
-
 def run_rollouts(
     task: str,
     policy: Policy,
@@ -130,6 +118,7 @@ def run_rollouts(
     prompt_id: int,
     config: RunConfig,
     normalisation: Normalisation,
+    action_repeat: int,
     key: jax.Array,
 ) -> Rollouts:
     """Runs one rollout on each simulator until it is solved or ``evaluate.rollout_max_steps`` have passed.
@@ -142,12 +131,13 @@ def run_rollouts(
       prompt_id: The task's row of the prompt table.
       config: The run.
       normalisation: The run's scales.
+      action_repeat: Simulator steps of one dataset step.
       key: Seed of the sampling noise.
 
     Returns:
       When each rollout was solved; a solved rollout stops there.
     """
-    robots = [_Robot(simulator, seed, config) for simulator, seed in zip(simulators, seeds, strict=True)]
+    robots = [_Robot(simulator, seed, config, action_repeat) for simulator, seed in zip(simulators, seeds, strict=True)]
 
     def states() -> np.ndarray:
         padded = np.zeros((len(robots), config.data.state_dim), np.float32)
@@ -160,7 +150,7 @@ def run_rollouts(
     seen, expected, given = [frames[0]], [frames[0]], [True]
     limit = config.evaluate.rollout_max_steps
     with tqdm(total=limit, desc=f"rollouts of {task}", unit="step", disable=None) as progress:
-        for turn in range(-(-limit // derive_geometry(config).steps_per_block)):
+        for turn in range(-(-limit // (derive_geometry(config).steps_per_block * action_repeat))):
             chunk = policy.act(jax.random.fold_in(key, turn))
             actions = normalisation.denormalise_actions(np.asarray(chunk.actions))
             was_running = not robots[0].is_done
@@ -197,8 +187,9 @@ class _Robot:
       solved_at: Step at which the task was solved, or -1.
     """
 
-    def __init__(self, simulator: Simulator, seed: int, config: RunConfig) -> None:
+    def __init__(self, simulator: Simulator, seed: int, config: RunConfig, action_repeat: int) -> None:
         geometry = derive_geometry(config)
+        self._action_repeat = action_repeat
         self._simulator = simulator
         self._data = config.data
         self._max_steps = config.evaluate.rollout_max_steps
@@ -221,16 +212,24 @@ class _Robot:
         """
         frames = []
         for offset in range(self._steps_per_block):
+            is_shown = (offset + 1) % self._data.frame_stride == 0
             if not self.is_done:
-                self.clock += 1
-                self.state, is_solved = self._simulator.step(actions[offset // self._action_stride])
-                if is_solved:
-                    self.solved_at = self.clock
-                if (offset + 1) % self._data.frame_stride == 0 or self.is_done:
+                self._step(actions[offset // self._action_stride])
+                if is_shown or self.is_done:
                     self.frame = self._compose(self._simulator.render())
-            if (offset + 1) % self._data.frame_stride == 0:
+            if is_shown:
                 frames.append(self.frame)
         return np.stack(frames)
+
+    def _step(self, action: np.ndarray) -> None:
+        """Executes one dataset step, or less when it ends the rollout."""
+        for _ in range(self._action_repeat):
+            if self.is_done:
+                return
+            self.clock += 1
+            self.state, is_solved = self._simulator.step(action)
+            if is_solved:
+                self.solved_at = self.clock
 
     def _compose(self, images: Mapping[str, Any]) -> np.ndarray:
         views = {f"{CAMERA_PREFIX}{name}": np.asarray(image)[None] for name, image in images.items()}
@@ -245,6 +244,7 @@ def evaluate_closed_loop(
     prompt_of: Callable[[str], str],
     prompts: Sequence[str],
     normalisation: Normalisation,
+    action_repeat: int,
 ) -> list[Rollouts]:
     """Rolls the policy out on every task of ``config.evaluate.rollout_tasks``.
 
@@ -255,6 +255,7 @@ def evaluate_closed_loop(
       prompt_of: Prompt of a simulator task.
       prompts: Task strings the model was trained on.
       normalisation: The run's scales.
+      action_repeat: Simulator steps of one dataset step.
 
     Raises:
       ConfigError: No task is named, a task was not trained on, or a simulator cannot be built here.
@@ -282,6 +283,7 @@ def evaluate_closed_loop(
                     prompt_id=prompts.index(prompt_of(task)),
                     config=config,
                     normalisation=normalisation,
+                    action_repeat=action_repeat,
                     key=jax.random.fold_in(base, row),
                 )
             )

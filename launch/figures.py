@@ -157,10 +157,8 @@ def verdict(name: str, gain: Mapping[str, Any] | None) -> str:
 def summarise(evaluation: Mapping[str, Any]) -> str:
     """Returns the console summary of an evaluation (the content of ``eval.json``)."""
     width = max(len(FIGURES[name].label) for name in FIGURES) + 6
-    windows, episodes = evaluation["windows"], evaluation["episodes"]
-    lines = [
-        f"step {evaluation['step']}: {windows} windows of {episodes} held-out episodes, mean [95 % interval over episodes]"
-    ]
+    data = f"{evaluation['windows']} windows of {evaluation['episodes']} held-out episodes"
+    lines = [f"step {evaluation['step']}, {data}: mean [95 % interval over episodes]"]
     for name, baselines in COMPARISONS:
         meaning = FIGURES[name]
         figure = evaluation[name]

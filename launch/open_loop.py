@@ -60,12 +60,12 @@ class Model:
 
     Attributes:
       predict: ``(batch, key) -> Prediction``.
-      sample_losses: ``(batch, key) -> {"video": [b], "action": [b]}``; the same key draws the same noise and
-        timesteps for every batch.
+      sample_losses: ``(batch, draw) -> {"video": [b], "action": [b]}``, NaN where a window carries no loss; the same
+        integer draws the same noise and timesteps whatever the batch holds.
     """
 
     predict: Callable[[WamBatch, jax.Array], Prediction]
-    sample_losses: Callable[[WamBatch, jax.Array], Mapping[str, Any]]
+    sample_losses: Callable[[WamBatch, int], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,14 +150,15 @@ def evaluate_open_loop(
     """
     chosen = spread_windows(windows.episodes, config.evaluate.num_windows)
     episodes, starts = windows.episodes[chosen], windows.starts[chosen]
-    size = min(config.train.global_batch_size, len(chosen))
+    size = config.train.global_batch_size
     example_rows = set(np.linspace(0, len(chosen) - 1, min(NUM_EXAMPLES, len(chosen))).round().astype(int).tolist())
     columns: dict[str, list[np.ndarray]] = {}
     examples: list[Example] = []
     prompt_ids = _prompt_ids(windows, chosen, size)
     donors = evaluate.choose_donors(episodes, prompt_ids, starts)
     base = jax.random.key(config.evaluate.seed)
-    for begin in tqdm(range(0, len(chosen), size), desc="held-out windows", unit="batch", disable=None):
+    turns = range(0, len(chosen), size)
+    for turn, begin in enumerate(tqdm(turns, desc="held-out windows", unit="batch", disable=None)):
         rows = np.arange(begin, min(begin + size, len(chosen)))
         # The last batch is filled up with its first rows: one shape, one compilation. What was added is dropped.
         filled = np.resize(rows, size)
@@ -165,13 +166,12 @@ def evaluate_open_loop(
         before = np.stack(
             [action_before(int(e), int(s)) for e, s in zip(episodes[filled], starts[filled], strict=True)]
         )
-        key = jax.random.fold_in(base, begin)
-        prediction = model.predict(batch, key)
+        prediction = model.predict(batch, jax.random.fold_in(base, turn))
         video, actions = np.asarray(prediction.video), np.asarray(prediction.actions)
         values = score_batch(batch, video, actions, before=before, config=config, scale=scale)
         if donors is not None:
             donor = windows.batch(chosen[donors[filled]])
-            values |= measure_sensitivity(model, batch, donor, key)
+            values |= measure_sensitivity(model, batch, donor, turn)
         for name, value in values.items():
             columns.setdefault(name, []).append(value[: len(rows)])
         for i, row in enumerate(rows):
@@ -222,20 +222,26 @@ def constant_action(scale: QuantileScale, action: np.ndarray, num_dims: int) -> 
     return padded
 
 
-def measure_sensitivity(model: Model, batch: WamBatch, donor: WamBatch, key: jax.Array) -> dict[str, np.ndarray]:
+def measure_sensitivity(model: Model, batch: WamBatch, donor: WamBatch, turn: int) -> dict[str, np.ndarray]:
     """Returns by how much exchanging an input with another sample's raises the loss of the other output.
 
     ``video_sensitivity``: video loss given the donor's actions minus given its own.
     ``action_sensitivity``: action loss given the donor's observation (video and state) minus given its own.
     Noise and timesteps are equal in both, so that only the exchange differs; averaged over ``SENSITIVITY_DRAWS``.
+
+    Args:
+      model: The model.
+      batch: The windows.
+      donor: For each window another one to exchange inputs with.
+      turn: Number of the batch: batches draw other noise.
     """
     other_actions = evaluate.with_actions_of(batch, donor)
     other_observation = evaluate.with_observation_of(batch, donor)
     video, action = [], []
-    for draw in jax.random.split(key, SENSITIVITY_DRAWS):
+    for draw in range(turn * SENSITIVITY_DRAWS, (turn + 1) * SENSITIVITY_DRAWS):
         own = model.sample_losses(batch, draw)
-        video.append(np.asarray(model.sample_losses(other_actions, draw)["video"]) - np.asarray(own["video"]))
-        action.append(np.asarray(model.sample_losses(other_observation, draw)["action"]) - np.asarray(own["action"]))
+        video.append(model.sample_losses(other_actions, draw)["video"] - own["video"])
+        action.append(model.sample_losses(other_observation, draw)["action"] - own["action"])
     return {"video_sensitivity": np.mean(video, axis=0), "action_sensitivity": np.mean(action, axis=0)}
 
 

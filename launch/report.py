@@ -54,15 +54,17 @@ FILMS = (
 def write_report(
     workdir: Path,
     *,
+    output: Path,
     config: RunConfig,
     evaluation: Mapping[str, Any],
     examples: Sequence[Example],
     sharding: str,
 ) -> Path:
-    """Writes ``WORKDIR/report.html`` from what the run recorded and its evaluation.
+    """Writes ``report.html`` from what the run recorded and its evaluation.
 
     Args:
-      workdir: The run's work directory.
+      workdir: The run's work directory: run.json, metrics.jsonl, ledger.jsonl, first_batch.png.
+      output: Folder of the evaluation's pictures and films; the report is written beside them.
       config: The run's configuration.
       evaluation: The content of ``eval.json``.
       examples: Some evaluated windows, for the action plots.
@@ -89,9 +91,9 @@ def write_report(
         definitions=[(meaning.label, name, meaning.definition) for name, meaning in FIGURES.items()],
         by_dim=_by_dim_rows(evaluation),
         by_task=_by_task_rows(evaluation),
-        films=[(film, _read(workdir / film.file)) for film in FILMS if (workdir / film.file).exists()],
-        strip=_read(workdir / "strip.png") if (workdir / "strip.png").exists() else None,
-        first_batch=_read(workdir / "first_batch.png") if (workdir / "first_batch.png").exists() else None,
+        films=[(film, content) for film in FILMS if (content := _read(output / film.file))],
+        strip=_read(output / "strip.png"),
+        first_batch=_read(workdir / "first_batch.png"),
         frame_plot=plots.plot_by_frame(
             [frame["video_psnr"] for frame in evaluation["video_psnr_by_frame"]],
             [frame["video_psnr_copy"] for frame in evaluation["video_psnr_by_frame"]],
@@ -104,7 +106,7 @@ def write_report(
         environment=list(_flatten({key: value for key, value in run.items() if key != "config"})),
         config=[(key, _plain(value)) for key, value in bridge.iterate_fields(config)],
     )
-    path = workdir / "report.html"
+    path = output / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -177,7 +179,7 @@ def _comparison_rows(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "unit": meaning.unit,
                 "n": "" if figure is None else figure["n"],
                 "verdict": f"{meaning.better} is better" if is_model and baselines else verdict(key, judged),
-                "tone": "plain" if is_model and baselines or judged is None else _tone(key, judged),
+                "tone": "plain" if (is_model and baselines) or judged is None else _tone(key, judged),
             }
 
 
@@ -287,8 +289,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _read(path: Path) -> bytes:
-    return path.read_bytes()
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _data_uri(content: bytes, kind: str) -> str:
@@ -298,7 +300,8 @@ def _data_uri(content: bytes, kind: str) -> str:
 def _picture(plot: plots.Plot) -> Markup:
     """Returns a plot as ``<picture>`` that follows the reader's colour scheme."""
     return Markup(
-        '<picture><source media="(prefers-color-scheme: dark)" srcset="{}"><img class="plot" src="{}" alt="{}"></picture>'
+        '<picture><source media="(prefers-color-scheme: dark)" srcset="{}">'
+        '<img class="plot" src="{}" alt="{}"></picture>'
     ).format(_data_uri(plot.dark, "image/png"), _data_uri(plot.light, "image/png"), plot.alt)
 
 

@@ -1,0 +1,248 @@
+"""Evaluates the newest verified checkpoint of a work directory on held-out episodes and writes its report.
+
+  wamjax eval --workdir=runs/quickstart --cpu_devices=8
+
+Writes into the work directory: eval.json (every figure with its interval), report.html (open it in a browser),
+strip.png, predicted.mp4 and, where the simulator is installed, rollout.mp4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+
+from data_pipelines.pipeline import Pipeline, build_pipeline, open_dataset
+from launch import distributed, metaworld
+from launch.closed_loop import Rollouts, evaluate_closed_loop
+from launch.figures import FIGURES, summarise
+from launch.film import write_film, write_strip
+from launch.open_loop import Model, OpenLoop, evaluate_open_loop
+from launch.report import write_report
+from launch.workdir import WorkDir
+from wamjax.batch import WamBatch
+from wamjax.config.schema import ParallelConfig, RunConfig
+from wamjax.errors import ConfigError, DataError
+from wamjax.parallel.mesh import build_mesh, make_global_batch, resolve_axis_sizes
+from wamjax.sampling.policy import Policy
+from wamjax.sampling.rollout import ChunkSampler
+from wamjax.training.checkpoint import CheckpointStore, Restored
+from wamjax.training.program import TrainProgram, build_program, describe_sharding
+
+STRIP_WINDOWS = 4
+FILM_FPS = 4  # a window spans a fraction of a second: shown several times slower, so that it can be followed
+
+
+def define_flags() -> None:
+    """Defines the flags of ``wamjax eval``."""
+    flags.DEFINE_string("workdir", None, "Folder of a run made by wamjax train.", required=True)
+    flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the newest verified one by default.", lower_bound=0)
+    flags.DEFINE_string("output", None, "Folder to write to; the work directory by default.")
+    distributed.define_device_flags()
+
+
+def run(argv: list[str]) -> int:
+    """Evaluates and returns 0."""
+    if argv:
+        raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax eval takes flags only (see wamjax eval --help)")
+    values = flags.FLAGS
+    workdir = WorkDir(Path(values.workdir))
+    run_config = workdir.read_config()
+    distributed.start_devices(values.cpu_devices)
+    config = fit_to_devices(run_config, jax.device_count())
+    output = Path(values.output) if values.output else workdir.path
+    print(evaluate(workdir, config, step=values.step, output=output))
+    return 0
+
+
+def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: Path) -> str:
+    """Evaluates a checkpoint, writes every product to ``output`` and returns the summary.
+
+    Args:
+      workdir: A run.
+      config: Its configuration, fitted to the devices at hand.
+      step: Which checkpoint; None for the newest that verifies.
+      output: Folder of eval.json, report.html, strip.png and the films.
+    """
+    pipeline = build_pipeline(config, workdir=workdir.path)
+    windows = pipeline.validation_windows()
+    if not len(windows):
+        raise DataError(
+            f"dataset {config.data.path} has no held-out window to evaluate on; config.data.validation_fraction="
+            f"{config.data.validation_fraction} of its episodes was held out"
+        )
+    program = build_program(config, build_mesh(config.parallel))
+    restored = _restore(workdir, program, step)
+    params = program.evaluation_params(restored.state)
+    open_loop = evaluate_open_loop(
+        windows,
+        Model(
+            predict=ChunkSampler(config, params).predict,
+            sample_losses=functools.partial(_sample_losses, program, params),
+        ),
+        config=config,
+        prompts=pipeline.prompts,
+        scale=pipeline.normalisation.actions,
+        action_before=_ActionBefore(pipeline, config),
+    )
+    rollouts, reason = _roll_out(config, pipeline, params)
+    evaluation = describe_evaluation(
+        open_loop, rollouts, reason, step=restored.record.step, episodes=len(np.unique(windows.episodes))
+    )
+    _write(output, program, workdir, evaluation, open_loop, rollouts)
+    return f"{summarise(evaluation)}\nreport: {output / 'report.html'}"
+
+
+def fit_to_devices(config: RunConfig, num_devices: int) -> RunConfig:
+    """Returns ``config`` with a mesh and a batch size that fit ``num_devices``.
+
+    A run may be evaluated on other devices than it was trained on. Its own mesh is kept where it fits; otherwise the
+    parameters are split over all devices. The batch is rounded up to what divides over the data axes.
+    """
+    try:
+        sizes = resolve_axis_sizes(config.parallel, num_devices)
+    except ConfigError:
+        config = dataclasses.replace(config, parallel=ParallelConfig())
+        sizes = resolve_axis_sizes(config.parallel, num_devices)
+    ways = sizes["data"] * sizes["fsdp"]
+    batch_size = math.ceil(config.train.global_batch_size / ways) * ways
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=batch_size))
+
+
+def describe_evaluation(
+    open_loop: OpenLoop, rollouts: Sequence[Rollouts] | None, reason: str | None, *, step: int, episodes: int
+) -> dict[str, Any]:
+    """Returns the content of ``eval.json``.
+
+    Every figure is ``{"mean", "low", "high", "n"}`` (95 % interval, n episodes) or null. ``gains`` hold, for each
+    baseline, how much better the model is on the same episodes. ``closed_loop`` is null with a reason when no rollout
+    was made.
+    """
+
+    def table(figures: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: None if figure is None else figure.to_json() for name, figure in figures.items()}
+
+    return {
+        "step": step,
+        "windows": open_loop.num_windows,
+        "episodes": episodes,
+        **table(open_loop.figures),
+        "gains": table(open_loop.gains),
+        "closed_loop": None if rollouts is None else {r.task: r.rate().to_json() for r in rollouts},
+        "closed_loop_reason": reason,
+        "closed_loop_solved_at": None
+        if rollouts is None
+        else {r.task: {str(seed): int(at) for seed, at in zip(r.seeds, r.solved_at, strict=True)} for r in rollouts},
+        "action_error_by_dim": [table(figures) for figures in open_loop.by_dim],
+        "video_psnr_by_frame": [table(figures) for figures in open_loop.by_frame],
+        "by_task": {task: table(figures) for task, figures in open_loop.by_task.items()},
+        "definitions": {name: meaning.definition for name, meaning in FIGURES.items()},
+    }
+
+
+def _restore(workdir: WorkDir, program: TrainProgram, step: int | None) -> Restored:
+    """Loads the wanted checkpoint, or the newest that verifies."""
+    store = CheckpointStore(workdir.checkpoints)
+    restored = (
+        store.restore_latest(program.abstract_state) if step is None else store.restore(step, program.abstract_state)
+    )
+    if restored is None:
+        raise ConfigError(
+            f"--workdir={workdir.path} has no checkpoint yet; train until the first one (config.checkpoint.every_steps)"
+        )
+    return restored
+
+
+def _sample_losses(program: TrainProgram, params: Any, batch: WamBatch, draw: int) -> dict[str, np.ndarray]:
+    """Returns each window's losses by stream, NaN where the window carries none."""
+    global_batch: Any = make_global_batch(batch, program.mesh)
+    losses = jax.device_get(program.sample_losses(params, global_batch, draw))
+    return {
+        name: np.where(stream.count > 0, stream.total / np.maximum(stream.count, 1.0), np.nan)
+        for name, stream in losses.items()
+    }
+
+
+class _ActionBefore:
+    """Looks up the normalised action executed before a step of an episode, ``[u]``.
+
+    Nothing is executed before an episode's first step: there it is the raw action zero.
+    """
+
+    def __init__(self, pipeline: Pipeline, config: RunConfig) -> None:
+        self._source = open_dataset(config.data)
+        self._scale = pipeline.normalisation.actions
+        self._config = config
+
+    def __call__(self, episode: int, start: int) -> np.ndarray:
+        raw = np.zeros(self._scale.num_dims, np.float32)
+        if start > 0:
+            raw = self._source.column(self._config.data.action_key, episode)[start - 1]
+        padded = np.zeros(self._config.data.action_dim, np.float32)
+        padded[: self._scale.num_dims] = self._scale.normalise(raw)
+        return padded
+
+
+def _roll_out(config: RunConfig, pipeline: Pipeline, params: Any) -> tuple[list[Rollouts] | None, str | None]:
+    """Returns the rollouts, or None and why there are none: a missing simulator does not spoil an evaluation."""
+    try:
+        setup = metaworld.match_dataset(config)
+        rollouts = evaluate_closed_loop(
+            config,
+            build_policy=lambda: Policy(config, params),
+            open_simulators=setup.open,
+            prompt_of=metaworld.prompt_of,
+            prompts=pipeline.prompts,
+            normalisation=pipeline.normalisation,
+            action_repeat=setup.action_repeat,
+        )
+    except ConfigError as error:
+        logging.warning("no closed loop: %s", error)
+        return None, str(error)
+    return rollouts, None
+
+
+def _write(
+    output: Path,
+    program: TrainProgram,
+    workdir: WorkDir,
+    evaluation: dict[str, Any],
+    open_loop: OpenLoop,
+    rollouts: Sequence[Rollouts] | None,
+) -> None:
+    """Writes the pictures, the films, ``eval.json`` and, last, the report that shows them all."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        films = [example.frames for example in open_loop.examples]
+        write_strip(output / "strip.png", films[:STRIP_WINDOWS])
+        write_film(output / "predicted.mp4", films, fps=FILM_FPS)
+        (output / "rollout.mp4").unlink(missing_ok=True)  # of an earlier evaluation
+        if rollouts:
+            write_film(output / "rollout.mp4", [r.film for r in rollouts], fps=2 * FILM_FPS)
+        _write_json(output / "eval.json", evaluation)
+        write_report(
+            workdir.path,
+            output=output,
+            config=workdir.read_config(),
+            evaluation=evaluation,
+            examples=open_loop.examples,
+            sharding=describe_sharding(program),
+        )
+    except OSError as error:
+        raise DataError(f"cannot write to {error.filename or output}: {error.strerror}; free space there") from error
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Writes JSON whole or not at all; numbers that are not finite are refused."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
