@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from wamjax.training.records import RecordLog
 
@@ -39,6 +39,7 @@ class StepReport:
         return {name: value for name, value in self.metrics.items() if not math.isfinite(value)}
 
 
+@runtime_checkable
 class Hook(Protocol):
     """Something that happens beside training. A hook sees every step and never touches the state."""
 
@@ -152,6 +153,7 @@ class MetricRecorder(Silent):
         self._log.close()
 
 
+@runtime_checkable
 class RunLedger(Protocol):
     """What the loop needs of the run ledger (``wamjax.flops.ledger``)."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -19,6 +19,7 @@ from wamjax.training.hooks import Hook, StepReport
 State = Any
 
 
+@runtime_checkable
 class StopSignal(Protocol):
     """Whether the run was asked to leave; all processes get the same answer at the same step."""
 
