@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import os
 import sys
 import textwrap
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_verb(name: str, arguments: list[str]) -> int:
     """Runs the verb ``name``; what it raises becomes one line on stderr and an exit status."""
     title = f"wamjax {name}"
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         command = command_of_module(importlib.import_module(VERBS[name].module), VERBS[name].summary)
         if isinstance(command, dict):
