@@ -247,3 +247,23 @@ def test_pallas_kernel_counts_by_its_declared_cost_only():
         trace_flops(lambda a: jax.lax.scan(lambda h, _: (pallas_product(cost)(h, h), None), a, length=3)[0], a).total
         == 3702
     )
+
+
+def test_product_out_of_the_jaxprs_sight_is_refused_by_name():
+    # A sparse product stands for all primitives that multiply without a dot_general in the jaxpr.
+    from jax.experimental import sparse
+
+    x = sparse.BCOO.fromdense(jnp.eye(4))
+    with pytest.raises(ValueError, match=r"kernel 'bcoo_dot_general' .* declares no cost"):
+        trace_flops(lambda y: x @ y, jnp.ones((4, 4)))
+
+
+def test_unknown_primitive_that_holds_products_is_refused_by_name():
+    def callee(x):
+        return x @ x
+
+    def unknown(x):
+        return jax.lax.custom_linear_solve(callee, x, lambda _, b: b @ b)
+
+    with pytest.raises(ValueError, match=r"primitive 'custom_linear_solve' .* holds 128 FLOPs"):
+        trace_flops(unknown, jnp.ones((4, 4)))

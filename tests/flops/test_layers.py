@@ -120,7 +120,7 @@ def brute_force_products(sizes, kernel, strides, padding, input_dilation, kernel
     )
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_conv_of_random_geometry_equals_brute_force(seed):
     rng = np.random.default_rng(seed)
     dims = int(rng.integers(1, 4))

@@ -26,35 +26,16 @@ from wamjax.flops import layers
 # Call-like primitives: parameter that holds the body executed exactly once per call.
 _CALLS = {
     "jit": "jaxpr",
-    "pjit": "jaxpr",
+    "remat2": "jaxpr",
     "closed_call": "call_jaxpr",
     "core_call": "call_jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
+    "eval_jaxpr": "call_jaxpr",  # what closed_call became in jax 0.12
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
-    "run_state": "jaxpr",
-    "core_pallas_call": "jaxpr",
 }
-# Kernels whose cost the jaxpr does not show. ``pallas_call`` may carry a declared cost.
-_OPAQUE = frozenset(
-    {
-        "pallas_call",
-        "ffi_call",
-        "custom_call",
-        "tpu_custom_call",
-        "triton_kernel_call",
-        "mosaic_gpu",
-        "mosaic_gpu_p",
-        "dot_product_attention_fwd_wrapper",
-        "dot_product_attention_bwd_wrapper",
-        "dot_product_attention_fp8_fwd_wrapper",
-        "dot_product_attention_fp8_bwd_wrapper",
-        "scaled_matmul",
-        "scaled_matmul_wrapper",
-    }
-)
+# Parts of the names of primitives that multiply matrices out of the jaxpr's sight: hand-written and foreign kernels,
+# library attention, scaled and sparse products. Their cost must be declared.
+_OPAQUE = ("pallas_call", "ffi_call", "custom_call", "mosaic", "triton", "attention", "matmul", "dot", "rnn_")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,7 +143,7 @@ class _Walker:
             name, inner = eqn.primitive.name, _join(scope, str(eqn.source_info.name_stack))
             if name in _PRODUCTS:
                 self._record(name, inner, eqn, _PRODUCTS[name](eqn), times)
-            elif name in _OPAQUE:
+            elif any(part in name for part in _OPAQUE):
                 self._kernel(name, inner, eqn, times)
             elif name == "scan":
                 self.walk(eqn.params["jaxpr"], times=times * eqn.params["length"], scope=inner)
