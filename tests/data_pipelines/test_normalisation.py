@@ -1,0 +1,94 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines.normalisation import Normalisation, QuantileScale, compute_normalisation
+from data_pipelines.sources.lerobot_v3 import LeRobotDataset
+from tests.data_pipelines.conftest import LENGTHS, make_episode
+from wamjax.config.schema import DataConfig
+from wamjax.errors import DataError
+
+
+@pytest.fixture
+def normalisation(dataset_path: Path) -> Normalisation:
+    source = LeRobotDataset(dataset_path, cameras=(), columns=("action", "observation.state"))
+    return compute_normalisation(source, (0, 3, 4), DataConfig(), fingerprint="abc")
+
+
+def sorted_quantile(values: np.ndarray, share: float) -> float:
+    """Linear interpolation between order statistics, written out."""
+    ordered = sorted(values.tolist())
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def test_statistics_cover_the_given_episodes_and_no_others(normalisation: Normalisation) -> None:
+    actions = np.concatenate([make_episode(i, LENGTHS[i]).actions for i in (0, 3, 4)])
+    for dim in range(2):
+        assert normalisation.actions.q01[dim] == pytest.approx(sorted_quantile(actions[:, dim], 0.01))
+        assert normalisation.actions.q99[dim] == pytest.approx(sorted_quantile(actions[:, dim], 0.99))
+        assert normalisation.actions.mean[dim] == pytest.approx(sum(actions[:, dim].tolist()) / len(actions))
+    assert (normalisation.episodes, normalisation.steps) == (3, len(actions))
+
+
+def test_quantiles_map_to_the_ends_and_beyond_is_clamped() -> None:
+    scale = QuantileScale(q01=(-2.0,), q99=(6.0,), mean=(0.0,), clamped=(0.0,))
+    values = np.array([[-9.0], [-2.0], [2.0], [6.0], [7.0]])
+    np.testing.assert_allclose(scale.normalise(values)[:, 0], [-1, -1, 0, 1, 1])
+
+
+def test_denormalise_inverts_normalise_within_the_quantiles() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.normal(size=5) * 10
+    high = low + rng.uniform(0.1, 20, size=5)
+    scale = QuantileScale(q01=tuple(low), q99=tuple(high), mean=tuple(low), clamped=(0.0,) * 5)
+    values = rng.uniform(low, high, size=(3, 7, 5))
+    padded = np.concatenate([scale.normalise(values), np.zeros((3, 7, 2), np.float32)], axis=-1)
+    np.testing.assert_allclose(scale.denormalise(padded), values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, -250.0])
+def test_dim_without_spread_maps_to_zero_and_back(constant: float) -> None:
+    scale = QuantileScale(q01=(constant,), q99=(constant,), mean=(constant,), clamped=(0.0,))
+    np.testing.assert_array_equal(scale.normalise(np.full((4, 1), constant)), np.zeros((4, 1)))
+    np.testing.assert_allclose(scale.denormalise(np.zeros((4, 1))), constant)
+    assert np.isfinite(scale.normalise(np.array([[constant + 1e9]]))).all()
+
+
+def test_share_of_clamped_values_is_recorded(normalisation: Normalisation) -> None:
+    actions = np.concatenate([make_episode(i, LENGTHS[i]).actions for i in (0, 3, 4)]).astype(np.float64)
+    outside = [
+        np.mean([not low <= value <= high for value in column])
+        for column, low, high in zip(actions.T, normalisation.actions.q01, normalisation.actions.q99, strict=True)
+    ]
+    np.testing.assert_allclose(normalisation.actions.clamped, outside)
+    assert 0 < outside[0] < 0.05
+
+
+def test_saved_normalisation_loads_equal(normalisation: Normalisation, tmp_path: Path) -> None:
+    normalisation.save(tmp_path / "normalisation.json")
+    assert Normalisation.load(tmp_path / "normalisation.json") == normalisation
+    assert [path.name for path in tmp_path.iterdir()] == ["normalisation.json"]
+
+
+def test_edited_normalisation_is_refused(normalisation: Normalisation, tmp_path: Path) -> None:
+    path = tmp_path / "normalisation.json"
+    normalisation.save(path)
+    content = json.loads(path.read_text())
+    content["actions"]["q99"][0] += 1e-9
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"normalisation\.json does not match its digest"):
+        Normalisation.load(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"digest": "x", "actions": 3}'])
+def test_unreadable_normalisation_is_refused_on_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "normalisation.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"normalisation\.json cannot be read") as caught:
+        Normalisation.load(path)
+    assert "\n" not in str(caught.value)
