@@ -48,7 +48,7 @@ $(DEV_STAMP): pyproject.toml uv.lock
 # gets everything else, and is told. uv installs the versions of uv.lock; pip the newest that pyproject.toml allows.
 comma := ,
 define install
-	@set -e; \
+	@set -e; echo "Installing into .venv (seconds with uv, some minutes with pip) ..."; \
 	if command -v uv >/dev/null 2>&1; then \
 	  uv sync --frozen --inexact --extra sim $(addprefix --extra ,$(1)) || { \
 	    echo "The sim extra could not be installed; going on without closed-loop rollouts." >&2; \

@@ -96,7 +96,7 @@ def _run_inspect(argv: list[str]) -> int:
 
 def inspect_dataset(dataset: LeRobotDataset) -> dict[str, Any]:
     """Returns counts, features, tasks and quarantined episodes of a dataset, in JSON types."""
-    broken = dataset.find_broken()
+    broken = find_unusable(dataset)
     tasks = {}
     for task in dataset.tasks:
         episodes = [episode for episode in dataset.episodes if episode.task == task]
@@ -124,6 +124,16 @@ def inspect_dataset(dataset: LeRobotDataset) -> dict[str, Any]:
     }
 
 
+def find_unusable(dataset: LeRobotDataset) -> dict[int, str]:
+    """Returns the reason for each episode that training would quarantine: broken files, or values not finite."""
+    reasons = dict(dataset.find_broken())
+    for episode in dataset.episodes:
+        for name in _vector_features(dataset.info):
+            if episode.index not in reasons and not np.isfinite(dataset.column(name, episode.index)).all():
+                reasons[episode.index] = f"{name} holds values that are not finite"
+    return dict(sorted(reasons.items()))
+
+
 def _run_stats(argv: list[str]) -> int:
     """Prints the spread of every vector feature, dim by dim, over all episodes that can be read."""
     dataset = _open(argv)
@@ -140,7 +150,7 @@ def _run_stats(argv: list[str]) -> int:
 
 def summarise_values(dataset: LeRobotDataset) -> dict[str, dict[str, list[float]]]:
     """Returns min, quantiles, max, mean and standard deviation of each vector feature, per dim, in its own unit."""
-    broken = dataset.find_broken()
+    broken = find_unusable(dataset)
     usable = [episode.index for episode in dataset.episodes if episode.index not in broken]
     if not usable:
         raise DataError(
