@@ -66,6 +66,8 @@ class LayoutConfig:
       states_per_block: State tokens of one block, read at the block's start.
       noisy_first_frame: Whether the first frame also appears in the noisy stream (as in DreamZero); without it the
         first frame is context only.
+      clean_last_block: Whether the last block also appears in the clean stream, as in DreamZero. Nothing looks at it
+        there; without it the result is the same and the sequence shorter.
       order: ``natural`` lays streams one after the other; ``grouped`` keeps what one block denoises contiguous.
       pad_multiple: The packed sequence is padded at its end to a multiple of this.
     """
@@ -76,6 +78,7 @@ class LayoutConfig:
     actions_per_block: int = 8
     states_per_block: int = 1
     noisy_first_frame: bool = True
+    clean_last_block: bool = True
     order: Literal["natural", "grouped"] = "grouped"
     pad_multiple: int = 1
 

@@ -34,6 +34,7 @@ def joint_layout(
     actions_per_block: int,
     states_per_block: int,
     noisy_first_frame: bool = True,
+    clean_last_block: bool = True,
     order: Literal["natural", "grouped"] = "natural",
     pad_multiple: int = 1,
     token_causal_context: bool = False,
@@ -50,6 +51,7 @@ def joint_layout(
       actions_per_block: Action tokens of one block; 0 leaves the stream out.
       states_per_block: State tokens of one block; 0 leaves the stream out.
       noisy_first_frame: Whether the first frame also appears noisy.
+      clean_last_block: Whether the last block also appears clean; nothing looks at it there.
       order: ``natural`` is clean | noisy | actions | states; ``grouped`` puts what one block denoises together.
       pad_multiple: Padding tokens are appended up to a multiple of this.
       token_causal_context: Clean video sees clean video token by token instead of block by block, as DreamZero's
@@ -86,7 +88,7 @@ def joint_layout(
         return [Segment(role=role, order=block, num_tokens=count, start=start, noised=noised, has_loss=noised)]
 
     blocks = range(1, num_blocks + 1)
-    clean = [video(Role.CLEAN_VIDEO, b) for b in range(num_blocks + 1)]
+    clean = [video(Role.CLEAN_VIDEO, b) for b in range(num_blocks + clean_last_block)]
     noisy = [[video(Role.NOISY_VIDEO, b)] for b in range(0 if noisy_first_frame else 1, num_blocks + 1)]
     actions = [vector(Role.ACTION, b, actions_per_block) for b in blocks]
     states = [vector(Role.STATE, b, states_per_block) for b in blocks]
@@ -116,6 +118,7 @@ def build_layout(config: RunConfig) -> Layout:
         actions_per_block=sizes.actions_per_block,
         states_per_block=sizes.states_per_block,
         noisy_first_frame=sizes.noisy_first_frame,
+        clean_last_block=sizes.clean_last_block,
         order=sizes.order,
         pad_multiple=sizes.pad_multiple,
     )

@@ -26,7 +26,7 @@ def fan_in(
 def named(key: PRNGKey, init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param[Any]:
     """Makes an fp32 parameter of ``shape`` whose dims carry the logical names ``axes``."""
     assert len(shape) == len(axes), f"{len(shape)} dims, {len(axes)} names: {shape} {axes}"
-    return nnx.Param(init(key, shape, "float32"), **{AXES_KEY: axes})
+    return nnx.Param(init(key, shape, "float32"), axes=axes)
 
 
 __all__ = ["AXES_KEY", "fan_in", "named", "zeros"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def resolve_axis_sizes(config: ParallelConfig, num_devices: int) -> dict[str, in
     return sizes
 
 
-def build_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def build_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Returns the mesh of ``config`` over ``devices`` (all devices of all processes by default).
 
     Raises:
@@ -102,7 +103,7 @@ def check_batch_divides(global_batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def make_global_batch(host_rows: object, mesh: Mesh) -> object:
+def make_global_batch(host_rows: Any, mesh: Mesh) -> Any:
     """Makes a pytree of host arrays (this process's rows of every batch-first array) global and sharded."""
     sharding = batch_sharding(mesh)
     _, shard_count = data_shard(mesh)

@@ -7,13 +7,14 @@ The functions here are pure; ``rollout`` and ``policy`` jit them.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from wamjax.config.schema import RunConfig
-from wamjax.layout import Layout, Pass, Role
+from wamjax.layout import Layout, Pass, Role, Segment
 from wamjax.models.block import KeysValues
 from wamjax.models.world_action import Streams, WorldActionModel
 from wamjax.objectives.flow_matching import shift_time, velocity_from
@@ -109,7 +110,8 @@ def denoise_block(
 
     def euler(step: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         now, after = times[step], times[step + 1]
-        return tuple(x + (after - now) * v for x, v in zip(carry, velocities(carry, now), strict=True))  # type: ignore[return-value]
+        (video, actions), (video_velocity, action_velocity) = carry, velocities(carry, now)
+        return video + (after - now) * video_velocity, actions + (after - now) * action_velocity
 
     video, actions = jax.lax.fori_loop(0, config.evaluate.solver_steps, euler, (video, actions))
     frames = video_segment.grid
@@ -124,7 +126,7 @@ def _make_velocities(
     config: RunConfig,
     layout: Layout,
     block: Pass,
-):
+) -> Callable[[tuple[jax.Array, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]:
     """Returns a function from (video, actions) and a time to their velocities."""
     objective = config.objective
     residual = jnp.zeros(())
@@ -152,7 +154,7 @@ def _make_velocities(
     return velocities
 
 
-def _only(layout_pass: Pass, role: Role):
+def _only(layout_pass: Pass, role: Role) -> Segment:
     """Returns the one segment of ``role`` in a block's pass."""
     (segment,) = (s for s in layout_pass.segments if s.role is role)
     return segment

@@ -46,7 +46,8 @@ class Policy:
         """
         if config.layout.states_per_block != 1:
             raise ConfigError(
-                f"config.layout.states_per_block={config.layout.states_per_block}; a policy observes one state per chunk"
+                f"config.layout.states_per_block={config.layout.states_per_block}; expected 1, because a policy "
+                "observes one state per chunk"
             )
         self.config, self.params = config, params
         self.layout = build_layout(config)
