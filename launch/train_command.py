@@ -22,6 +22,7 @@ from absl import flags, logging
 from jax.sharding import Mesh
 
 from data_pipelines.pipeline import Pipeline, TrainStream, build_pipeline
+from data_pipelines.render import render_batch
 from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
@@ -71,9 +72,9 @@ def run(argv: list[str]) -> int:
 def train(config: RunConfig, workdir: WorkDir) -> int:
     """Trains ``config`` in ``workdir``, which this run holds; returns the exit status."""
     mesh = build_mesh(config.parallel)
+    program = build_program(config, mesh)
     pipeline = _build_pipeline(config, workdir)
     distributed.check_same_everywhere({"configuration": config_hash(config), "dataset": pipeline.fingerprint})
-    program = build_program(config, mesh)
     ledger = _build_ledger(config, program)
     store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
     restored = store.restore_latest(program.abstract_state, set_aside=True)
@@ -197,7 +198,7 @@ def _global_batches(stream: TrainStream, mesh: Mesh, pipeline: Pipeline, *, pict
     """Yields (global batch, position after it); draws the first batch of a run before it is trained on."""
     for rows in stream:
         if jax.process_index() == 0 and not picture.exists():
-            logging.info("first batch")
+            render_batch(rows, picture, prompts=pipeline.prompts)
         yield make_global_batch(rows, mesh), stream.position
 
 

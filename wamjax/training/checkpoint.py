@@ -30,6 +30,7 @@ from wamjax.training.digest import describe_array, digest_arrays, path_name
 _STATE = "state"  # name of the one checkpointable in a step's folder
 _PARTIAL_MARK = ".orbax-checkpoint-tmp"  # Orbax writes here and renames when complete
 _BROKEN_SUFFIX = ".broken"
+_MIN_SLICE_BYTES = 2**20
 
 
 class CheckpointError(DataError):
@@ -128,9 +129,10 @@ class CheckpointStore:
             step=step, position=position, ledger=ledger, config_hash=config_hash, digests=digest_arrays(state)
         )
         try:
-            response = ocp.save_checkpointables_async(
-                self.path(step), {_STATE: state}, custom_metadata=record.to_json()
-            )
+            with _saving_options():
+                response = ocp.save_checkpointables_async(
+                    self.path(step), {_STATE: state}, custom_metadata=record.to_json()
+                )
         except Exception as error:
             raise self._failed_save(step, error) from error
         self._pending = (step, response)
@@ -267,6 +269,16 @@ class CheckpointStore:
             f"checkpoint of step {step} could not be written to {self.directory} ({_one_line(error)}); "
             + (f"the last good checkpoint is step {last}" if last is not None else "there is no earlier checkpoint")
         )
+
+
+def _saving_options() -> ocp.Context:
+    """Returns how Orbax writes: only large replicated arrays are shared out among the replicas that could write them.
+
+    Sharing out slices each array on its device, one small program per shape: dear for the many small arrays.
+    """
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = _MIN_SLICE_BYTES
+    return context
 
 
 def _require_same_arrays(path: Path, record: CheckpointRecord, abstract_state: Any) -> None:

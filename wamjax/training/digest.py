@@ -3,8 +3,8 @@
 Owns the digest and its text form. Used to verify checkpoints: the storage format underneath has no checksum on its
 data, and a hash of the bytes one host holds would change with the mesh.
 
-How: every element is read as unsigned 32-bit words w, every word has a position hash p made from its coordinates in
-the *whole* array, and the digest is the pair of sums (mod 2^32) of mix(w xor p) and mix'(w + p'). Addition commutes,
+How: every element is read as unsigned 32-bit words w, every word has a position hash p made from its index in the
+*whole* array, and the digest is the pair of sums (mod 2^32) of mix(w xor p) and mix'(w + p'). Addition commutes,
 so any split of the array over devices gives the same pair. Both mixes are bijections of 32-bit words, so changing one
 word always changes both sums; other changes escape with probability about 2^-64.
 """
@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 # (Wellons, hash-prospector). Both are bijections: xor-shifts and odd products are invertible mod 2^32.
 _MURMUR = (16, 0x85EBCA6B, 13, 0xC2B2AE35, 16)
 _LOWBIAS = (16, 0x7FEB352D, 15, 0x846CA68B, 16)
-_GOLDEN = 0x9E3779B9  # 2^32 / golden ratio, odd: spreads the coordinate of one dim before the next is folded in
+_GOLDEN = 0x9E3779B9  # 2^32 / golden ratio, odd
 
 
 def digest_arrays(tree: Any) -> dict[str, str]:
@@ -38,10 +38,10 @@ def digest_arrays(tree: Any) -> dict[str, str]:
       arrays, bit for bit (NaN payloads and the sign of zero count).
     """
     flat = jax.tree_util.tree_leaves_with_path(tree)
-    if not flat:
-        return {}
-    leaves = tuple(leaf for _, leaf in flat)
-    sums = np.asarray(jax.device_get(_compiled_sums(_replicated_like(leaves[0]))(leaves)))
+    # One small program per distinct shape and sharding (parameters, average and moments share theirs) compiles far
+    # faster than one program over the whole state. Each result is waited for: on simulated CPU devices many
+    # independent programs in flight, each with a collective, use up the thread pool and wait for each other for ever.
+    sums = [jax.device_get(_compiled_sums(_replicated_like(leaf))(leaf)) for _, leaf in flat]
     return {
         path_name(path): f"{describe_array(leaf)}:{int(high):08x}{int(low):08x}"
         for (path, leaf), (high, low) in zip(flat, sums, strict=True)
@@ -61,9 +61,7 @@ def describe_array(array: Any) -> str:
 @functools.lru_cache(maxsize=8)
 def _compiled_sums(replicated: NamedSharding | None) -> Any:
     """Returns the jitted digest; the result is replicated so that every process can read it."""
-    if replicated is None:
-        return jax.jit(_sums_of_leaves)
-    return jax.jit(_sums_of_leaves, out_shardings=replicated)
+    return jax.jit(_word_sums) if replicated is None else jax.jit(_word_sums, out_shardings=replicated)
 
 
 def _replicated_like(array: Any) -> NamedSharding | None:
@@ -72,17 +70,12 @@ def _replicated_like(array: Any) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
 
 
-def _sums_of_leaves(leaves: tuple[Any, ...]) -> jax.Array:
-    """Returns uint32 ``[arrays 2]``: the digest words of each leaf."""
-    return jnp.stack([_word_sums(jnp.asarray(leaf)) for leaf in leaves])
-
-
 def _word_sums(array: jax.Array) -> jax.Array:
     """Returns uint32 ``[2]``: the two position-keyed sums of one array."""
-    words = _as_words(array)
+    words = _as_words(jnp.asarray(array))
     position = _position_hash(words.shape)
     first = _mix(words ^ position, _MURMUR)
-    second = _mix(words + _mix(position, _LOWBIAS), _LOWBIAS)
+    second = _mix(words + position * jnp.uint32(_GOLDEN), _LOWBIAS)
     return jnp.stack([jnp.sum(first, dtype=jnp.uint32), jnp.sum(second, dtype=jnp.uint32)])
 
 
@@ -99,12 +92,15 @@ def _as_words(array: jax.Array) -> jax.Array:
 
 
 def _position_hash(shape: tuple[int, ...]) -> jax.Array:
-    """Returns uint32 of ``shape``: a hash of each element's coordinates, folded dim by dim (no index overflow)."""
-    position = jnp.full(shape, len(shape), jnp.uint32)
-    for dim in range(len(shape)):
-        coordinate = jax.lax.broadcasted_iota(jnp.uint32, shape, dim)
-        position = _mix(position ^ ((coordinate + 1) * jnp.uint32(_GOLDEN)), _MURMUR)
-    return position
+    """Returns uint32 of ``shape``: a hash of each element's row-major index in the whole array.
+
+    The index wraps beyond 2^32 elements: two words exactly that far apart could then be swapped unnoticed.
+    """
+    index, stride = jnp.zeros(shape, jnp.uint32), 1
+    for dim in reversed(range(len(shape))):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, dim) * jnp.uint32(stride % 2**32)
+        stride *= shape[dim]
+    return _mix(index + jnp.uint32(_GOLDEN), _MURMUR)
 
 
 def _mix(words: jax.Array, constants: tuple[int, int, int, int, int]) -> jax.Array:
