@@ -140,6 +140,11 @@ class LeRobotDataset:
         except VideoError as error:
             raise DataError(f"dataset {self._path}: episode {episode}: {error}") from error
 
+    def locate(self, camera: str, episode: int) -> tuple[Path, int]:
+        """Returns the mp4 file of an episode's camera and the number of its first frame there."""
+        name, first = self._places[episode].videos[camera]
+        return self._path / name, first
+
     def fingerprint(self) -> str:
         """Returns a hash of metadata, episode table, parquet contents and video names and sizes (16 hex digits)."""
         digest = hashlib.sha256(json.dumps(self.info, sort_keys=True).encode())

@@ -21,7 +21,8 @@ VIDEO_FILE = f"videos/{LEFT}/chunk-000/file-000.mp4"
 
 
 def open_dataset(path: Path, **overrides: Any) -> LeRobotDataset:
-    return LeRobotDataset(path, **({"cameras": (LEFT, RIGHT), "columns": ("action", "observation.state")} | overrides))
+    arguments: dict[str, Any] = {"cameras": (LEFT, RIGHT), "columns": ("action", "observation.state")}
+    return LeRobotDataset(path, **(arguments | overrides))
 
 
 @pytest.fixture
