@@ -13,10 +13,10 @@ import math
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 
-def _exact(**sizes: SupportsIndex) -> tuple[int, ...]:
+def _exact(**sizes: Any) -> tuple[int, ...]:
     """Returns the sizes as Python integers, so that no count is ever rounded or wraps at 64 bits.
 
     Raises:
