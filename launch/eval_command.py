@@ -83,10 +83,11 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
     program = build_program(config, build_mesh(config.parallel))
     restored = _restore(workdir, program, step)
     params = program.evaluation_params(restored.state)
+    sampling_params = _gather_on_host_platform(params, program)
     open_loop = evaluate_open_loop(
         windows,
         Model(
-            predict=ChunkSampler(config, params).predict,
+            predict=ChunkSampler(config, sampling_params).predict,
             sample_losses=functools.partial(_sample_losses, program, params),
         ),
         config=config,
@@ -94,7 +95,7 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
         scale=pipeline.normalisation.actions,
         action_before=_ActionBefore(pipeline, config),
     )
-    rollouts, reason = _roll_out(config, pipeline, params)
+    rollouts, reason = _roll_out(config, pipeline, sampling_params)
     evaluation = describe_evaluation(
         open_loop, rollouts, reason, step=restored.record.step, episodes=len(np.unique(windows.episodes))
     )
@@ -160,6 +161,15 @@ def _restore(workdir: WorkDir, program: TrainProgram, step: int | None) -> Resto
             f"--workdir={workdir.path} has no checkpoint yet; train until the first one (config.checkpoint.every_steps)"
         )
     return restored
+
+
+def _gather_on_host_platform(params: Any, program: TrainProgram) -> Any:
+    """Returns ``params`` for sampling: as they are on accelerators, whole on one of several simulated CPU devices.
+
+    Simulated devices share the same cores, so splitting the small steps of a sampler over them only adds exchanges.
+    """
+    first = program.mesh.devices.flat[0]
+    return jax.device_put(params, first) if first.platform == "cpu" else params
 
 
 def _sample_losses(program: TrainProgram, params: Any, batch: WamBatch, draw: int) -> dict[str, np.ndarray]:

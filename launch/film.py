@@ -44,7 +44,9 @@ class Comparison:
 
 def write_strip(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Writes one PNG: for each comparison a row of true and below it a row of predicted frames, time to the right."""
-    picture = np.concatenate([_strip(comparison) for comparison in comparisons])
+    strips = [_strip(comparison) for comparison in comparisons]
+    width = max(strip.shape[1] for strip in strips)  # windows at an episode's end have fewer real frames
+    picture = np.concatenate([_widened(strip, width) for strip in strips])
     Image.fromarray(picture).save(path, optimize=True)
 
 
@@ -119,6 +121,14 @@ def _text(text: str, width: int) -> Frames:
     image = Image.new("RGB", (width, _TEXT_HEIGHT), _BACKGROUND)
     ImageDraw.Draw(image).text((_GAP, 3), text, fill=_INK, font=ImageFont.load_default(12))
     return np.array(image)
+
+
+def _widened(picture: Frames, width: int) -> Frames:
+    """Returns the picture with background to its right up to ``width``."""
+    wide = np.empty((picture.shape[0], width, 3), np.uint8)
+    wide[:] = np.array(_BACKGROUND, np.uint8)
+    wide[:, : picture.shape[1]] = picture
+    return wide
 
 
 def _evened(frame: Frames) -> Frames:
