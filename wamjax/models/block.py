@@ -21,7 +21,7 @@ from wamjax.nn.modulation import gate, modulate
 from wamjax.nn.norm import layer_norm, rms_norm
 from wamjax.nn.rotary import apply_rotary
 from wamjax.parallel.rules import constrain
-from wamjax.types import Heads, PRNGKey, Tokens
+from wamjax.types import Heads, KeyHeads, PRNGKey, TextTokens, Tokens
 
 NUM_MODULATIONS = 6  # shift, scale and gate, for attention and for the feed-forward layer
 
@@ -29,8 +29,8 @@ NUM_MODULATIONS = 6  # shift, scale and gate, for attention and for the feed-for
 class KeysValues(NamedTuple):
     """Rotated, normed keys and values ``[b m k e]`` of tokens that will not change."""
 
-    keys: Heads
-    values: Heads
+    keys: KeyHeads
+    values: KeyHeads
 
 
 class Conditioning(NamedTuple):
@@ -150,7 +150,7 @@ class Block(nnx.Module):
         out = constrain(attend(query, keys, values, schedule), *names)
         return constrain(layer.project_out(out), "batch", "tokens", None), own
 
-    def _attend_text(self, h: Tokens, text: Tokens) -> Tokens:
+    def _attend_text(self, h: Tokens, text: TextTokens) -> Tokens:
         layer, num_tokens, num_text = self.cross_attention, h.shape[1], text.shape[1]
         everything = Rectangle(((0, num_tokens),), ((0, num_text),))
         keys, values = layer.keys_values(text)

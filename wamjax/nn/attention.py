@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from wamjax.layout.schedule import Rectangle, Schedule, Span
-from wamjax.types import Heads
+from wamjax.types import Heads, KeyHeads
 
 QUERY_CHUNK = 1024  # queries whose scores exist at one time
 
 
-def attend(q: Heads, k: Heads, v: Heads, schedule: Schedule, kernel: str = "rectangles") -> Heads:
+def attend(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, kernel: str = "rectangles") -> Heads:
     """Softmax attention over the pairs of ``schedule``.
 
     out_i = sum_j softmax_j(q_i . k_j / sqrt(e)) v_j over the keys j that the schedule shows to query i.
@@ -46,7 +46,7 @@ def attend(q: Heads, k: Heads, v: Heads, schedule: Schedule, kernel: str = "rect
     return KERNELS[kernel](q, k, v, schedule)
 
 
-def attend_rectangles(q: Heads, k: Heads, v: Heads, schedule: Schedule) -> Heads:
+def attend_rectangles(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule) -> Heads:
     """Attention as a list of dense rectangles, in plain XLA (any platform)."""
     pieces: list[tuple[Span, jax.Array]] = []
     for rectangle in schedule.rectangles:
@@ -59,7 +59,7 @@ def attend_rectangles(q: Heads, k: Heads, v: Heads, schedule: Schedule) -> Heads
     return _lay_out(pieces, schedule.num_queries)
 
 
-KERNELS: dict[str, Callable[[Heads, Heads, Heads, Schedule], Heads]] = {"rectangles": attend_rectangles}
+KERNELS: dict[str, Callable[[Heads, KeyHeads, KeyHeads, Schedule], Heads]] = {"rectangles": attend_rectangles}
 
 
 def _attend_rectangle(q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Rectangle) -> jax.Array:
