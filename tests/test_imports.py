@@ -9,16 +9,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("wamjax", "data_pipelines", "experiments", "launch")
 
-# Layers of the library: a package imports itself and lower layers, never a sibling of its own layer.
-LAYER = {
-    "errors": -1,  # the ground: how every layer refuses
-    **dict.fromkeys(("types", "config"), 0),
-    **dict.fromkeys(("layout", "parallel"), 1),
-    **dict.fromkeys(("flops", "nn", "batch"), 2),
-    **dict.fromkeys(("models", "objectives", "weights"), 3),
-    **dict.fromkeys(("training", "sampling"), 4),
-    **dict.fromkeys(("planning", "scaling", "serving"), 5),
-}
+# The library from the ground up, one tuple for each layer of the architecture. A package imports lower layers and,
+# within its own, packages to its left: the reading order of the code (... -> models -> objectives -> ...).
+LAYERS = (
+    ("errors",),  # how every layer refuses
+    ("types", "config"),
+    ("layout", "parallel"),
+    ("flops", "nn", "batch"),
+    ("models", "objectives", "weights"),
+    ("training", "sampling"),
+    ("planning", "scaling", "serving"),
+)
+RANK = {package: rank for rank, package in enumerate(package for layer in LAYERS for package in layer)}
 # What the rooms beside the library may import of ours. `errors` is part of every contract: it is how they refuse.
 ALLOWED_OUTSIDE = {
     "data_pipelines": (
@@ -87,7 +89,7 @@ def test_module_imports_follow_the_architecture(name: str) -> None:
         if room == "wamjax":
             assert target == "wamjax", f"the library module {name} imports {imported}"
             if rest and inner and rest[0] != inner[0]:
-                assert LAYER[inner[0]] < LAYER[rest[0]], f"{name} (L{LAYER[rest[0]]}) imports {imported}"
+                assert RANK[inner[0]] < RANK[rest[0]], f"{name} imports {imported}, which lies above or beside it"
         elif room in ALLOWED_OUTSIDE:
             allowed = ALLOWED_OUTSIDE[room]
             assert any(imported == a or imported.startswith(f"{a}.") for a in allowed), f"{name} imports {imported}"
@@ -95,7 +97,7 @@ def test_module_imports_follow_the_architecture(name: str) -> None:
 
 def test_every_package_of_the_library_has_a_layer() -> None:
     packages = {name.split(".")[1] for name in FILES if name.count(".") >= 1 and name.startswith("wamjax.")}
-    assert packages <= set(LAYER), f"no layer for {packages - set(LAYER)}: add it to ARCHITECTURE and to LAYER"
+    assert packages <= set(RANK), f"no layer for {packages - set(RANK)}: give it one in LAYERS"
 
 
 def test_library_imports_itself_at_module_level_only() -> None:

@@ -36,7 +36,7 @@ _RULES: dict[str, dict[str, _Rule]] = {
     },
     "data": {
         **dict.fromkeys(("state_dim", "action_dim", "frame_stride", "window_stride", "num_threads"), _POSITIVE),
-        **dict.fromkeys(("split_seed", "shuffle_seed", "prefetch"), _NOT_NEGATIVE),
+        **dict.fromkeys(("split_seed", "shuffle_seed", "prefetch", "decoded_frames_mib"), _NOT_NEGATIVE),
         "validation_fraction": _OPEN_FRACTION,
         "broken_budget": _PROPER_FRACTION,
     },
