@@ -68,6 +68,8 @@ def scan_video(path: Path, fps: float) -> VideoTable:
             if not container.streams.video:
                 raise VideoError(f"{path} has no video stream")
             stream = container.streams.video[0]
+            if getattr(stream, "codec_context", None) is None:  # what a cut-off header leaves of a stream
+                raise VideoError(f"{path} has a video stream of no known codec: its header is damaged")
             packets = [
                 (packet.pts, packet.is_keyframe, packet.is_corrupt)
                 for packet in container.demux(stream)
@@ -196,26 +198,12 @@ class _OpenVideo:
 
 
 def _frames_from(opened: _OpenVideo, table: VideoTable, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Yields ``(number, frame)`` from keyframe ``key`` on.
-
-    Demuxers seek by decoding time, which lies before the presentation time where frames are reordered, so a seek may
-    land one keyframe late; then the one before is tried.
-    """
-    time_base = opened.stream.time_base
-    while True:
-        opened.container.seek(int(table.keyframe_pts[key]), stream=opened.stream, backward=True)
-        first = True
-        for frame in opened.container.decode(opened.stream):
-            if frame.pts is None:
-                raise VideoError(f"{table.path}: a frame has no timestamp")
-            number = int(frame_numbers(np.asarray(frame.pts), time_base, table.fps))
-            if first and number > table.keyframes[key] and key > 0:
-                break
-            first = False
-            yield number, frame
-        else:
-            return
-        key -= 1
+    """Yields ``(number, frame)`` from keyframe ``key`` on."""
+    opened.container.seek(int(table.keyframe_pts[key]), stream=opened.stream, backward=True)
+    for frame in opened.container.decode(opened.stream):
+        if frame.pts is None:
+            raise VideoError(f"{table.path}: a frame has no timestamp")
+        yield int(frame_numbers(np.asarray(frame.pts), opened.stream.time_base, table.fps)), frame
 
 
 def _reason(error: Exception) -> str:

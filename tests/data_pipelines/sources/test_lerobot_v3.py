@@ -73,13 +73,14 @@ def test_frames_equal_a_sequential_decode_by_global_number(
             first += length
 
 
-def test_from_timestamp_with_float_error_reads_the_same_frames(damaged: Path) -> None:
+@pytest.mark.parametrize("drift", [-0.3, 0.3])
+def test_from_timestamp_off_by_part_of_a_frame_reads_the_same_frames(damaged: Path, drift: float) -> None:
     steps = np.array([0, 8])
     expected = open_dataset(damaged).frames(LEFT, 5, steps)
     file = damaged / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(file)
     name = f"videos/{LEFT}/from_timestamp"
-    drifted = [value + 0.3 / 30 for value in table[name].to_pylist()]  # a third of a frame late
+    drifted = [value + drift / 30 for value in table[name].to_pylist()]
     pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(drifted)), file)
     dataset = open_dataset(damaged)
     assert dataset.find_broken() == {}
