@@ -67,6 +67,12 @@ def start_devices(cpu_devices: int | None) -> None:
         ) from error
 
 
+def prefer_cpu() -> None:
+    """Keeps JAX off the accelerators, for commands that only look at arrays; no effect once JAX has started."""
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_platforms", "cpu")
+
+
 def start_processes(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None, timeout_s: int
 ) -> None:

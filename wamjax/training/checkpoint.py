@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging as stdlib_logging
 import shutil
 from collections.abc import Iterator
@@ -24,56 +22,14 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from wamjax.errors import ConfigError, DataError
-from wamjax.training.digest import describe_array, digest_arrays, path_name
+from wamjax.errors import ConfigError
+from wamjax.training.checkpoint_record import CheckpointError, CheckpointRecord, require_same_arrays
+from wamjax.training.digest import digest_arrays, path_name
 
 _STATE = "state"  # name of the one checkpointable in a step's folder
 _PARTIAL_MARK = ".orbax-checkpoint-tmp"  # Orbax writes here and renames when complete
 _BROKEN_SUFFIX = ".broken"
 _MIN_SLICE_BYTES = 2**20
-
-
-class CheckpointError(DataError):
-    """A checkpoint that cannot be written, read or trusted (exit 3)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointRecord:
-    """What a checkpoint says about itself.
-
-    Attributes:
-      step: Optimizer updates the state has seen.
-      position: Samples the data stream had handed out, over all hosts.
-      ledger: Totals of the run ledger.
-      config_hash: Hash of the configuration that trained it.
-      digests: Array path -> ``dtype[shape]:digest``.
-    """
-
-    step: int
-    position: int
-    ledger: dict[str, Any]
-    config_hash: str
-    digests: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the record as JSON data with a checksum over itself."""
-        fields = dataclasses.asdict(self)
-        return {**fields, "checksum": _checksum(fields)}
-
-    @classmethod
-    def from_json(cls, data: Any) -> CheckpointRecord:
-        """Returns the record in ``data``.
-
-        Raises:
-          CheckpointError: ``data`` has other fields, or does not match its checksum.
-        """
-        names = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(data, dict) or sorted(data) != sorted([*names, "checksum"]):
-            raise CheckpointError("its record is missing or has unknown fields")
-        fields = {name: data[name] for name in names}
-        if _checksum(fields) != data["checksum"]:
-            raise CheckpointError("its record does not match the record's checksum")
-        return cls(**fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,7 +87,7 @@ class CheckpointStore:
         try:
             with _saving_options():
                 response = ocp.save_checkpointables_async(
-                    self.path(step), {_STATE: state}, custom_metadata=record.to_json()
+                    str(self.path(step)), {_STATE: state}, custom_metadata=record.to_json()
                 )
         except Exception as error:
             raise self._failed_save(step, error) from error
@@ -163,7 +119,7 @@ class CheckpointStore:
         if not self.path(step).is_dir():
             raise CheckpointError(f"{self.directory} has no checkpoint of step {step}; it has {self.steps or 'none'}")
         with _own_words(f"checkpoint {self.path(step)} is unreadable"):
-            data = ocp.checkpointables_metadata(self.path(step)).custom_metadata
+            data = ocp.checkpointables_metadata(str(self.path(step))).custom_metadata
         try:
             return CheckpointRecord.from_json(data)
         except CheckpointError as error:
@@ -181,16 +137,29 @@ class CheckpointStore:
           CheckpointError: It is unreadable, or an array does not match its digest.
         """
         record = self.read_record(step)
-        _require_same_arrays(self.path(step), record, abstract_state)
+        require_same_arrays(self.path(step), record, abstract_state)
         with _own_words(f"checkpoint {self.path(step)} is unreadable"):
-            state = ocp.load_checkpointables(self.path(step), {_STATE: abstract_state})[_STATE]
-        wrong = [path for path, digest in digest_arrays(state).items() if record.digests[path] != digest]
+            state = ocp.load_checkpointables(str(self.path(step)), {_STATE: abstract_state})[_STATE]
+        wrong = find_damage(record, state)
         if wrong:
             raise CheckpointError(
                 f"checkpoint {self.path(step)} is damaged: {len(wrong)} of {len(record.digests)} arrays do not match "
                 f"their digest, first {wrong[0]}"
             )
         return Restored(state=state, record=record)
+
+    def read_arrays(self, step: int) -> dict[str, jax.Array]:
+        """Loads every array of ``step`` onto one device, by path, without knowing the program that made it.
+
+        Raises:
+          CheckpointError: The step is unreadable. Digests are the caller's to compare (``find_damage``).
+        """
+        one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        with _own_words(f"checkpoint {self.path(step)} is unreadable"):
+            stored = ocp.checkpointables_metadata(str(self.path(step))).metadata[_STATE]
+            abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one_device), stored)
+            state = ocp.load_checkpointables(str(self.path(step)), {_STATE: abstract})[_STATE]
+        return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
     def restore_latest(self, abstract_state: Any, *, set_aside: bool = False) -> Restored | None:
         """Loads the newest checkpoint that verifies, warning in one line about each newer one that does not.
@@ -271,6 +240,12 @@ class CheckpointStore:
         )
 
 
+def find_damage(record: CheckpointRecord, state: Any) -> list[str]:
+    """Returns the paths of the arrays of ``state`` that are not what ``record`` says they were when saved."""
+    digests = digest_arrays(state)
+    return [path for path in sorted({*digests, *record.digests}) if digests.get(path) != record.digests.get(path)]
+
+
 def _saving_options() -> ocp.Context:
     """Returns how Orbax writes: only large replicated arrays are shared out among the replicas that could write them.
 
@@ -279,19 +254,6 @@ def _saving_options() -> ocp.Context:
     context = ocp.Context()
     context.array.saving.min_slice_bytes_for_replica_parallel = _MIN_SLICE_BYTES
     return context
-
-
-def _require_same_arrays(path: Path, record: CheckpointRecord, abstract_state: Any) -> None:
-    """Raises ``ConfigError`` where names, shapes or dtypes of checkpoint and program differ."""
-    flat = jax.tree_util.tree_leaves_with_path(abstract_state)
-    wanted = {path_name(key): describe_array(leaf) for key, leaf in flat}
-    stored = {name: digest.rsplit(":", 1)[0] for name, digest in record.digests.items()}
-    for name in [*wanted, *(name for name in stored if name not in wanted)]:
-        if stored.get(name) != wanted.get(name):
-            raise ConfigError(
-                f"checkpoint {path} does not fit this configuration: array {name} is {stored.get(name, 'absent')} "
-                f"there and {wanted.get(name, 'absent')} here; use the configuration in the run's run.json"
-            )
 
 
 def _delete_step(path: Path) -> None:
@@ -304,11 +266,6 @@ def _delete_step(path: Path) -> None:
 def _barrier(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    """Returns the SHA-256 of ``fields`` as canonical JSON."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
