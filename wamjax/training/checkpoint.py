@@ -12,7 +12,8 @@ import contextlib
 import dataclasses
 import logging as stdlib_logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from wamjax.errors import ConfigError
+from wamjax.training.checkpoint_files import find_broken_files, write_manifest
 from wamjax.training.checkpoint_record import CheckpointError, CheckpointRecord, require_same_arrays
 from wamjax.training.digest import digest_arrays, path_name
 
@@ -54,7 +56,8 @@ class CheckpointStore:
             raise ConfigError(f"config.checkpoint.keep={keep}; expected at least 1")
         self.directory = directory.absolute()  # Orbax refuses relative paths
         self._keep = keep
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, Future[None]] | None = None
+        self._finisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
 
     @property
     def steps(self) -> list[int]:
@@ -91,7 +94,7 @@ class CheckpointStore:
                 )
         except Exception as error:
             raise self._failed_save(step, error) from error
-        self._pending = (step, response)
+        self._pending = (step, self._finisher.submit(self._finish, step, response.result))
 
     def wait(self) -> None:
         """Blocks until the last save is complete on disk, then deletes what is no longer kept.
@@ -101,14 +104,20 @@ class CheckpointStore:
         """
         if self._pending is None:
             return
-        (step, response), self._pending = self._pending, None
+        (step, finishing), self._pending = self._pending, None
         try:
-            response.result()
+            finishing.result()
         except Exception as error:
             raise self._failed_save(step, error) from error
         if jax.process_index() == 0:
             for old in self.steps[: -self._keep]:
                 _delete_step(self.path(old))
+
+    def _finish(self, step: int, finished: Callable[[], None]) -> None:
+        """Waits, in the background, until Orbax has put the step in place; then adds the checksums of its files."""
+        finished()
+        if jax.process_index() == 0:
+            write_manifest(self.path(step))
 
     def read_record(self, step: int) -> CheckpointRecord:
         """Returns the record of ``step`` without reading its arrays.
@@ -136,6 +145,7 @@ class CheckpointStore:
           ConfigError: The checkpoint holds other arrays than ``abstract_state``: it is of another configuration.
           CheckpointError: It is unreadable, or an array does not match its digest.
         """
+        self._check_files(step)
         record = self.read_record(step)
         require_same_arrays(self.path(step), record, abstract_state)
         with _own_words(f"checkpoint {self.path(step)} is unreadable"):
@@ -154,6 +164,7 @@ class CheckpointStore:
         Raises:
           CheckpointError: The step is unreadable. Digests are the caller's to compare (``find_damage``).
         """
+        self._check_files(step)
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         with _own_words(f"checkpoint {self.path(step)} is unreadable"):
             stored = ocp.checkpointables_metadata(str(self.path(step))).metadata[_STATE]
@@ -194,6 +205,25 @@ class CheckpointStore:
             )
         return None
 
+    def _check_files(self, step: int) -> None:
+        """Raises ``CheckpointError`` on every process if a file of ``step`` is not what was written.
+
+        Only then may Orbax read it: where one process of several stumbles, the others would wait for it for minutes.
+        """
+        problem: CheckpointError | None = None
+        try:
+            broken = find_broken_files(self.path(step), share=jax.process_index(), num_shares=jax.process_count())
+        except CheckpointError as error:
+            problem = error
+        else:
+            if broken:
+                problem = CheckpointError(
+                    f"checkpoint {self.path(step)} is damaged: {broken[0]} is missing or not what was written"
+                    + (f", and {len(broken) - 1} more files" if broken[1:] else "")
+                )
+        if not _is_true_everywhere(problem is None):
+            raise problem or CheckpointError(f"checkpoint {self.path(step)} is damaged: seen by another process")
+
     def _try_restore(self, step: int, abstract_state: Any) -> tuple[Restored | None, str]:
         """Returns the checkpoint, or None and the problem; all processes return the same way."""
         restored, problem = None, ""
@@ -201,11 +231,9 @@ class CheckpointStore:
             restored = self.restore(step, abstract_state)
         except CheckpointError as error:
             problem = str(error)
-        if jax.process_count() > 1:  # one process that cannot read its shards makes the step unusable for all
-            good = multihost_utils.process_allgather(np.asarray(restored is not None))
-            if not good.all():
-                problem = problem or f"checkpoint {self.path(step)} is damaged for another process"
-                restored = None
+        if not _is_true_everywhere(restored is not None):  # what one process cannot read is unusable for all
+            problem = problem or f"checkpoint {self.path(step)} is damaged: seen by another process"
+            restored = None
         return restored, problem
 
     def _drop_partial(self) -> None:
@@ -261,6 +289,11 @@ def _delete_step(path: Path) -> None:
     doomed = path.with_name(f"{path.name}.deleting")
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _is_true_everywhere(value: bool) -> bool:
+    """Returns whether every process says so."""
+    return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(value)).all())
 
 
 def _barrier(name: str) -> None:
