@@ -10,7 +10,8 @@ Three counts, all exact and per sample:
     pixels, actions, states or timestep sinusoids). The published shorthand, 3 x forward, is that upper bound.
 ``hardware``
     What the program executes: padding tokens, the pairs its attention kernel spans, and recomputation. Equals the
-    walk over the jaxpr of the training step (``flops.jaxpr``) to the last product; tests hold the two together.
+    walk over the jaxpr of the training step (``flops.jaxpr``) to the last product of the model; tests hold the two
+    together.
 
 MFU is measured with ``model``, HFU with ``hardware``. What is not a matrix product is in none of them.
 """
