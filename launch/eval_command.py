@@ -172,10 +172,13 @@ def _gather_on_host_platform(params: Any, program: TrainProgram) -> Any:
     return jax.device_put(params, first) if first.platform == "cpu" else params
 
 
-def _sample_losses(program: TrainProgram, params: Any, batch: WamBatch, draw: int) -> dict[str, np.ndarray]:
-    """Returns each window's losses by stream, NaN where the window carries none."""
-    global_batch: Any = make_global_batch(batch, program.mesh)
-    losses = jax.device_get(program.sample_losses(params, global_batch, draw))
+def _sample_losses(
+    program: TrainProgram, params: Any, batch: WamBatch, observed: WamBatch, draw: int
+) -> dict[str, np.ndarray]:
+    """Returns each window's losses by stream, NaN where the window carries none (``launch.open_loop.Model``)."""
+    rows: Any = make_global_batch(batch, program.mesh)
+    shown: Any = rows if observed is batch else make_global_batch(observed, program.mesh)
+    losses = jax.device_get(program.sample_losses(params, rows, draw, shown))
     return {
         name: np.where(stream.count > 0, stream.total / np.maximum(stream.count, 1.0), np.nan)
         for name, stream in losses.items()

@@ -60,12 +60,13 @@ class Model:
 
     Attributes:
       predict: ``(batch, key) -> Prediction``.
-      sample_losses: ``(batch, draw) -> {"video": [b], "action": [b]}``, NaN where a window carries no loss; the same
-        integer draws the same noise and timesteps whatever the batch holds.
+      sample_losses: ``(batch, observed, draw) -> {"video": [b], "action": [b]}``, NaN where a window carries no loss;
+        the model is shown the clean frames and state of ``observed``. The same integer draws the same noise and
+        timesteps whatever the batches hold.
     """
 
     predict: Callable[[WamBatch, jax.Array], Prediction]
-    sample_losses: Callable[[WamBatch, int], Mapping[str, np.ndarray]]
+    sample_losses: Callable[[WamBatch, WamBatch, int], Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +227,7 @@ def measure_sensitivity(model: Model, batch: WamBatch, donor: WamBatch, turn: in
     """Returns by how much exchanging an input with another sample's raises the loss of the other output.
 
     ``video_sensitivity``: video loss given the donor's actions minus given its own.
-    ``action_sensitivity``: action loss given the donor's observation (video and state) minus given its own.
+    ``action_sensitivity``: action loss given the donor's observation (clean frames and state) minus given its own.
     Noise and timesteps are equal in both, so that only the exchange differs; averaged over ``SENSITIVITY_DRAWS``.
 
     Args:
@@ -236,12 +237,11 @@ def measure_sensitivity(model: Model, batch: WamBatch, donor: WamBatch, turn: in
       turn: Number of the batch: batches draw other noise.
     """
     other_actions = evaluate.with_actions_of(batch, donor)
-    other_observation = evaluate.with_observation_of(batch, donor)
     video, action = [], []
     for draw in range(turn * SENSITIVITY_DRAWS, (turn + 1) * SENSITIVITY_DRAWS):
-        own = model.sample_losses(batch, draw)
-        video.append(model.sample_losses(other_actions, draw)["video"] - own["video"])
-        action.append(model.sample_losses(other_observation, draw)["action"] - own["action"])
+        own = model.sample_losses(batch, batch, draw)
+        video.append(model.sample_losses(other_actions, batch, draw)["video"] - own["video"])
+        action.append(model.sample_losses(batch, donor, draw)["action"] - own["action"])
     return {"video_sensitivity": np.mean(video, axis=0), "action_sensitivity": np.mean(action, axis=0)}
 
 

@@ -63,13 +63,13 @@ def perfect(batch: WamBatch, key: jax.Array) -> FakePrediction:
 
 
 def losses_when_looking(windows: FakeWindows):
-    """Losses of a policy that looks: the action loss is higher when video and actions are of different windows."""
-    episode_of = {row.tobytes(): i for i, row in enumerate(windows.content.actions)}
+    """Losses of a policy that looks: the action loss is higher when what it is shown is of another window."""
+    acted_in = {row.tobytes(): i for i, row in enumerate(windows.content.actions)}
     seen_in = {row.tobytes(): i for i, row in enumerate(windows.content.video)}
 
-    def losses(batch: WamBatch, draw: int) -> dict[str, np.ndarray]:
-        acted = np.array([episode_of[row.tobytes()] for row in batch.actions])
-        seen = np.array([seen_in[row.tobytes()] for row in batch.video])
+    def losses(batch: WamBatch, observed: WamBatch, draw: int) -> dict[str, np.ndarray]:
+        acted = np.array([acted_in[row.tobytes()] for row in batch.actions])
+        seen = np.array([seen_in[row.tobytes()] for row in observed.video])
         return {"video": np.full(len(seen), 2.0 + draw), "action": np.where(acted == seen, 1.0, 1.5) + draw}
 
     return losses

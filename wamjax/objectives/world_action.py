@@ -73,7 +73,12 @@ def draw_noise(key: PRNGKey, batch_size: int, config: RunConfig, layout: Layout)
 
 
 def world_action_losses(
-    model: WorldActionModel, batch: WamBatch, noise: Noise, config: RunConfig, layout: Layout
+    model: WorldActionModel,
+    batch: WamBatch,
+    noise: Noise,
+    config: RunConfig,
+    layout: Layout,
+    observed: WamBatch | None = None,
 ) -> dict[str, StreamLoss]:
     """Returns the flow-matching losses of one batch at given noise.
 
@@ -85,26 +90,30 @@ def world_action_losses(
       noise: Times and noise, as ``draw_noise`` gives them.
       config: The run's configuration.
       layout: The layout that ``config`` describes.
+      observed: Whose clean frames and state the model is shown; ``batch`` itself by default. Another batch here tells
+        how much the model relies on what it sees: what it is asked to predict stays ``batch``.
 
     Returns:
       ``video`` and ``action`` losses.
     """
     everything = layout.full_pass()
+    observed = batch if observed is None else observed
     latents = encode_patches(batch.video, config.model.patch)
+    seen = latents if observed is batch else encode_patches(observed.video, config.model.patch)
     video = _Target.of_video(latents, noise, everything, config)
     actions = _Target.of_actions(batch.actions, noise, everything, config)
     streams = Streams(
         times=noise.times,
         prompt_id=batch.prompt_id,
-        clean_video=select_frames(latents, layout.stream(Role.CLEAN_VIDEO)),
+        clean_video=select_frames(seen, layout.stream(Role.CLEAN_VIDEO)),
         noisy_video=video.noised,
         actions=actions.noised,
-        state=batch.state * batch.state_mask,
+        state=observed.state * observed.state_mask,
     )
     predictions, _ = model(streams, everything)
     video_mask = _video_mask(batch, layout, config)
     action_mask = (batch.action_mask & batch.has_action[:, None])[..., None] & batch.action_dim_mask[:, None]
-    residual = video_residual(latents, layout.stream(Role.NOISY_VIDEO), config)
+    residual = video_residual(seen, layout.stream(Role.NOISY_VIDEO), config)
     return {
         "video": video.loss(predictions[Role.NOISY_VIDEO] + residual, config.objective.video_prediction, video_mask),
         "action": actions.loss(predictions[Role.ACTION], config.objective.action_prediction, action_mask),

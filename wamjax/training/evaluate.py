@@ -199,18 +199,6 @@ def with_actions_of(batch: WamBatch, donor: WamBatch) -> WamBatch:
     )
 
 
-def with_observation_of(batch: WamBatch, donor: WamBatch) -> WamBatch:
-    """Returns ``batch`` with the video and state of ``donor``, actions and prompt its own."""
-    return dataclasses.replace(
-        batch,
-        video=donor.video,
-        frame_mask=donor.frame_mask,
-        view_mask=donor.view_mask,
-        state=donor.state,
-        state_mask=donor.state_mask,
-    )
-
-
 def _psnr(squared_error: np.ndarray) -> np.ndarray:
     """Returns ``10 log10(255^2 / max(squared_error, rounding variance))`` in dB; NaN stays NaN."""
     return 10.0 * np.log10(PEAK**2 / np.maximum(squared_error, ROUNDING_VARIANCE))

@@ -42,7 +42,8 @@ class TrainProgram:
       init: () -> state, sharded.
       step: (state, batch) -> (state, metrics); the state passed in is donated.
       evaluate: (params, batch, index) -> validation metrics, deterministic in ``index``.
-      sample_losses: (params, batch, index) -> per-sample losses by stream, at noise that depends on ``index`` only.
+      sample_losses: (params, batch, index, observed) -> per-sample losses by stream, at noise that depends on ``index``
+        only; the model is shown the clean frames and state of ``observed``.
     """
 
     config: RunConfig
@@ -53,7 +54,7 @@ class TrainProgram:
     init: Callable[[], State]
     step: Callable[[State, WamBatch], tuple[State, Metrics]]
     evaluate: Callable[[PureDict, WamBatch, int], Metrics]
-    sample_losses: Callable[[PureDict, WamBatch, int], dict[str, StreamLoss]]
+    sample_losses: Callable[[PureDict, WamBatch, int, WamBatch], dict[str, StreamLoss]]
 
     def evaluation_params(self, state: State) -> PureDict:
         """Returns the parameters that are evaluated: the average if one is kept."""
@@ -115,7 +116,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
             _placed(train_step, mesh), in_shardings=(sharding, rows), out_shardings=(sharding, None), donate_argnums=0
         ),
         evaluate=jax.jit(_placed(evaluate, mesh), in_shardings=(params_sharding, rows, None)),
-        sample_losses=jax.jit(_placed(sample_losses, mesh), in_shardings=(params_sharding, rows, None)),
+        sample_losses=jax.jit(_placed(sample_losses, mesh), in_shardings=(params_sharding, rows, None, rows)),
     )
 
 

@@ -60,15 +60,18 @@ def make_train_step(
 
 def make_sample_losses(
     config: RunConfig, layout: Layout, graphdef: nnx.GraphDef[Any]
-) -> Callable[[PureDict, WamBatch, jax.Array], dict[str, StreamLoss]]:
-    """Returns a function from parameters, a batch and an integer index to per-sample losses.
+) -> Callable[..., dict[str, StreamLoss]]:
+    """Returns a function from parameters, a batch, an integer index and what is observed to per-sample losses.
 
     Noise depends on the seed and the index only: calls with one index share their noise, whatever the batch holds.
+    ``observed`` is the batch whose clean frames and state the model is shown, the batch itself by default.
     """
 
-    def sample_losses(params: PureDict, batch: WamBatch, index: jax.Array) -> dict[str, StreamLoss]:
+    def sample_losses(
+        params: PureDict, batch: WamBatch, index: jax.Array, observed: WamBatch | None = None
+    ) -> dict[str, StreamLoss]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), VALIDATION_STREAM)
         noise = draw_noise(jax.random.fold_in(key, index), batch.video.shape[0], config, layout)
-        return world_action_losses(nnx.merge(graphdef, params), batch, noise, config, layout)
+        return world_action_losses(nnx.merge(graphdef, params), batch, noise, config, layout, observed)
 
     return sample_losses
