@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,22 @@ def test_read_arrays_needs_no_program(store: CheckpointStore) -> None:
 def test_keep_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.checkpoint\.keep=0"):
         CheckpointStore(tmp_path, keep=0)
+
+
+def test_save_on_a_full_disk_leaves_the_last_good_step_intact(store: CheckpointStore) -> None:
+    """A limit on the size of files stands in for the full disk: writing beyond it fails the same way."""
+    _save(store, 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"step 20 could not be written.*last good checkpoint is step 10") as e:
+            _save(store, 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(e.value)
+    assert e.value.exit_status == 3
+    assert store.steps == [10]
+    assert store.partial_steps == []
+    assert store.restore(10, _abstract(_state())).record.step == 10
+    _save(store, 20)  # space was freed
+    assert store.steps == [10, 20]
