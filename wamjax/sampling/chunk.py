@@ -108,7 +108,7 @@ def denoise_block(
     velocities = _make_velocities(model, observation, past, config, layout, block)
     times = jnp.asarray(solver_times(config))
 
-    def euler(step: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def euler(step: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         now, after = times[step], times[step + 1]
         (video, actions), (video_velocity, action_velocity) = carry, velocities(carry, now)
         return video + (after - now) * video_velocity, actions + (after - now) * action_velocity
