@@ -26,7 +26,7 @@ from launch import distributed, metaworld
 from launch.closed_loop import Rollouts, evaluate_closed_loop
 from launch.figures import FIGURES, summarise
 from launch.film import write_film, write_strip
-from launch.open_loop import Model, OpenLoop, evaluate_open_loop
+from launch.open_loop import Model, OpenLoop, evaluate_open_loop, spread
 from launch.report import write_report
 from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
@@ -178,11 +178,9 @@ def _sample_losses(
     """Returns each window's losses by stream, NaN where the window carries none (``launch.open_loop.Model``)."""
     rows: Any = make_global_batch(batch, program.mesh)
     shown: Any = rows if observed is batch else make_global_batch(observed, program.mesh)
-    losses = jax.device_get(program.sample_losses(params, rows, draw, shown))
-    return {
-        name: np.where(stream.count > 0, stream.total / np.maximum(stream.count, 1.0), np.nan)
-        for name, stream in losses.items()
-    }
+    streams = program.sample_losses(params, rows, draw, shown)
+    sums = jax.device_get({name: (stream.total, stream.count) for name, stream in streams.items()})
+    return {name: np.where(count > 0, total / np.maximum(count, 1.0), np.nan) for name, (total, count) in sums.items()}
 
 
 class _ActionBefore:
@@ -236,7 +234,7 @@ def _write(
     try:
         output.mkdir(parents=True, exist_ok=True)
         films = [example.frames for example in open_loop.examples]
-        write_strip(output / "strip.png", films[:STRIP_WINDOWS])
+        write_strip(output / "strip.png", spread(films, STRIP_WINDOWS))
         write_film(output / "predicted.mp4", films, fps=FILM_FPS)
         (output / "rollout.mp4").unlink(missing_ok=True)  # of an earlier evaluation
         if rollouts:

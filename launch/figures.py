@@ -131,10 +131,15 @@ def format_figure(name: str, figure: Mapping[str, Any] | None) -> str:
     digits = FIGURES[name].digits
     if figure is None:
         return "not measured"
-    mean = f"{figure['mean']:.{digits}f}"
+    mean = _rounded(figure["mean"], digits)
     if figure["low"] is None:
         return f"{mean} (one episode: no interval)"
-    return f"{mean} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+    return f"{mean} [{_rounded(figure['low'], digits)}, {_rounded(figure['high'], digits)}]"
+
+
+def _rounded(value: float, digits: int) -> str:
+    """Returns ``value`` with so many digits after the point; zero has no sign."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def verdict(name: str, gain: Mapping[str, Any] | None) -> str:

@@ -46,7 +46,8 @@ def write_strip(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Writes one PNG: for each comparison a row of true and below it a row of predicted frames, time to the right."""
     strips = [_strip(comparison) for comparison in comparisons]
     width = max(strip.shape[1] for strip in strips)  # windows at an episode's end have fewer real frames
-    picture = np.concatenate([_widened(strip, width) for strip in strips])
+    legend = _text("true above, predicted below; frames with a grey border were given to the model", width)
+    picture = np.concatenate([legend, *(_widened(strip, width) for strip in strips)])
     Image.fromarray(picture).save(path, optimize=True)
 
 
@@ -86,7 +87,7 @@ def _strip(comparison: Comparison) -> Frames:
         )
     ]
     body = np.concatenate(rows)
-    return np.concatenate([_text(f"{comparison.title}: true above, predicted below", body.shape[1]), body])
+    return np.concatenate([_text(comparison.title, body.shape[1]), body])
 
 
 def _film_frames(comparison: Comparison, scale: int) -> Iterable[Frames]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -22,9 +22,11 @@ from wamjax.config.schema import RunConfig
 from wamjax.training import evaluate
 from wamjax.training.intervals import Figure, figure_over_episodes
 
+T = TypeVar("T")
+
 # Draws of noise and timesteps behind one sensitivity: the loss at one timestep varies much more than with the input.
 SENSITIVITY_DRAWS = 4
-NUM_EXAMPLES = 6  # windows shown in pictures
+NUM_EXAMPLES = 8  # windows shown in films; pictures take some of them
 
 
 class Windows(Protocol):
@@ -127,6 +129,12 @@ def spread_windows(episodes: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate(picks)
 
 
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Returns up to ``count`` of ``items``, evenly spaced from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
 def evaluate_open_loop(
     windows: Windows,
     model: Model,
@@ -152,7 +160,7 @@ def evaluate_open_loop(
     chosen = spread_windows(windows.episodes, config.evaluate.num_windows)
     episodes, starts = windows.episodes[chosen], windows.starts[chosen]
     size = config.train.global_batch_size
-    example_rows = set(np.linspace(0, len(chosen) - 1, min(NUM_EXAMPLES, len(chosen))).round().astype(int).tolist())
+    example_rows = set(spread(range(len(chosen)), NUM_EXAMPLES))
     columns: dict[str, list[np.ndarray]] = {}
     examples: list[Example] = []
     prompt_ids = _prompt_ids(windows, chosen, size)

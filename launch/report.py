@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from launch import plots
 from launch.figures import COMPARISONS, FIGURES, format_figure, verdict
-from launch.open_loop import Example
+from launch.open_loop import Example, spread
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
 from wamjax.training.records import read_records
@@ -179,7 +179,7 @@ def _comparison_rows(evaluation: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "unit": meaning.unit,
                 "n": "" if figure is None else figure["n"],
                 "verdict": f"{meaning.better} is better" if is_model and baselines else verdict(key, judged),
-                "tone": "plain" if (is_model and baselines) or judged is None else _tone(key, judged),
+                "tone": "aside" if (is_model and baselines) or judged is None else _tone(key, judged),
             }
 
 
@@ -215,9 +215,10 @@ def _interval_plot(name: str, evaluation: Mapping[str, Any]) -> plots.Plot:
 
 def _action_plot(examples: Sequence[Example], config: RunConfig) -> plots.Plot | None:
     """Returns the plot of predicted beside true actions, or None when no example has actions."""
-    shown = [e for e in examples if np.isfinite(e.true_actions).any()][:MAX_ACTION_EXAMPLES]
-    if not shown:
+    acting = [e for e in examples if np.isfinite(e.true_actions).any()]
+    if not acting:
         return None
+    shown = spread(acting, MAX_ACTION_EXAMPLES)
     dims = np.flatnonzero(np.isfinite(np.stack([e.true_actions for e in shown])).any(axis=(0, 1)))
     return plots.plot_actions(
         [(e.frames.title, e.true_actions, e.predicted_actions) for e in shown],
