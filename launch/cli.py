@@ -86,7 +86,9 @@ def _run_verb(name: str, arguments: list[str]) -> int:
             if any(argument in ("-h", "--help") for argument in before_separator):
                 print(_describe_flags(title, command, own_flags))
                 return 0
-            return command.run(_parse_flags(title, rewrite_overrides(arguments), own_flags))
+            status = command.run(_parse_flags(title, rewrite_overrides(arguments), own_flags))
+            sys.stdout.flush()  # a closed pipe shows here, where it is caught
+            return status
     except WamjaxError as error:
         return _fail(title, str(error), error.exit_status)
     except KeyboardInterrupt:
@@ -118,7 +120,6 @@ def _defined_flags(command: Command) -> Iterator[list[str]]:
     finally:
         for name in own:
             delattr(flags.FLAGS, name)
-        flags.FLAGS.unparse_flags()
 
 
 def _parse_flags(title: str, arguments: list[str], own_flags: Sequence[str]) -> list[str]:

@@ -146,7 +146,21 @@ def test_command_line_does_not_import_jax_before_a_verb_is_chosen() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_output_into_a_closed_pipe_ends_quietly() -> None:
-    command = f"{sys.executable} -m launch.cli data inspect datasets/metaworld | head -c 1"
+CHATTERING_VERB = """
+import sys, types
+from launch import cli
+verb = types.ModuleType("launch.chatter_command", "Prints more than any buffer holds.")
+verb.define_flags, verb.run = lambda: None, lambda argv: [print(number) for number in range(100_000)] and 0
+sys.modules[verb.__name__] = verb
+cli.VERBS["chatter"] = cli.Verb(verb.__name__, "chatter")
+sys.exit(cli.main(["chatter"]))
+"""
+
+
+@pytest.mark.parametrize("reader", ["true", "head -n 1"])
+def test_output_into_a_closed_pipe_ends_quietly(tmp_path: Path, reader: str) -> None:
+    (tmp_path / "chatter.py").write_text(CHATTERING_VERB)
+    command = f"set -o pipefail; {sys.executable} {tmp_path / 'chatter.py'} | {reader}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
+    assert done.returncode == 0
