@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TextIO
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -18,15 +17,14 @@ from wamjax.training.hooks import Silent, StepReport, Throughput
 
 
 class Console(Silent):
-    """Prints one line every ``every_steps`` steps and one per validation, above a progress bar if there is one.
+    """Prints to stderr one line every ``every_steps`` steps and one per validation, above a progress bar if there is one.
 
     Args:
       num_steps: Step at which training is complete.
       first_step: Step training starts from (for the bar and the time left).
       every_steps: Steps between lines.
       throughput: Where speed comes from; not shared with another hook.
-      has_bar: Whether to draw a progress bar; drawn only where ``stream`` is a terminal.
-      stream: Where to print.
+      has_bar: Whether to draw a progress bar; drawn only where stderr is a terminal.
     """
 
     def __init__(
@@ -37,9 +35,8 @@ class Console(Silent):
         every_steps: int,
         throughput: Throughput,
         has_bar: bool = True,
-        stream: TextIO | None = None,
     ) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = sys.stderr
         self._num_steps, self._every, self._throughput = num_steps, every_steps, throughput
         self._bar = tqdm(
             total=num_steps,
