@@ -17,7 +17,7 @@ from wamjax.training.hooks import Silent, StepReport, Throughput
 
 
 class Console(Silent):
-    """Prints to stderr one line every ``every_steps`` steps and one per validation, above a progress bar if there is one.
+    """Prints a line to stderr every ``every_steps`` steps and per validation, above a progress bar if there is one.
 
     Args:
       num_steps: Step at which training is complete.
