@@ -28,13 +28,14 @@ def test_write_strip_of_windows_of_different_length_shows_all_frames(tmp_path):
 
 def test_write_film_is_h264_yuv420p_with_true_left_and_predicted_right(tmp_path):
     path = tmp_path / "film.mp4"
-    write_film(path, [comparison(5), comparison(3)], fps=4)
+    write_film(path, [comparison(5), comparison(3)], fps=4, scale=1)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert stream.average_rate == 4
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     assert len(frames) == 8
+    assert frames[0].shape[0] % 2 == frames[0].shape[1] % 2 == 0
     middle, quarter = frames[1].shape[0] * 2 // 3, frames[1].shape[1] // 4
     np.testing.assert_allclose(frames[1][middle, quarter], 200, atol=6)
     np.testing.assert_allclose(frames[1][middle, 3 * quarter], 60, atol=6)
