@@ -23,6 +23,9 @@ _CONTEXT = (120, 128, 140)  # border of frames the model was given
 _PREDICTED = (255, 159, 28)  # border of frames the model made up
 _TEXT_HEIGHT = 20
 _CRF = "23"
+# Small canvases are enlarged by whole factors up to about these widths, so that a viewer sees something.
+_FILM_WIDTH = 384
+_STRIP_WIDTH = 192
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,16 +54,15 @@ def write_strip(path: Path, comparisons: Sequence[Comparison]) -> None:
     Image.fromarray(picture).save(path, optimize=True)
 
 
-def write_film(path: Path, comparisons: Iterable[Comparison], *, fps: int, scale: int = 2) -> None:
+def write_film(path: Path, comparisons: Iterable[Comparison], *, fps: int) -> None:
     """Writes one MP4 (H.264, yuv420p): true on the left, predicted on the right, one comparison after the other.
 
     Args:
       path: File to write.
       comparisons: At least one; all of one frame size.
       fps: Frames shown per second.
-      scale: Whole factor by which frames are enlarged.
     """
-    write_video(path, (frame for comparison in comparisons for frame in _film_frames(comparison, scale)), fps=fps)
+    write_video(path, (frame for comparison in comparisons for frame in _film_frames(comparison)), fps=fps)
 
 
 def write_video(path: Path, frames: Iterable[Frames], *, fps: int) -> None:
@@ -80,7 +82,10 @@ def write_video(path: Path, frames: Iterable[Frames], *, fps: int) -> None:
 def _strip(comparison: Comparison) -> Frames:
     """Returns a titled picture of two rows, true over predicted."""
     rows = [
-        np.concatenate([_framed(frame, colour) for frame, colour in zip(frames, colours, strict=True)], axis=1)
+        np.concatenate(
+            [_framed(_enlarged(frame, _STRIP_WIDTH), colour) for frame, colour in zip(frames, colours, strict=True)],
+            axis=1,
+        )
         for frames, colours in (
             (comparison.true, [_CONTEXT] * len(comparison.true)),
             (comparison.predicted, [_CONTEXT if given else _PREDICTED for given in comparison.given]),
@@ -90,10 +95,10 @@ def _strip(comparison: Comparison) -> Frames:
     return np.concatenate([_text(comparison.title, body.shape[1]), body])
 
 
-def _film_frames(comparison: Comparison, scale: int) -> Iterable[Frames]:
+def _film_frames(comparison: Comparison) -> Iterable[Frames]:
     """Yields the titled frames of one comparison, sides padded to even sizes."""
     for true, predicted, given in zip(comparison.true, comparison.predicted, comparison.given, strict=True):
-        left, right = (frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in (true, predicted))
+        left, right = (_enlarged(frame, _FILM_WIDTH) for frame in (true, predicted))
         body = np.concatenate(
             [_framed(left, _CONTEXT), _framed(right, _CONTEXT if given else _PREDICTED)],
             axis=1,
@@ -103,6 +108,12 @@ def _film_frames(comparison: Comparison, scale: int) -> Iterable[Frames]:
             [_text("true", half), _text("given" if given else "predicted", body.shape[1] - half)], axis=1
         )
         yield _evened(np.concatenate([_text(comparison.title, body.shape[1]), labels, body]))
+
+
+def _enlarged(frame: Frames, width: int) -> Frames:
+    """Returns the frame enlarged by the largest whole factor that keeps it within ``width`` (at least 1)."""
+    factor = max(1, width // frame.shape[1])
+    return frame.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def _framed(frame: Frames, colour: tuple[int, int, int]) -> Frames:
