@@ -8,7 +8,7 @@ RUN_STAMP := .venv/.installed-run
 DEV_STAMP := .venv/.installed-dev
 QUICKSTART := runs/quickstart
 # Eight simulated devices, so that the same sharded program runs on a laptop and on a pod.
-DEVICES := --cpu_devices=8
+DEVICES := --cpu_devices=2
 
 help:
 	@echo "make quickstart   train a small world-action model and evaluate it (results in $(QUICKSTART))"

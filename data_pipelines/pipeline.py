@@ -21,8 +21,9 @@ from grain.experimental import ElasticIterator
 from data_pipelines.index import EpisodeIndex, WindowTable, build_index
 from data_pipelines.normalisation import Normalisation, compute_normalisation, write_json
 from data_pipelines.sources.lerobot_v3 import LeRobotDataset, camera_features, read_info
+from data_pipelines.video_statistics import compute_video_statistics
 from data_pipelines.windows import WindowReader
-from wamjax.batch import WamBatch
+from wamjax.batch import VideoStatistics, WamBatch
 from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.errors import ConfigError, DataError
 
@@ -133,6 +134,12 @@ class Pipeline:
     def validation_windows(self) -> ValidationWindows:
         """Returns random access to the held-out windows, ordered by episode and start."""
         return ValidationWindows(self._reader(self.index.validation))
+
+    def video_statistics(self) -> VideoStatistics | None:
+        """Returns the statistics of the training frames that ``data.video_statistics`` asks for, or None."""
+        if self._config.data.video_statistics == "none":
+            return None
+        return compute_video_statistics(self._reader(self.index.train))
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -32,11 +32,12 @@ def get_config() -> config_dict.ConfigDict:
             num_layers=4,
             num_heads=4,
             ffn_width=512,
-            patch=(1, 16, 16),
+            patch=(1, 24, 24),
             text_tokens=2,
             text_width=32,
             max_prompts=4,
             action_hidden=128,
+            grid_embedding="learned",
         ),
         layout=LayoutConfig(
             num_blocks=2,
@@ -47,12 +48,12 @@ def get_config() -> config_dict.ConfigDict:
             pad_multiple=8,
         ),
         objective=ObjectiveConfig(
-            shift=1.0,
+            shift=5.0,
             weighting="uniform",
             video_prediction="x0",
             video_residual="last_clean",
             action_prediction="x0",
-            min_time=0.1,
+            min_time=0.2,
         ),
         data=DataConfig(
             path="datasets/metaworld",
@@ -65,7 +66,7 @@ def get_config() -> config_dict.ConfigDict:
         ),
         optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=30),
         parallel=ParallelConfig(fsdp=-1, context=-1),
-        train=TrainConfig(num_steps=600, global_batch_size=16),
+        train=TrainConfig(num_steps=800, global_batch_size=16),
         evaluate=EvaluateConfig(rollout_tasks=("reach-v3",)),
     )
     return to_config_dict(config)

@@ -106,7 +106,7 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
         for hook in hooks:
             stack.callback(hook.close)
         stack.enter_context(stop.listening())
-        state = restored.state if restored else program.init()
+        state = restored.state if restored else program.init(pipeline.video_statistics())
         result = loop.run(state, step=step, position=position, is_resumed=restored is not None)
     _say(_describe_end(result, workdir, ledger, first_step=step))
     return 0 if result.is_complete else RESTART_STATUS

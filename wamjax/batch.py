@@ -51,6 +51,19 @@ class WamBatch:
     provenance: Any
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoStatistics:
+    """Statistics of the training frames, in pixel levels (0..255): what the patch codec normalises with.
+
+    Attributes:
+      mean: float32 ``[H W 3]``: mean canvas.
+      std: Standard deviation around the mean canvas, over all pixels and channels.
+    """
+
+    mean: np.ndarray
+    std: float
+
+
 def batch_spec(config: RunConfig, batch_size: int) -> WamBatch:
     """Returns a ``WamBatch`` of ``jax.ShapeDtypeStruct`` for ``batch_size`` samples of ``config``."""
     g, data = derive_geometry(config), config.data

@@ -32,6 +32,8 @@ class ModelConfig:
       max_prompts: Rows of the trainable prompt table.
       time_width: Width of the sinusoidal timestep embedding.
       action_hidden: Hidden width of the action and state encoders and of the action decoder.
+      grid_embedding: Whether a learned embedding of a video token's row and column is added to it, besides rotary
+        (which alone tells a value nothing of where it was). ``none`` is Wan's way, ``learned`` Cosmos-Predict's.
       rope_theta: Base of the rotary frequencies.
       norm_eps: Epsilon of every norm.
       compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
@@ -48,6 +50,7 @@ class ModelConfig:
     max_prompts: int = 16
     time_width: int = 128
     action_hidden: int = 128
+    grid_embedding: Literal["none", "learned"] = "none"
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     compute_dtype: DType = "float32"
@@ -131,7 +134,9 @@ class DataConfig:
       split_seed: Seed of the train/validation split.
       shuffle_seed: Seed of the order of the training windows.
       normalisation: How actions and states are scaled to [-1, 1]: ``quantile`` maps q01/q99 to -1/1 and clamps.
-      broken_budget: Share of episodes that may be quarantined before indexing is refused.
+      video_statistics: ``training_mean`` subtracts the mean canvas of the training windows and divides by their
+        standard deviation; ``none`` scales pixels to [-1, 1].
+    broken_budget: Share of episodes that may be quarantined before indexing is refused.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
       decoded_frames_mib: Decoded frames are kept in host memory when those of the whole dataset fit into this many
@@ -151,6 +156,7 @@ class DataConfig:
     split_seed: int = 0
     shuffle_seed: int = 0
     normalisation: Literal["quantile"] = "quantile"
+    video_statistics: Literal["training_mean", "none"] = "training_mean"
     broken_budget: float = 0.05
     num_threads: int = 4
     prefetch: int = 64

@@ -20,6 +20,7 @@ from wamjax.errors import ConfigError
 from wamjax.layout import Pass, Role
 from wamjax.layout.packing import pack, unpack
 from wamjax.models.block import NUM_MODULATIONS, Block, Conditioning, KeysValues
+from wamjax.models.codec import PatchCodec
 from wamjax.nn.embeddings import ActionDecoder, ActionEncoder, PromptTable, StateEncoder, TimeEmbedding
 from wamjax.nn.init import AXES_KEY, named
 from wamjax.nn.linear import Linear
@@ -70,7 +71,13 @@ class WorldActionModel(nnx.Module):
         keys = jax.random.split(key, 9)
         width, dtype, self.config = model.width, model.compute_dtype, config.model
         channels = derive_geometry(config).token_channels
+        self.codec = PatchCodec(model.patch, data.canvas)
         self.patch_embed = Linear(keys[0], (channels, width), (None, "embed"), dtype=dtype)
+        self.grid_embedding = nnx.data(None)
+        if model.grid_embedding == "learned":
+            rows_columns = (*derive_geometry(config).grid, width)
+            spread = jax.nn.initializers.normal(0.5)
+            self.grid_embedding = named(keys[0], spread, rows_columns, (None, None, "embed"))
         self.action_encoder = ActionEncoder(keys[1], data.action_dim, width, dtype=dtype)
         self.state_encoder = StateEncoder(keys[2], data.state_dim, model.action_hidden, width, dtype=dtype)
         self.time_embedding = TimeEmbedding(keys[3], model.time_width, width, NUM_MODULATIONS)
@@ -124,15 +131,23 @@ class WorldActionModel(nnx.Module):
         """Returns the packed tokens ``[b n d]`` of the pass."""
         tokens: dict[Role, jax.Array] = {}
         if streams.clean_video is not None:
-            tokens[Role.CLEAN_VIDEO] = self.patch_embed(streams.clean_video)
+            tokens[Role.CLEAN_VIDEO] = self._embed_video(streams.clean_video)
         if streams.noisy_video is not None:
-            tokens[Role.NOISY_VIDEO] = self.patch_embed(streams.noisy_video)
+            tokens[Role.NOISY_VIDEO] = self._embed_video(streams.noisy_video)
         if streams.actions is not None:
             times = spread_slots(streams.times, _role_runs(layout_pass, Role.ACTION))
             tokens[Role.ACTION] = self.action_encoder(streams.actions, times)
         if streams.state is not None:
             tokens[Role.STATE] = self.state_encoder(streams.state)
         return pack(layout_pass.segments, tokens)
+
+    def _embed_video(self, patches: jax.Array) -> jax.Array:
+        """Embeds whole latent frames of patch tokens ``[b n_role c]``: ``[b n_role d]``."""
+        x = self.patch_embed(patches)
+        if self.grid_embedding is None:
+            return x
+        places = self.grid_embedding[...].reshape(-1, x.shape[-1]).astype(x.dtype)
+        return x + jnp.tile(places, (x.shape[1] // places.shape[0], 1))
 
     def _predict(self, x: jax.Array, embedding: jax.Array, layout_pass: Pass) -> dict[Role, jax.Array]:
         """Returns the prediction of each role with a loss; video by the modulated head, actions by the decoder."""

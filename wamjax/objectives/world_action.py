@@ -16,7 +16,6 @@ from wamjax.batch import WamBatch
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, Pass, Role, Segment
-from wamjax.models.codec import encode_patches
 from wamjax.models.world_action import Streams, WorldActionModel
 from wamjax.nn.modulation import spread_slots
 from wamjax.objectives.flow_matching import add_noise, draw_times, velocity_from
@@ -98,8 +97,8 @@ def world_action_losses(
     """
     everything = layout.full_pass()
     observed = batch if observed is None else observed
-    latents = encode_patches(batch.video, config.model.patch)
-    seen = latents if observed is batch else encode_patches(observed.video, config.model.patch)
+    latents = model.codec.encode(batch.video)
+    seen = latents if observed is batch else model.codec.encode(observed.video)
     video = _Target.of_video(latents, noise, everything, config)
     actions = _Target.of_actions(batch.actions, noise, everything, config)
     streams = Streams(

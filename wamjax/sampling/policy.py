@@ -17,7 +17,6 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import build_layout
 from wamjax.models.block import KeysValues
-from wamjax.models.codec import decode_patches, encode_patches
 from wamjax.models.world_action import abstract_model
 from wamjax.sampling.chunk import Observation, denoise_block, fill_context
 from wamjax.types import PRNGKey, PureDict
@@ -112,8 +111,8 @@ class Policy:
         *,
         orders: tuple[int, int],
     ) -> KeysValues:
-        latents = encode_patches(frames, self.config.model.patch)
-        return fill_context(nnx.merge(self._graphdef, params), latents, prompt_id, self.layout, orders, past)
+        model = nnx.merge(self._graphdef, params)
+        return fill_context(model, model.codec.encode(frames), prompt_id, self.layout, orders, past)
 
     def _denoise_order(
         self,
@@ -126,8 +125,7 @@ class Policy:
         *,
         order: int,
     ) -> Chunk:
-        latent = encode_patches(last_frame, self.config.model.patch)[:, 0]
-        observation = Observation(last_frame=latent, state=state, prompt_id=prompt_id)
         model = nnx.merge(self._graphdef, params)
+        observation = Observation(last_frame=model.codec.encode(last_frame)[:, 0], state=state, prompt_id=prompt_id)
         video, actions = denoise_block(model, observation, past, key, self.config, self.layout, order)
-        return Chunk(actions, decode_patches(video, self.config.model.patch))
+        return Chunk(actions, model.codec.decode(video))

@@ -11,7 +11,6 @@ from flax import nnx
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import build_layout
-from wamjax.models.codec import decode_patches, encode_patches
 from wamjax.models.world_action import abstract_model
 from wamjax.sampling.chunk import Observation, denoise_block, fill_context
 from wamjax.types import PRNGKey, PureDict
@@ -46,7 +45,7 @@ class ChunkSampler:
     def _predict_window(self, params: PureDict, batch: WamBatch, key: PRNGKey) -> Prediction:
         model = nnx.merge(self._graphdef, params)
         config, layout = self.config, self.layout
-        latents = encode_patches(batch.video, config.model.patch)
+        latents = model.codec.encode(batch.video)
         state, per_block = batch.state * batch.state_mask, config.layout.states_per_block
         cache, frames, actions = None, [], []
         for order in range(1, config.layout.num_blocks + 1):
@@ -61,5 +60,5 @@ class ChunkSampler:
             video, chunk = denoise_block(model, observation, cache, block_key, config, layout, order)
             frames.append(video)
             actions.append(chunk)
-        pixels = decode_patches(jnp.concatenate(frames, axis=1), config.model.patch)
+        pixels = model.codec.decode(jnp.concatenate(frames, axis=1))
         return Prediction(pixels, jnp.concatenate(actions, axis=1))

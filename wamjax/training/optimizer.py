@@ -49,7 +49,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule, is_matrix:
 
 
 def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """Returns the parameter average after ``step`` (0-based): d' ema + (1 - d') params.
+    """Returns the parameter average after ``step`` (0-based): ema + (1 - d') (params - ema).
 
     d' = min(decay, (1 + step) / (10 + step)) so that the average is not held back by the initial values.
 
@@ -57,4 +57,4 @@ def update_ema(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
     """
     n = step.astype(jnp.float32)
     rate = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
-    return jax.tree.map(lambda average, value: rate * average + (1.0 - rate) * value, ema, params)
+    return jax.tree.map(lambda average, value: average + (1.0 - rate) * (value - average), ema, params)

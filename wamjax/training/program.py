@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from wamjax.batch import WamBatch
+from wamjax.batch import VideoStatistics, WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, build_layout
 from wamjax.models.world_action import WorldActionModel, abstract_model
@@ -39,7 +39,7 @@ class TrainProgram:
       graphdef: The model without its parameters.
       mesh: The device mesh.
       abstract_state: Shapes, dtypes and shardings of the state {"params", "opt", "ema", "step"}.
-      init: () -> state, sharded.
+      init: (statistics of the training frames, or None for plain [-1, 1] pixels) -> state, sharded.
       step: (state, batch) -> (state, metrics); the state passed in is donated.
       evaluate: (params, batch, index) -> validation metrics, deterministic in ``index``.
       sample_losses: (params, batch, index, observed) -> per-sample losses by stream, at noise that depends on ``index``
@@ -51,7 +51,7 @@ class TrainProgram:
     graphdef: nnx.GraphDef[Any]
     mesh: Mesh
     abstract_state: State
-    init: Callable[[], State]
+    init: Callable[..., State]
     step: Callable[[State, WamBatch], tuple[State, Metrics]]
     evaluate: Callable[[PureDict, WamBatch, int], Metrics]
     sample_losses: Callable[[PureDict, WamBatch, int, WamBatch], dict[str, StreamLoss]]
@@ -81,12 +81,15 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule, _decay_mask(axes))
 
-    def init() -> State:
-        params = nnx.to_pure_dict(nnx.state(WorldActionModel(jax.random.key(config.train.seed), config)))
+    def init(statistics: VideoStatistics | None) -> State:
+        model = WorldActionModel(jax.random.key(config.train.seed), config)
+        if statistics is not None:
+            model.codec.calibrate(statistics)
+        params = nnx.to_pure_dict(nnx.state(model))
         ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else {}
         return {"params": params, "opt": optimizer.init(params), "ema": ema, "step": jnp.zeros((), jnp.int32)}
 
-    shape = jax.eval_shape(init)
+    shape = jax.eval_shape(lambda: init(None))
     sharding = {
         "params": params_sharding,
         "opt": optax.tree.map_params(
@@ -111,7 +114,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         abstract_state=jax.tree.map(
             lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shape, sharding
         ),
-        init=jax.jit(_placed(init, mesh), out_shardings=sharding),
+        init=_make_init(init, mesh, sharding),
         step=jax.jit(
             _placed(train_step, mesh), in_shardings=(sharding, rows), out_shardings=(sharding, None), donate_argnums=0
         ),
@@ -139,6 +142,15 @@ def describe_sharding(program: TrainProgram) -> str:
     return "\n".join(lines)
 
 
+def _make_init(init: Callable[..., State], mesh: Mesh, sharding: State) -> Callable[..., State]:
+    """Returns the compiled initialisation; statistics are constants of it."""
+
+    def run(statistics: VideoStatistics | None = None) -> State:
+        return jax.jit(_placed(lambda: init(statistics), mesh), out_shardings=sharding)()
+
+    return run
+
+
 def _placed(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Wraps ``function`` so that its activations are placed on ``mesh`` while it is traced."""
 
@@ -158,8 +170,12 @@ def _parameter_shardings(axes: PureDict, shapes: PureDict, mesh: Mesh) -> PureDi
 
 
 def _decay_mask(axes: PureDict) -> PureDict:
-    """Returns which parameters decay: those with two or more dims of their own (the stack's dim is not one)."""
-    return jax.tree.map(lambda names: sum(n != "layers" for n in names) >= 2, axes, is_leaf=_is_names)
+    """Returns which parameters decay: those with two or more dims of their own (the stack's dim is not one).
+
+    The codec's statistics are not trained: they get no gradient, and must not decay.
+    """
+    decays = jax.tree.map(lambda names: sum(n != "layers" for n in names) >= 2, axes, is_leaf=_is_names)
+    return {**decays, "codec": jax.tree.map(lambda _: False, decays["codec"])}
 
 
 def _is_variable(node: Any) -> bool:
