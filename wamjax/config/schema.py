@@ -136,7 +136,7 @@ class DataConfig:
       normalisation: How actions and states are scaled to [-1, 1]: ``quantile`` maps q01/q99 to -1/1 and clamps.
       video_statistics: ``training_mean`` subtracts the mean canvas of the training windows and divides by their
         standard deviation; ``none`` scales pixels to [-1, 1].
-    broken_budget: Share of episodes that may be quarantined before indexing is refused.
+      broken_budget: Share of episodes that may be quarantined before indexing is refused.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
       decoded_frames_mib: Decoded frames are kept in host memory when those of the whole dataset fit into this many

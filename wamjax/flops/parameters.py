@@ -15,16 +15,20 @@ def linear_parameters(fan_in: int, fan_out: int) -> int:
 
 
 def count_parameters(config: RunConfig) -> dict[str, int]:
-    """Returns the parameters of the model of ``config`` by part; their sum is N of 6NT."""
+    """Returns the trained parameters of ``config`` by part; their sum is N of 6NT.
+
+    The codec's statistics are constants of the data and not in it.
+    """
     model, data = config.model, config.data
     d, f, hidden = model.width, model.ffn_width, model.action_hidden
-    channels = derive_geometry(config).token_channels
+    geometry = derive_geometry(config)
+    channels, places = geometry.token_channels, geometry.tokens_per_frame if model.grid_embedding == "learned" else 0
     attention = 4 * linear_parameters(d, d) + 2 * d  # four projections; query and key norms over the full width
     block = 2 * attention + linear_parameters(d, f) + linear_parameters(f, d)
     block += 2 * d + 6 * d  # affine norm before cross-attention; six modulation offsets
     return {
         "blocks": model.num_layers * block,
-        "patch": linear_parameters(channels, d),
+        "patch": linear_parameters(channels, d) + places * d,  # with the learned embedding of rows and columns
         "head": linear_parameters(d, channels) + 2 * d,  # with its shift and scale offsets
         "prompts": model.max_prompts * model.text_tokens * model.text_width
         + linear_parameters(model.text_width, d)

@@ -208,18 +208,18 @@ def _num_frames(segment: Segment) -> int:
 def _video_mask(batch: WamBatch, layout: Layout, config: RunConfig) -> jax.Array:
     """Returns ``[b n_role c]``: whether a value belongs to a real frame and to a view that is present."""
     view_pixels = jnp.asarray(_view_pixels(config))  # [v h w c]
-    present = jnp.einsum("bv,vhwc->bhwc", batch.view_mask.astype(jnp.float32), view_pixels) > 0
+    present = jnp.any(batch.view_mask[:, :, None, None, None] & view_pixels, axis=1)
     mask = batch.frame_mask[:, :, None, None, None] & present[:, None]
     return select_frames(mask, layout.stream(Role.NOISY_VIDEO))
 
 
 def _view_pixels(config: RunConfig) -> np.ndarray:
-    """Returns fp32 ``[v h w c]``: 1 where a token's value lies inside a view's rectangle."""
+    """Returns bool ``[v h w c]``: whether a token's value lies inside a view's rectangle."""
     height, width = config.data.canvas
     masks = []
     for _, top, left, rows, columns in config.data.views or (("", 0, 0, height, width),):
-        canvas = np.zeros((height, width, 3), np.float32)
-        canvas[top : top + rows, left : left + columns] = 1.0
+        canvas = np.zeros((height, width, 3), dtype=bool)
+        canvas[top : top + rows, left : left + columns] = True
         masks.append(canvas)
     _, ph, pw = config.model.patch
     cut = np.stack(masks).reshape(len(masks), height // ph, ph, width // pw, pw, 3)

@@ -1,0 +1,127 @@
+"""What the model may look at, shown by gradients that are exactly zero; and the forms that must agree."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.tiny import TINY
+from wamjax.batch import VideoStatistics, fake_batch
+from wamjax.errors import ConfigError
+from wamjax.layout import Role, build_layout
+from wamjax.models.codec import PatchCodec
+from wamjax.models.world_action import Streams, WorldActionModel
+
+
+def _model(config=TINY, seed=0):
+    """A model with random heads: zero-initialised last layers would hide every dependence."""
+    model = WorldActionModel(jax.random.key(seed), config)
+    graphdef, state = nnx.split(model)
+    leaves, tree = jax.tree.flatten(state)
+    noise = [0.2 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
+    return nnx.merge(graphdef, jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)]))
+
+
+def _streams(layout, channels):
+    counts, key = layout.tokens_by_stream(), jax.random.key(3)
+
+    def draw(i, *shape):
+        return jax.random.normal(jax.random.fold_in(key, i), shape)
+
+    return Streams(
+        times=jnp.linspace(0.0, 0.9, layout.num_slots)[None],
+        prompt_id=jnp.zeros((1,), jnp.int32),
+        clean_video=draw(0, 1, counts["clean_video"], channels),
+        noisy_video=draw(1, 1, counts["noisy_video"], channels),
+        actions=draw(2, 1, counts["action"], TINY.data.action_dim),
+        state=draw(3, 1, counts["state"], TINY.data.state_dim),
+    )
+
+
+def _touched(layout, field, role, order):
+    """Orders of ``field``'s stream that the prediction of ``role`` in block ``order`` depends on."""
+    model, streams = _model(), _streams(layout, 3 * 8 * 8)
+    start, rows = 0, slice(0, 0)
+    for segment in layout.stream(role):
+        if segment.order == order:
+            rows = slice(start, start + segment.num_tokens)
+        start += segment.num_tokens
+
+    @jax.jit
+    @jax.grad
+    def sensitivity(part):
+        outputs, _ = model(dataclasses.replace(streams, **{field: part}), layout.full_pass())
+        return jnp.sum(jnp.sin(outputs[role][:, rows]))
+
+    gradient = np.asarray(sensitivity(getattr(streams, field)))
+    source = {"clean_video": Role.CLEAN_VIDEO, "noisy_video": Role.NOISY_VIDEO, "actions": Role.ACTION}
+    touched, offset = set(), 0
+    for segment in layout.stream(source.get(field, Role.STATE)):
+        if np.any(gradient[:, offset : offset + segment.num_tokens] != 0):
+            touched.add(segment.order)
+        offset += segment.num_tokens
+    return touched
+
+
+@pytest.mark.parametrize("role", [Role.NOISY_VIDEO, Role.ACTION])
+def test_prediction_of_a_block_reaches_the_clean_past_and_its_own_block_only(role):
+    layout = build_layout(TINY)
+    assert _touched(layout, "clean_video", role, 1) == {0}
+    assert _touched(layout, "clean_video", role, 2) == {0, 1}
+    for field in ("noisy_video", "actions", "state"):
+        assert _touched(layout, field, role, 2) == {2}
+
+
+def test_full_remat_changes_neither_outputs_nor_gradients():
+    layout = build_layout(TINY)
+    streams = _streams(layout, 3 * 8 * 8)
+    plain = _model()
+    graphdef, state = nnx.split(plain)
+    again = nnx.merge(graphdef, state)
+    again.config = dataclasses.replace(TINY.model, remat="full")
+
+    def loss(model):
+        outputs, _ = model(streams, layout.full_pass())
+        return sum(jnp.sum(jnp.sin(out)) for out in outputs.values())
+
+    a, b = (nnx.to_pure_dict(nnx.state(nnx.grad(loss)(m))) for m in (plain, again))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), a, b)
+
+
+def test_scanned_stack_equals_a_loop_over_its_blocks():
+    from wamjax.models.block import Conditioning
+    from wamjax.nn.rotary import rotary_angles
+
+    layout = build_layout(TINY)
+    part, streams, model = layout.full_pass(), _streams(layout, 3 * 8 * 8), _model()
+    outputs, _ = model(streams, part)
+    embedding, modulation = model.time_embedding(streams.times)
+    angles = jnp.asarray(rotary_angles(part, 4, TINY.model.rope_theta))
+    conditioning = Conditioning(modulation, model.prompts(streams.prompt_id), angles)
+    x = model._embed(streams, part)
+    for layer in range(TINY.model.num_layers):
+        x, _ = jax.tree.map(lambda leaf, i=layer: leaf[i], model.blocks)(x, part, conditioning, None)
+    looped = model._predict(x, embedding, part)
+    for role, out in outputs.items():
+        np.testing.assert_allclose(out, looped[role], atol=1e-5)
+
+
+def test_codec_decode_of_encode_is_the_clip_with_and_without_statistics():
+    video = fake_batch(TINY, 2).video
+    codec = PatchCodec(TINY.model.patch, TINY.data.canvas)
+    np.testing.assert_array_equal(codec.decode(codec.encode(video)), video)
+    mean = video.reshape(-1, 16, 24, 3).mean(0).astype(np.float32)
+    codec.calibrate(VideoStatistics(mean=mean, std=40.0))
+    np.testing.assert_array_equal(codec.decode(codec.encode(video)), video)
+    token = np.asarray(codec.encode(video))[1, 2, 1, 2].reshape(8, 8, 3)
+    np.testing.assert_allclose(token, (video[1, 2, 8:, 16:].astype(np.float32) - mean[8:, 16:]) / 40.0, atol=1e-5)
+
+
+def test_model_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ConfigError, match="num_heads"):
+        WorldActionModel(
+            jax.random.key(0), dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, num_heads=3))
+        )

@@ -1,0 +1,76 @@
+"""The rectangles kernel against dense masked softmax attention, forward and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wamjax.layout import joint_layout
+from wamjax.nn import attention
+from wamjax.nn.attention import attend
+
+
+def _inputs(num_tokens, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return tuple(jax.random.normal(key, (2, num_tokens, 2, 8)) for key in keys)
+
+
+def _dense(q, k, v, mask):
+    """Masked softmax over all pairs; rows that see nothing are zero."""
+    scores = jnp.einsum("bnke,bmke->bknm", q, k) / np.sqrt(q.shape[-1])
+    scores = jnp.where(mask, scores, -1e30)
+    weights = jnp.where(mask, jnp.exp(scores - scores.max(-1, keepdims=True)), 0.0)
+    weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    return jnp.einsum("bknm,bmke->bnke", weights, v)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("order", ["natural", "grouped"])
+@pytest.mark.parametrize("chunk", [1024, 5])
+def test_attend_joint_layout_equals_dense_softmax_with_gradients(causal, order, chunk, monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+    layout = joint_layout(
+        num_blocks=2,
+        frames_per_block=2,
+        grid=(2, 2),
+        actions_per_block=3,
+        states_per_block=1,
+        order=order,
+        pad_multiple=8,
+        token_causal_context=causal,
+    )
+    q, k, v = _inputs(layout.num_tokens)
+    mask, schedule = layout.dense_mask(), layout.full_pass().schedule
+    probe = jax.random.normal(jax.random.key(9), v.shape)
+
+    def ours(args):
+        return jnp.sum(attend(*args, schedule) * probe)
+
+    def dense(args):
+        return jnp.sum(_dense(*args, mask) * probe)
+
+    np.testing.assert_allclose(attend(q, k, v, schedule), _dense(q, k, v, mask), atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.grad(ours)((q, k, v)), jax.grad(dense)((q, k, v))
+    )
+
+
+def test_attend_makes_no_array_of_all_pairs():
+    layout = joint_layout(num_blocks=4, frames_per_block=2, grid=(4, 4), actions_per_block=4, states_per_block=1)
+    q, k, v = _inputs(layout.num_tokens)
+    schedule = layout.full_pass().schedule
+    jaxpr = jax.make_jaxpr(lambda *args: attend(*args, schedule))(q, k, v)
+    largest = max(int(np.prod(var.aval.shape[-2:])) for eqn in jaxpr.eqns for var in eqn.outvars if var.aval.shape)
+    assert largest < layout.num_tokens**2 / 4
+
+
+def test_attend_unknown_kernel_names_the_known_ones():
+    layout = joint_layout(num_blocks=1, frames_per_block=1, grid=(1, 1), actions_per_block=1, states_per_block=1)
+    with pytest.raises(ValueError, match="rectangles"):
+        attend(*_inputs(layout.num_tokens), layout.full_pass().schedule, kernel="flash")
+
+
+def test_attend_sequence_of_another_length_is_refused():
+    layout = joint_layout(num_blocks=1, frames_per_block=1, grid=(1, 1), actions_per_block=1, states_per_block=1)
+    with pytest.raises(ValueError, match="schedule holds"):
+        attend(*_inputs(layout.num_tokens + 1), layout.full_pass().schedule)

@@ -1,0 +1,103 @@
+"""One program on every mesh: the same losses, gradients and parameters; and an optimizer that matches optax."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny import TINY
+from wamjax.batch import VideoStatistics, fake_batch
+from wamjax.config.schema import ParallelConfig
+from wamjax.errors import ConfigError
+from wamjax.parallel.mesh import build_mesh, make_global_batch, resolve_axis_sizes
+from wamjax.training.program import build_program, describe_sharding
+
+STATISTICS = VideoStatistics(mean=np.full((16, 24, 3), 100.0, np.float32), std=50.0)
+
+
+def _run(parallel, num_devices, num_steps=2):
+    config = dataclasses.replace(TINY, parallel=parallel)
+    mesh = build_mesh(parallel, jax.devices()[:num_devices])
+    program = build_program(config, mesh)
+    state, metrics = program.init(STATISTICS), []
+    for step in range(num_steps):
+        state, values = program.step(state, make_global_batch(fake_batch(config, 8, seed=step), mesh))
+        metrics.append(jax.device_get(values))
+    return program, jax.device_get(state), metrics
+
+
+@pytest.fixture(scope="module")
+def single():
+    return _run(ParallelConfig(fsdp=1), 1)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"data": 8},
+        {"fsdp": 8},
+        {"context": 4, "data": 2},
+        {"tensor": 4, "fsdp": 2},
+        {"fsdp": 2, "context": 2, "tensor": 2},
+    ],
+    ids=str,
+)
+def test_eight_devices_equal_one_device(axes, single):
+    _, state, metrics = _run(ParallelConfig(**{"fsdp": 1, **axes}), 8)
+    _, expected_state, expected = single
+    for ours, theirs in zip(metrics, expected, strict=True):
+        for name in ("loss/total", "loss/video", "loss/action", "optimizer/grad_norm"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
+    # The first moment is (1 - b1) x the clipped gradient mixed over two steps: equal moments are equal gradients.
+    moments, expected_moments = (s["opt"][1][0].mu for s in (state, expected_state))
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_moments))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale), moments, expected_moments)
+
+
+def test_fsdp_and_context_really_shard():
+    mesh = build_mesh(ParallelConfig(fsdp=4, context=2))
+    program = build_program(dataclasses.replace(TINY, parallel=ParallelConfig(fsdp=4, context=2)), mesh)
+    up = program.abstract_state["params"]["blocks"]["mlp"]["up"]["kernel"]
+    assert up.sharding.shard_shape(up.shape) == (2, 4, 32)
+    batch = make_global_batch(fake_batch(TINY, 8), mesh)
+    text = program.step.lower(program.abstract_state, batch).compile().as_text()
+    assert "all-to-all" in text, "the context axis exchanges tokens for heads inside attention"
+    assert "mesh: data=1  fsdp=4  context=2  tensor=1" in describe_sharding(program)
+
+
+def test_codec_statistics_are_kept_and_never_trained(single):
+    _, state, _ = single
+    for part in ("params", "ema"):
+        codec = state[part]["codec"]
+        np.testing.assert_array_equal(codec["std"], [50.0])
+        np.testing.assert_array_equal(codec["mean"], np.full_like(codec["mean"], 100.0))
+
+
+def test_evaluation_is_deterministic_in_its_index():
+    mesh = build_mesh(ParallelConfig(fsdp=1), jax.devices()[:1])
+    program = build_program(TINY, mesh)
+    params, batch = program.init()["params"], make_global_batch(fake_batch(TINY, 8), mesh)
+    first, again, other = (float(program.evaluate(params, batch, i)["loss/total"]) for i in (3, 3, 4))
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "expected"), [(8, (4, 2)), (4, (2, 2)), (2, (2, 1)), (1, (1, 1)), (12, (6, 2))]
+)
+def test_free_axes_share_what_is_left(num_devices, expected):
+    sizes = resolve_axis_sizes(ParallelConfig(fsdp=-1, context=-1), num_devices)
+    assert (sizes["fsdp"], sizes["context"]) == expected
+
+
+def test_mesh_that_does_not_divide_names_the_axes_and_the_devices():
+    with pytest.raises(ConfigError, match=r"context=3.* there are 8"):
+        build_mesh(ParallelConfig(context=3))
+
+
+def test_heads_that_do_not_divide_name_the_setting():
+    parallel = ParallelConfig(fsdp=1, context=8)
+    mesh = build_mesh(parallel)
+    program = build_program(dataclasses.replace(TINY, parallel=parallel), mesh)
+    with pytest.raises(ConfigError, match=r"config\.model\.num_heads"):
+        program.step.lower(program.abstract_state, make_global_batch(fake_batch(TINY, 8), mesh))
