@@ -159,7 +159,13 @@ def _find_quarantined(source: EpisodeSource, config: DataConfig) -> dict[int, st
 
 
 def _quote(reasons: Mapping[int, str]) -> str:
-    """Returns the first reasons on one line."""
-    quoted = [f"episode {index}: {reason}" for index, reason in sorted(reasons.items())[:QUOTED_REASONS]]
-    rest = len(reasons) - len(quoted)
-    return "; ".join(quoted) + (f"; and {rest} more" if rest else "")
+    """Returns the first reasons on one line, each with its first episode and how many more share it."""
+    episodes: dict[str, list[int]] = {}
+    for index, reason in sorted(reasons.items()):
+        episodes.setdefault(reason, []).append(index)
+    quoted = [
+        f"episode {indices[0]}{f' and {len(indices) - 1} more' if len(indices) > 1 else ''}: {reason}"
+        for reason, indices in list(episodes.items())[:QUOTED_REASONS]
+    ]
+    rest = len(episodes) - len(quoted)
+    return "; ".join(quoted) + (f"; and {rest} more reasons" if rest > 0 else "")

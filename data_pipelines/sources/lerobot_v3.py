@@ -225,7 +225,7 @@ class LeRobotDataset:
             columns = {key: _matrix(table[key]) for key in self._columns}
         except (OSError, KeyError, pa.ArrowException, ValueError) as error:
             for index in expected:
-                self._note(index, f"{name} cannot be read: {_first_line(error)}")
+                self._note(index, f"{name} cannot be read: {_first_line(error)}".replace(f"{self._path}/", ""))
             return {}
         values = {}
         for index in expected:

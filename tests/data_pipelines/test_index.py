@@ -108,13 +108,13 @@ def test_nan_within_the_budget_is_quarantined_with_its_place(make_config: MakeCo
 
 
 def test_more_broken_than_the_budget_is_refused_naming_the_first(make_config: MakeConfig) -> None:
-    source = make_source([20] * 20, broken={i: f"reason {i}" for i in (2, 5, 9, 11)})
+    broken = {i: f"reason {i}" for i in (2, 5, 9, 11)} | {7: "reason 2", 8: "reason 2"}
     message = (
-        "dataset memory: 4 of 20 episodes are broken, more than config.data.broken_budget=0.05 allows: "
-        "episode 2: reason 2; episode 5: reason 5; episode 9: reason 9; and 1 more"
+        "dataset memory: 6 of 20 episodes are broken, more than config.data.broken_budget=0.05 allows: "
+        "episode 2 and 2 more: reason 2; episode 5: reason 5; episode 9: reason 9; and 1 more reasons"
     )
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
-        build_index(source, make_config(Path("x"), broken_budget=0.05))
+        build_index(make_source([20] * 20, broken=broken), make_config(Path("x"), broken_budget=0.05))
 
 
 def test_episodes_without_room_for_a_block_are_counted_not_lost(make_config: MakeConfig) -> None:
