@@ -249,7 +249,9 @@ def test_save_on_a_full_disk_leaves_the_last_good_step_intact(store: CheckpointS
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"step 20 could not be written.*last good checkpoint is step 10") as e:
+        with pytest.raises(
+            CheckpointError, match=r"step 20 could not be written.*last good checkpoint is step 10"
+        ) as e:
             _save(store, 20)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
