@@ -1,5 +1,9 @@
-"""The smallest configuration that has every part: used wherever a test needs a model."""
+"""The smallest configuration that has every part, and a batch of it: used wherever a test needs a model."""
 
+import jax
+import jax.numpy as jnp
+
+from wamjax.batch import WamBatch, fake_batch
 from wamjax.config.schema import (
     DataConfig,
     EvaluateConfig,
@@ -33,3 +37,8 @@ TINY = RunConfig(
     train=TrainConfig(num_steps=4, global_batch_size=8),
     evaluate=EvaluateConfig(solver_steps=3),
 )
+
+
+def tiny_batch(config: RunConfig = TINY, batch_size: int = 2) -> WamBatch:
+    """Returns a fake batch as device arrays."""
+    return jax.tree.map(jnp.asarray, fake_batch(config, batch_size))

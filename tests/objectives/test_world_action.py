@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from tests.models.test_world_action import _model
-from tests.tiny import TINY
-from wamjax.batch import fake_batch
+from tests.tiny import TINY, tiny_batch
 from wamjax.config.schema import ObjectiveConfig
 from wamjax.layout import Role, build_layout
 from wamjax.models.world_action import Streams
@@ -44,11 +43,12 @@ def test_losses_equal_a_loop_over_blocks(kind):
         min_time=0.05,
     )
     config = dataclasses.replace(TINY, objective=objective)
-    layout, model, batch = build_layout(config), _model(), fake_batch(config, 3)
+    layout, model, batch = build_layout(config), _model(), tiny_batch(config, 3)
     noise = draw_noise(jax.random.key(1), 3, config, layout)
     losses = world_action_losses(model, batch, noise, config, layout)
+    batch = jax.device_get(batch)
 
-    latents = np.asarray(model.codec.encode(batch.video))
+    latents = np.asarray(model.codec.encode(jnp.asarray(batch.video)))
     times, weights = np.asarray(noise.times), np.asarray(noise.weights)
     frame_time = times[:, [2, 2, 3, 3]][:, :, None, None, None]
     clean, eps = latents[:, 1:], np.asarray(noise.video)[:, 1:]
@@ -91,7 +91,7 @@ def test_losses_equal_a_loop_over_blocks(kind):
 
 
 def test_losses_of_a_split_batch_add_up_to_the_whole():
-    layout, model, batch = build_layout(TINY), _model(), fake_batch(TINY, 4)
+    layout, model, batch = build_layout(TINY), _model(), tiny_batch(TINY, 4)
     noise = draw_noise(jax.random.key(1), 4, TINY, layout)
     half = lambda tree, part: jax.tree.map(lambda x: x[part], tree)  # noqa: E731
     whole = world_action_losses(model, batch, noise, TINY, layout)

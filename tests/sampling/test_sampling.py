@@ -9,8 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.models.test_world_action import _model
-from tests.tiny import TINY
-from wamjax.batch import fake_batch
+from tests.tiny import TINY, tiny_batch
 from wamjax.layout import Role, build_layout
 from wamjax.models.world_action import Streams
 from wamjax.objectives.world_action import select_frames
@@ -25,7 +24,7 @@ def _params():
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_cached_pass_equals_the_pass_without_a_cache_and_the_training_pass(order):
-    layout, model, batch = build_layout(TINY), _model(), fake_batch(TINY, 2)
+    layout, model, batch = build_layout(TINY), _model(), tiny_batch(TINY, 2)
     latents = model.codec.encode(batch.video)
     rng = np.random.default_rng(0)
     shape = lambda role: sum(s.num_tokens for s in layout.stream(role))  # noqa: E731
@@ -69,10 +68,11 @@ def test_cached_pass_equals_the_pass_without_a_cache_and_the_training_pass(order
 
 
 def test_policy_given_the_recorded_frames_acts_as_the_sampler_predicts():
-    config, params, batch, key = TINY, _params(), fake_batch(TINY, 2), jax.random.key(5)
-    batch = dataclasses.replace(batch, state_mask=np.ones_like(batch.state_mask))
+    config, params, batch, key = TINY, _params(), tiny_batch(TINY, 2), jax.random.key(5)
+    batch = dataclasses.replace(batch, state_mask=jnp.ones_like(batch.state_mask))
     predicted = ChunkSampler(config, params).predict(batch, key)
     policy = Policy(config, params)
+    batch = jax.device_get(batch)
     policy.reset(batch.prompt_id)
     policy.observe(batch.video[:, :1], batch.state[:, 0])
     first = policy.act(jax.random.fold_in(key, 1))

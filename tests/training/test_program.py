@@ -35,10 +35,10 @@ def single():
 @pytest.mark.parametrize(
     "axes",
     [
-        {"data": 8},
-        {"fsdp": 8},
-        {"context": 4, "data": 2},
-        {"tensor": 4, "fsdp": 2},
+        pytest.param({"data": 8}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
+        pytest.param({"context": 4, "data": 2}, marks=pytest.mark.slow),
+        pytest.param({"tensor": 4, "fsdp": 2}, marks=pytest.mark.slow),
         {"fsdp": 2, "context": 2, "tensor": 2},
     ],
     ids=str,
