@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
 from launch.workdir import WorkDir, check_resumable, config_hash, write_run
+from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
-from wamjax.errors import ConfigError
+from wamjax.errors import ConfigError, WamjaxError
 from wamjax.flops.ledger import Ledger, zflops
 from wamjax.flops.model import count_flops
 from wamjax.flops.summary import describe as describe_flops
@@ -74,7 +76,9 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
     mesh = build_mesh(config.parallel)
     program = build_program(config, mesh)
     pipeline = _build_pipeline(config, workdir)
-    distributed.check_same_everywhere({"configuration": config_hash(config), "dataset": pipeline.fingerprint})
+    # All keys count here, also those a resumed run may change: processes that save at other steps wait for ever.
+    whole_config = hashlib.sha256(bridge.to_json(config).encode()).hexdigest()
+    distributed.check_same_everywhere({"configuration": whole_config[:16], "dataset": pipeline.fingerprint})
     ledger = _build_ledger(config, program)
     store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
     restored = store.restore_latest(program.abstract_state, set_aside=True)
@@ -100,16 +104,29 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
             evaluate_every=config.evaluate.every_steps,
         ),
     )
-    with contextlib.ExitStack() as stack:
-        stack.callback(store.wait)  # also when training fails: a save under way is completed
-        stack.callback(stream.close)
-        for hook in hooks:
-            stack.callback(hook.close)
-        stack.enter_context(stop.listening())
+    # Closed also when training fails, in this order: a save under way is completed last.
+    with _closing(*(hook.close for hook in hooks), stream.close, store.wait), stop.listening():
         state = restored.state if restored else program.init(pipeline.video_statistics())
         result = loop.run(state, step=step, position=position, is_resumed=restored is not None)
     _say(_describe_end(result, workdir, ledger, first_step=step))
     return 0 if result.is_complete else RESTART_STATUS
+
+
+@contextlib.contextmanager
+def _closing(*closers: Callable[[], None]) -> Iterator[None]:
+    """Calls ``closers`` at the end. Where training failed, its error is the one that is raised, not theirs.
+
+    On a full disk, say, a log cannot be closed either: the message that names the last good checkpoint must win.
+    """
+    try:
+        yield
+    except BaseException:
+        for close in closers:
+            with contextlib.suppress(WamjaxError, OSError):
+                close()
+        raise
+    for close in closers:
+        close()
 
 
 def _open(workdir: WorkDir, config: RunConfig, allow_change: bool, stack: contextlib.ExitStack) -> None:

@@ -46,10 +46,13 @@ class Toy:
         """Trains in this process, on its 8 devices; returns the exit status."""
         return self._main(_flags(workdir, *flags, **settings))
 
-    def start(self, workdir: Path, *flags: str, step_s: float = 0.0, **settings: Any) -> subprocess.Popen[str]:
-        """Starts training in a process of its own."""
+    def start(
+        self, workdir: Path, *flags: str, step_s: float = 0.0, is_real: bool = False, **settings: Any
+    ) -> subprocess.Popen[str]:
+        """Starts training in a process of its own; with ``is_real`` the model is trained and not the toy."""
+        command = ["-m", "launch.cli", "train"] if is_real else [str(SCRIPT)]
         process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *_flags(workdir, *flags, **settings)],
+            [sys.executable, *command, *_flags(workdir, *flags, **settings)],
             cwd=ROOT,
             env={**os.environ, "TOY_STEP_S": str(step_s), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
