@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_STAMP := .venv/.installed-run
 DEV_STAMP := .venv/.installed-dev
 QUICKSTART := runs/quickstart
-# Eight simulated devices, so that the same sharded program runs on a laptop and on a pod.
+# Simulated devices, so that a laptop runs the sharded program of a pod. Any number works; two suit two cores best.
 DEVICES := --cpu_devices=2
 
 help:

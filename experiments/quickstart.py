@@ -1,8 +1,8 @@
 """Quickstart: a small world-action model on recorded Meta-World episodes, two cameras on one canvas.
 
 Command:   make quickstart
-     or    wamjax train --config=experiments/quickstart.py --workdir=runs/quickstart --cpu_devices=8
-           wamjax eval --workdir=runs/quickstart --cpu_devices=8
+     or    wamjax train --config=experiments/quickstart.py --workdir=runs/quickstart --cpu_devices=2
+           wamjax eval --workdir=runs/quickstart --cpu_devices=2
 Data:      datasets/metaworld (committed; its README has the command and seeds that made it)
 Expected:  a few minutes on two CPU cores; on held-out episodes the action error is at most half that of predicting
            the training mean and below repeating the last action, and predicted frames beat copying the last frame.
