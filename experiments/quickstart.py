@@ -66,7 +66,7 @@ def get_config() -> config_dict.ConfigDict:
         ),
         optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=30),
         parallel=ParallelConfig(fsdp=-1, context=-1),
-        train=TrainConfig(num_steps=640, global_batch_size=16),
+        train=TrainConfig(num_steps=800, global_batch_size=16),
         evaluate=EvaluateConfig(rollout_tasks=("reach-v3",)),
     )
     return to_config_dict(config)

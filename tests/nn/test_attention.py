@@ -45,12 +45,12 @@ def test_attend_joint_layout_equals_dense_softmax_with_gradients(order, causal, 
     probe = jax.random.normal(jax.random.key(9), v.shape)
 
     def ours(args):
-        return jnp.sum(attend(*args, schedule) * probe)
+        return jnp.sum(attend(*args, schedule=schedule) * probe)
 
     def dense(args):
-        return jnp.sum(_dense(*args, mask) * probe)
+        return jnp.sum(_dense(*args, mask=mask) * probe)
 
-    attended = jax.jit(lambda *args: attend(*args, schedule))(q, k, v)
+    attended = jax.jit(lambda *args: attend(*args, schedule=schedule))(q, k, v)
     np.testing.assert_allclose(attended, _dense(q, k, v, mask), atol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
@@ -63,7 +63,7 @@ def test_attend_makes_no_array_of_all_pairs():
     layout = joint_layout(num_blocks=4, frames_per_block=2, grid=(4, 4), actions_per_block=4, states_per_block=1)
     q, k, v = _inputs(layout.num_tokens)
     schedule = layout.full_pass().schedule
-    jaxpr = jax.make_jaxpr(lambda *args: attend(*args, schedule))(q, k, v)
+    jaxpr = jax.make_jaxpr(lambda *args: attend(*args, schedule=schedule))(q, k, v)
     largest = max(int(np.prod(var.aval.shape[-2:])) for eqn in jaxpr.eqns for var in eqn.outvars if var.aval.shape)
     assert largest < layout.num_tokens**2 / 4
 
@@ -71,10 +71,10 @@ def test_attend_makes_no_array_of_all_pairs():
 def test_attend_unknown_kernel_names_the_known_ones():
     layout = joint_layout(num_blocks=1, frames_per_block=1, grid=(1, 1), actions_per_block=1, states_per_block=1)
     with pytest.raises(ValueError, match="rectangles"):
-        attend(*_inputs(layout.num_tokens), layout.full_pass().schedule, kernel="flash")
+        attend(*_inputs(layout.num_tokens), schedule=layout.full_pass().schedule, kernel="flash")
 
 
 def test_attend_sequence_of_another_length_is_refused():
     layout = joint_layout(num_blocks=1, frames_per_block=1, grid=(1, 1), actions_per_block=1, states_per_block=1)
     with pytest.raises(ValueError, match="schedule holds"):
-        attend(*_inputs(layout.num_tokens + 1), layout.full_pass().schedule)
+        attend(*_inputs(layout.num_tokens + 1), schedule=layout.full_pass().schedule)

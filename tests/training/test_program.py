@@ -61,7 +61,8 @@ def test_fsdp_and_context_really_shard():
     up = program.abstract_state["params"]["blocks"]["mlp"]["up"]["kernel"]
     assert up.sharding.shard_shape(up.shape) == (2, 4, 32)
     batch = make_global_batch(fake_batch(TINY, 8), mesh)
-    text = program.step.lower(program.abstract_state, batch).compile().as_text()
+    lowered = program.step.lower(program.abstract_state, batch)  # pyright: ignore[reportFunctionMemberAccess] - jitted
+    text = lowered.compile().as_text()
     assert "all-to-all" in text, "the context axis exchanges tokens for heads inside attention"
     assert "mesh: data=1  fsdp=4  context=2  tensor=1" in describe_sharding(program)
 
@@ -100,4 +101,5 @@ def test_heads_that_do_not_divide_name_the_setting():
     mesh = build_mesh(parallel)
     program = build_program(dataclasses.replace(TINY, parallel=parallel), mesh)
     with pytest.raises(ConfigError, match=r"config\.model\.num_heads"):
-        program.step.lower(program.abstract_state, make_global_batch(fake_batch(TINY, 8), mesh))
+        batch = make_global_batch(fake_batch(TINY, 8), mesh)
+        program.step.lower(program.abstract_state, batch)  # pyright: ignore[reportFunctionMemberAccess] - jitted
