@@ -136,7 +136,7 @@ def plot_by_frame(model: Sequence[Mapping[str, Any] | None], copy: Sequence[Mapp
             axes.fill_between(frames, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set(xlabel="predicted frame of the window", ylabel="PSNR in dB", title="Frame by frame")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False)
+        canvas.legend(loc="outside lower center", ncols=2, frameon=False)
 
     return _render(draw, (5.0, 2.7), "PSNR of every predicted frame of a window")
 
