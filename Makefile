@@ -49,7 +49,7 @@ $(DEV_STAMP): pyproject.toml uv.lock
 comma := ,
 define install
 	@set -e; echo "Installing into .venv (seconds with uv, some minutes with pip) ..."; \
-	if command -v uv >/dev/null 2>&1; then \
+	if uv --version >/dev/null 2>&1; then \
 	  uv sync --frozen --inexact --extra sim $(addprefix --extra ,$(1)) || { \
 	    echo "The sim extra could not be installed; going on without closed-loop rollouts." >&2; \
 	    uv sync --frozen --inexact $(addprefix --extra ,$(1)); }; \
