@@ -285,6 +285,8 @@ def _describe_end(result: LoopResult, workdir: WorkDir, ledger: Ledger, *, first
     )
     if result.is_complete:
         done = f"training complete at step {result.step} ({result.step - first_step} steps now)"
+    elif result.step == 0:
+        done = "stopped before the first step, with nothing to save; the same command starts again"
     else:
         done = f"stopped at step {result.step} with a checkpoint; the same command resumes"
     return f"{done}\n{cost}\nwork directory: {workdir.path}"
