@@ -1,0 +1,1 @@
+"""Weights: reading and writing checkpoints of other libraries."""

@@ -1,0 +1,1 @@
+"""The kinds of model whose checkpoints can be read and written."""

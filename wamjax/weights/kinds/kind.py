@@ -1,0 +1,36 @@
+"""What the weights room must know of a kind of model to import, export and verify it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import jax
+from flax import nnx
+
+from wamjax.types import PRNGKey
+from wamjax.weights.rules import TensorRule
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelKind(Generic[ConfigT]):
+    """A model class of a reference library, and ours that equals it.
+
+    Attributes:
+      class_name: ``_class_name`` (diffusers) or ``architectures[0]`` (transformers) in its ``config.json``.
+      parse_config: ``config.json`` -> our configuration. Raises ``ConfigError`` naming a value we do not support.
+      build: (key, configuration) -> the module; also called under ``nnx.eval_shape``.
+      rules: (configuration, naming) -> one rule per parameter; namings are listed in ``namings``.
+      namings: Names of the checkpoint namings that exist: ``diffusers``, ``original``.
+      outputs: (module, inputs by the reference's argument names) -> outputs by the names ``weights verify`` uses.
+    """
+
+    class_name: str
+    parse_config: Callable[[Mapping[str, Any]], ConfigT]
+    build: Callable[[PRNGKey, ConfigT], nnx.Module]
+    rules: Callable[[ConfigT, str], tuple[TensorRule, ...]]
+    namings: tuple[str, ...]
+    outputs: Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]]

@@ -1,0 +1,56 @@
+"""Tensor rules: how each parameter of ours is stored in a reference checkpoint, both ways from one declaration.
+
+A rule names one parameter of ours, the tensor (or one tensor per layer) that holds it in a checkpoint, and the einops
+pattern between the two layouts. Import applies the pattern, export its reverse, so that nothing is written twice and a
+round trip is exact. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import einops
+import numpy as np
+
+LAYER = "{layer}"  # in a reference name: one tensor per layer, stacked along our first dim
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorRule:
+    """One parameter and its tensor.
+
+    Attributes:
+      path: Ours, dotted, as in a pure dict of parameters: ``blocks.self_attention.query.kernel``.
+      name: The reference's: ``blocks.{layer}.attn1.to_q.weight``. With ``{layer}`` our array has one more dim in front.
+      pattern: einops pattern from the reference's tensor to ours, without the layer dim: ``(k e) d -> d k e``. Only
+        reorders, splits and merges dims; ``""`` when they are equal.
+      sizes: Sizes the pattern needs to split dims: ``{"k": 12}``. None of length 1 may be invented or dropped silently:
+        write ``d c 1 1 1 -> c d`` to drop them.
+    """
+
+    path: str
+    name: str
+    pattern: str = ""
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def is_stacked(self) -> bool:
+        """Returns whether the reference has one tensor per layer."""
+        return LAYER in self.name
+
+    def name_of(self, layer: int) -> str:
+        """Returns the reference's name of ``layer`` (of the only tensor, if the rule is not stacked)."""
+        return self.name.replace(LAYER, str(layer))
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """Returns one reference tensor in our layout; a view where the pattern only splits and reorders dims."""
+        return einops.rearrange(tensor, self.pattern, **self.sizes) if self.pattern else tensor
+
+    def to_reference(self, array: np.ndarray) -> np.ndarray:
+        """Returns one layer of our array in the reference's layout, contiguous."""
+        if not self.pattern:
+            return np.ascontiguousarray(array)
+        reference, ours = self.pattern.split("->")
+        sizes = {name: size for name, size in self.sizes.items() if name in ours}
+        return np.ascontiguousarray(einops.rearrange(array, f"{ours} -> {reference}", **sizes))
