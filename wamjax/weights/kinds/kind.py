@@ -25,6 +25,7 @@ class ModelKind(Generic[ConfigT]):
       build: (key, configuration) -> the module; also called under ``nnx.eval_shape``.
       rules: (configuration, naming) -> one rule per parameter; namings are listed in ``namings``.
       namings: Names of the checkpoint namings that exist: ``diffusers``, ``original``.
+      file_stem: What the reference library calls the file of the tensors.
       outputs: (module, inputs by the reference's argument names) -> outputs by the names ``weights verify`` uses.
     """
 
@@ -34,3 +35,4 @@ class ModelKind(Generic[ConfigT]):
     rules: Callable[[ConfigT, str], tuple[TensorRule, ...]]
     namings: tuple[str, ...]
     outputs: Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]]
+    file_stem: str = "diffusion_pytorch_model"

@@ -1,0 +1,92 @@
+"""Loading: tensors on disk to parameters on a mesh, shard by shard.
+
+A process touches only the bytes its own devices need, one tensor at a time: above the shards themselves it holds one
+tensor's piece. Stacked parameters are filled layer by layer in place on their device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wamjax.weights.rules import TensorRule
+from wamjax.weights.tensors import TensorFolder
+
+_RELEASE_BYTES = 2**26  # pages read from files are given back after this much
+
+
+def load_params(
+    folder: TensorFolder,
+    rules: Sequence[TensorRule],
+    shardings: Mapping[str, jax.sharding.Sharding],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: str = "preserve",
+) -> dict[str, jax.Array]:
+    """Loads the tensors of ``folder`` as parameters.
+
+    Args:
+      folder: A checkpoint whose names and shapes were compared and fit (``weights.report``).
+      rules: One per parameter.
+      shardings: Path -> where the parameter goes.
+      shapes: Path -> its shape, the layer dim included.
+      dtype: ``preserve`` keeps each tensor's dtype (a stacked parameter takes the widest of its layers); otherwise the
+        dtype to cast to.
+
+    Returns:
+      Path -> global array.
+    """
+    params, touched = {}, 0
+    for rule in rules:
+        names = [rule.name_of(layer) for layer in range(shapes[rule.path][0] if rule.is_stacked else 1)]
+        kept = np.result_type(*(folder[name].dtype for name in names)) if dtype == "preserve" else np.dtype(dtype)
+        params[rule.path] = _load_one(folder, rule, names, shardings[rule.path], shapes[rule.path], kept)
+        touched += sum(folder[name].num_bytes for name in names)
+        if touched > _RELEASE_BYTES:
+            jax.block_until_ready(params[rule.path])
+            folder.release()
+            touched = 0
+    folder.release()
+    return params
+
+
+def _load_one(
+    folder: TensorFolder,
+    rule: TensorRule,
+    names: Sequence[str],
+    sharding: jax.sharding.Sharding,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+) -> jax.Array:
+    """Returns one parameter, each shard read once per device that holds it."""
+    shards = []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        if not rule.is_stacked:
+            shards.append(jax.device_put(_read(folder, rule, names[0], index, dtype), device))
+            continue
+        first, last, _ = index[0].indices(shape[0])
+        sizes = [len(range(*part.indices(size))) for part, size in zip(index[1:], shape[1:], strict=True)]
+        stack = jnp.zeros((last - first, *sizes), dtype, device=device)
+        for layer in range(first, last):
+            piece = jax.device_put(_read(folder, rule, names[layer], index[1:], dtype), device)
+            stack = _put_layer(stack, piece, layer - first)
+        shards.append(stack)
+    return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+
+def _read(
+    folder: TensorFolder, rule: TensorRule, name: str, index: tuple[slice, ...], dtype: np.dtype
+) -> np.ndarray[Any, Any]:
+    """Returns one layer's slice in our layout as a fresh contiguous array."""
+    return np.array(rule.to_ours(folder.view(name))[index], dtype=dtype, order="C", copy=True)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_layer(stack: jax.Array, piece: jax.Array, layer: Any) -> jax.Array:
+    """Writes ``piece`` as ``stack[layer]``, in place."""
+    return jax.lax.dynamic_update_index_in_dim(stack, piece, layer, axis=0)
