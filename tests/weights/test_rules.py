@@ -54,11 +54,24 @@ def test_comparison_names_what_is_missing_unexpected_and_misshaped() -> None:
     assert comparison.unexpected == ("head",)
     assert comparison.ignored == ("ema.decay",)
     assert comparison.misshaped == (("blocks.0.w", (3, 4), "blocks.w", (3, 4)),)
-    assert comparison.matched == ("bias",)
+    assert comparison.matched == {"bias": "bias"}
     assert not comparison.is_exact
     text = comparison.describe()
-    assert all(word in text for word in ("1 missing, first blocks.1.w", "1 unexpected, first head", "blocks.0.w (3, 4)"))
+    assert all(
+        word in text for word in ("1 missing, first blocks.1.w", "1 unexpected, first head", "blocks.0.w (3, 4)")
+    )
 
 
 def test_tensor_with_another_number_of_dims_is_misshaped_and_not_an_error() -> None:
     assert compare_names(RULES, PARAMS, {**SHAPES, "blocks.1.w": (12,)}).misshaped[0][0] == "blocks.1.w"
+
+
+def test_alias_fills_the_parameter_and_a_second_copy_is_told() -> None:
+    rules = (*RULES, TensorRule(path="table", name="shared", aliases=("embed",)))
+    params = {**PARAMS, "table": _Leaf(7)}
+    alone = compare_names(rules, params, {**SHAPES, "embed": (7,)})
+    assert alone.is_exact
+    assert alone.matched["shared"] == "embed"
+    both = compare_names(rules, params, {**SHAPES, "embed": (7,), "shared": (7,)})
+    assert both.is_exact
+    assert both.duplicates == (("embed", "shared"),)

@@ -104,11 +104,15 @@ def load_reference(
             f"{source} does not fit {kind.class_name} ({naming} names): {comparison.describe()}"
             + ("; --ignore='pattern' leaves unexpected tensors out" if comparison.unexpected else "")
         )
+    for alias, name in comparison.duplicates:
+        if not np.array_equal(folder.view(alias).view(np.uint8), folder.view(name).view(np.uint8)):
+            raise DataError(f"{source}: {alias} and {name} are one parameter of {kind.class_name} but differ")
     flat = load_params(
         folder,
         kind.rules(config, naming),
         flatten_params(parameter_shardings(variables, mesh)),
         {path: tuple(leaf.shape) for path, leaf in abstract.items()},
+        comparison.matched,
         dtype,
     )
     treedef = jax.tree.structure(nnx.to_pure_dict(variables))
@@ -142,6 +146,7 @@ def import_weights(
             naming=loaded.naming,
             parent_hash=parent.result(),
             dtypes=_narrower_dtypes(loaded) if dtype == "preserve" else {},
+            duplicates=loaded.comparison.duplicates,
             ignored=loaded.comparison.ignored,
         )
     save_weights(out, loaded.params, loaded.reference_config, record)
@@ -182,6 +187,9 @@ def export_weights(
             dtype = jnp.dtype(narrow) if narrow else jnp.dtype(flat[rule.path].dtype)
             places[rule.name_of(layer)] = (rule, layer, np.dtype(dtype))
 
+    for alias, name in record.duplicates if naming == record.naming else ():
+        places[alias] = places[name]
+
     def read(name: str) -> np.ndarray:
         rule, layer, dtype = places[name]
         array = flat[rule.path]
@@ -208,7 +216,10 @@ def _best_naming(
     ignore: Sequence[str],
 ) -> tuple[str, Comparison]:
     """Returns the naming under which most tensors match."""
-    compared = {naming: compare_names(kind.rules(config, naming), abstract, shapes, ignore) for naming in kind.namings}
+    patterns = (*ignore, *kind.ignored)
+    compared = {
+        naming: compare_names(kind.rules(config, naming), abstract, shapes, patterns) for naming in kind.namings
+    }
     naming = max(compared, key=lambda name: len(compared[name].matched) - len(compared[name].misshaped))
     return naming, compared[naming]
 
@@ -219,7 +230,7 @@ def _narrower_dtypes(loaded: Loaded) -> dict[str, str]:
     for rule in loaded.kind.rules(loaded.config, loaded.naming):
         array = flat[rule.path]
         for layer in range(array.shape[0] if rule.is_stacked else 1):
-            stored = loaded.folder[rule.name_of(layer)].dtype
+            stored = loaded.folder[loaded.comparison.matched[rule.name_of(layer)]].dtype
             if stored != array.dtype:
                 narrower[rule.name_of(layer)] = stored.name
     return narrower

@@ -25,6 +25,7 @@ def load_params(
     rules: Sequence[TensorRule],
     shardings: Mapping[str, jax.sharding.Sharding],
     shapes: Mapping[str, tuple[int, ...]],
+    stored_names: Mapping[str, str],
     dtype: str = "preserve",
 ) -> dict[str, jax.Array]:
     """Loads the tensors of ``folder`` as parameters.
@@ -34,6 +35,7 @@ def load_params(
       rules: One per parameter.
       shardings: Path -> where the parameter goes.
       shapes: Path -> its shape, the layer dim included.
+      stored_names: Reference name -> name in ``folder``, of every tensor (``Comparison.matched``).
       dtype: ``preserve`` keeps each tensor's dtype (a stacked parameter takes the widest of its layers); otherwise the
         dtype to cast to.
 
@@ -42,7 +44,8 @@ def load_params(
     """
     params, touched = {}, 0
     for rule in rules:
-        names = [rule.name_of(layer) for layer in range(shapes[rule.path][0] if rule.is_stacked else 1)]
+        num_layers = shapes[rule.path][0] if rule.is_stacked else 1
+        names = [stored_names[rule.name_of(layer)] for layer in range(num_layers)]
         kept = np.result_type(*(folder[name].dtype for name in names)) if dtype == "preserve" else np.dtype(dtype)
         params[rule.path] = _load_one(folder, rule, names, shardings[rule.path], shapes[rule.path], kept)
         touched += sum(folder[name].num_bytes for name in names)

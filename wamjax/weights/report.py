@@ -18,14 +18,16 @@ class Comparison:
     """Names on both sides. Nothing is dropped without being in here.
 
     Attributes:
-      matched: Tensors that fill parameters.
+      matched: Reference name -> name in the checkpoint (its own, or an alias) of each tensor that fills a parameter.
+      duplicates: (alias, name) of tensors the checkpoint holds a second time.
       missing: Tensors the model needs and the checkpoint lacks.
       unexpected: Tensors the checkpoint holds and the model has no place for.
       ignored: Unexpected tensors the user said to leave out.
       misshaped: (tensor, shape in the checkpoint, parameter, shape it should give there).
     """
 
-    matched: tuple[str, ...]
+    matched: dict[str, str]
+    duplicates: tuple[tuple[str, str], ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     ignored: tuple[str, ...]
@@ -67,24 +69,30 @@ def compare_names(
     """
     unruled = sorted(set(params) ^ {rule.path for rule in rules})
     assert not unruled, f"rules and parameters differ: {unruled[:3]}"
-    wanted: dict[str, tuple[TensorRule, tuple[int, ...]]] = {}
+    wanted: dict[str, tuple[TensorRule, int, tuple[int, ...]]] = {}
     for rule in rules:
         shape = tuple(params[rule.path].shape)
         for layer in range(shape[0]) if rule.is_stacked else (0,):
-            wanted[rule.name_of(layer)] = (rule, shape[1:] if rule.is_stacked else shape)
-    matched, misshaped = [], []
-    for name, (rule, shape) in wanted.items():
-        if name not in shapes:
+            wanted[rule.name_of(layer)] = (rule, layer, shape[1:] if rule.is_stacked else shape)
+    matched: dict[str, str] = {}
+    duplicates, missing, misshaped, known = [], [], [], set()
+    for name, (rule, layer, shape) in wanted.items():
+        held = [candidate for candidate in rule.names_of(layer) if candidate in shapes]
+        known.update(held)
+        if not held:
+            missing.append(name)
             continue
-        if _shape_in_ours(rule, shapes[name]) == shape:
-            matched.append(name)
-        else:
-            misshaped.append((name, tuple(shapes[name]), rule.path, shape))
-    extra = [name for name in shapes if name not in wanted]
+        wrong = [candidate for candidate in held if _shape_in_ours(rule, shapes[candidate]) != shape]
+        misshaped += [(candidate, tuple(shapes[candidate]), rule.path, shape) for candidate in wrong]
+        if not wrong:
+            matched[name] = held[0]
+            duplicates += [(alias, held[0]) for alias in held[1:]]
+    extra = [name for name in shapes if name not in known]
     ignored = [name for name in extra if any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore)]
     return Comparison(
-        matched=tuple(matched),
-        missing=tuple(name for name in wanted if name not in shapes),
+        matched=matched,
+        duplicates=tuple(duplicates),
+        missing=tuple(missing),
         unexpected=tuple(name for name in extra if name not in set(ignored)),
         ignored=tuple(ignored),
         misshaped=tuple(misshaped),

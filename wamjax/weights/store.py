@@ -34,6 +34,7 @@ class WeightsRecord:
       naming: Whose tensor names the source had.
       parent_hash: Hash of the source's files.
       dtypes: Tensor name -> dtype as stored in the source, where the parameter holds another (wider) one.
+      duplicates: (alias, name) of tensors the source held a second time.
       ignored: Tensors of the source that were left out as told.
     """
 
@@ -41,6 +42,7 @@ class WeightsRecord:
     naming: str
     parent_hash: str
     dtypes: dict[str, str]
+    duplicates: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...]
 
 
@@ -84,7 +86,8 @@ def read_record(directory: Path) -> tuple[WeightsRecord, dict[str, Any]]:
     try:
         record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-        return WeightsRecord(**{**record, "ignored": tuple(record["ignored"])}), config
+        duplicates = tuple((str(alias), str(name)) for alias, name in record["duplicates"])
+        return WeightsRecord(**{**record, "duplicates": duplicates, "ignored": tuple(record["ignored"])}), config
     except FileNotFoundError as error:
         raise DataError(
             f"{directory} has no {Path(error.filename).name}: expected a folder that `wamjax weights import` completed"

@@ -81,7 +81,7 @@ def _write_file(path: Path, planned: Iterable[Planned], read: Callable[[str], np
     with open(half, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, dtype, shape in planned:
-            array = np.ascontiguousarray(read(name))
+            array = np.asarray(read(name), order="C")
             assert (array.dtype, array.shape) == (dtype, tuple(shape)), (name, array.dtype, array.shape, dtype, shape)
             file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from wamjax.errors import ConfigError
+from wamjax.weights.kinds import umt5_encoder
 from wamjax.weights.kinds.kind import ModelKind
 
-KINDS: Mapping[str, ModelKind[Any]] = {}
+_ALL: tuple[ModelKind[Any], ...] = (umt5_encoder.KIND,)
+
+KINDS: Mapping[str, ModelKind[Any]] = {name: kind for kind in _ALL for name in (kind.class_name, *kind.class_aliases)}
 
 
 def find_kind(config: Mapping[str, Any], name: str | None = None) -> ModelKind[Any]:
