@@ -22,7 +22,15 @@ from wamjax.weights.kinds.kind import ModelKind
 from wamjax.weights.kinds.registry import find_kind
 from wamjax.weights.load import load_params
 from wamjax.weights.report import Comparison, compare_names
-from wamjax.weights.store import CONFIG, WeightsRecord, load_weights, read_record, save_weights, stored_dtypes
+from wamjax.weights.store import (
+    CONFIG,
+    WeightsRecord,
+    load_weights,
+    read_record,
+    require_empty,
+    save_weights,
+    stored_dtypes,
+)
 from wamjax.weights.tensors import TensorFolder
 from wamjax.weights.write import write_tensors
 
@@ -137,6 +145,7 @@ def import_weights(
     ignore: Sequence[str] = (),
 ) -> Loaded:
     """Imports a reference checkpoint into the folder ``out``; arguments and errors as ``load_reference``."""
+    require_empty(out)
     folder = TensorFolder(source)
     with ThreadPoolExecutor(max_workers=1) as pool:
         parent = pool.submit(folder.hash)  # reads the same bytes at the same time
@@ -169,6 +178,7 @@ def export_weights(
       ConfigError: The kind has no such naming.
       DataError: ``directory`` cannot be read or ``out`` not be written.
     """
+    require_empty(out)
     record, reference_config = read_record(directory)
     kind = find_kind(reference_config, record.kind)
     config = kind.parse_config(reference_config)

@@ -123,6 +123,7 @@ def stored_dtypes(directory: Path) -> PureDict:
 def _memory_bound() -> ocp.Context:
     """Returns how Orbax reads and writes: never much more than the arrays themselves in memory."""
     context = ocp.Context()
+    context.array.saving.use_compression = False  # weights do not compress, and compressing is slower than a disk
     context.memory.write_concurrent_bytes = _CONCURRENT_BYTES
     context.memory.read_concurrent_bytes = _CONCURRENT_BYTES
     context.memory.transfer_concurrent_bytes = _CONCURRENT_BYTES

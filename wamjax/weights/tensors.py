@@ -103,16 +103,26 @@ class TensorFolder(Mapping[str, StoredTensor]):
         tensor = self._tensors[name]
         if tensor.num_bytes == 0:
             return np.zeros(tensor.shape, tensor.dtype)
-        if tensor.path not in self._maps:
-            with open(tensor.path, "rb") as file:
-                self._maps[tensor.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        data = np.frombuffer(self._maps[tensor.path], tensor.dtype, int(np.prod(tensor.shape)), tensor.offset)
+        data = np.frombuffer(self._map(tensor.path), tensor.dtype, int(np.prod(tensor.shape)), tensor.offset)
         return data.reshape(tensor.shape)
+
+    def expect(self, name: str) -> None:
+        """Asks the system to begin reading tensor ``name``: it will be looked at next."""
+        tensor = self._tensors[name]
+        start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        if tensor.num_bytes:
+            self._map(tensor.path).madvise(mmap.MADV_WILLNEED, start, tensor.offset + tensor.num_bytes - start)
 
     def release(self) -> None:
         """Gives the pages that were read back to the system (they stay readable)."""
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _map(self, path: Path) -> mmap.mmap:
+        if path not in self._maps:
+            with open(path, "rb") as file:
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[path]
 
     def hash(self) -> str:
         """Returns a hash of every header and every byte: the identity of a parent checkpoint (reads all of it once)."""
