@@ -5,6 +5,7 @@ Source: diffusers, ``transformer_wan.py`` and ``scripts/convert_wan_to_diffusers
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,7 +122,10 @@ def rules(config: VideoTransformerConfig, naming: str) -> tuple[TensorRule, ...]
         found += _linear(ours, original if is_original else diffusers)
     if config.image_width is not None:
         found += _image_rules(config, is_original)
-    return (*found, *_block_rules(config, is_original))
+    found += _block_rules(config, is_original)
+    if is_original:
+        found = [dataclasses.replace(rule, aliases=(f"model.diffusion_model.{rule.name}",)) for rule in found]
+    return tuple(found)
 
 
 def _image_rules(config: VideoTransformerConfig, is_original: bool) -> list[TensorRule]:
@@ -240,4 +244,5 @@ KIND = ModelKind(
     rules=rules,
     namings=("diffusers", "original"),
     outputs=outputs,
+    ignored={"*.norm_added_q.weight": "written by early converters; nothing reads it"},
 )
