@@ -27,12 +27,15 @@ class TensorRule:
         reorders, splits and merges dims; ``""`` when they are equal.
       sizes: Sizes the pattern needs to split dims: ``{"k": 12}``. None of length 1 may be invented or dropped silently:
         write ``d c 1 1 1 -> c d`` to drop them.
+      aliases: Other names under which checkpoints hold the same tensor (tied weights, another version's prefix). Read
+        where ``name`` is missing; never written. A checkpoint that has several must hold equal tensors.
     """
 
     path: str
     name: str
     pattern: str = ""
     sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
     @property
     def is_stacked(self) -> bool:
@@ -42,6 +45,10 @@ class TensorRule:
     def name_of(self, layer: int) -> str:
         """Returns the reference's name of ``layer`` (of the only tensor, if the rule is not stacked)."""
         return self.name.replace(LAYER, str(layer))
+
+    def names_of(self, layer: int) -> tuple[str, ...]:
+        """Returns every name under which a checkpoint may hold ``layer``, the written one first."""
+        return tuple(name.replace(LAYER, str(layer)) for name in (self.name, *self.aliases))
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """Returns one reference tensor in our layout; a view where the pattern only splits and reorders dims."""

@@ -25,7 +25,9 @@ class ModelKind(Generic[ConfigT]):
       build: (key, configuration) -> the module; also called under ``nnx.eval_shape``.
       rules: (configuration, naming) -> one rule per parameter; namings are listed in ``namings``.
       namings: Names of the checkpoint namings that exist: ``diffusers``, ``original``.
-      outputs: (module, inputs by the reference's argument names) -> outputs by the names ``weights verify`` uses.
+      outputs: (module as built, inputs by the reference's argument names) -> outputs as ``weights verify`` names them.
+      class_aliases: Other class names whose checkpoints hold this model.
+      ignored: Pattern (``fnmatch``) of tensors that checkpoints may hold and the model does not use -> why not.
     """
 
     class_name: str
@@ -33,4 +35,6 @@ class ModelKind(Generic[ConfigT]):
     build: Callable[[PRNGKey, ConfigT], nnx.Module]
     rules: Callable[[ConfigT, str], tuple[TensorRule, ...]]
     namings: tuple[str, ...]
-    outputs: Callable[[nnx.Module, Mapping[str, jax.Array]], dict[str, jax.Array]]
+    outputs: Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]
+    class_aliases: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
