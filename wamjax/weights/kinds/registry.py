@@ -7,10 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from wamjax.errors import ConfigError
-from wamjax.weights.kinds import umt5_encoder
+from wamjax.weights.kinds import (
+    autoencoder_kl_wan,
+    clip_vision,
+    cosmos_transformer,
+    umt5_encoder,
+    wan_transformer,
+)
 from wamjax.weights.kinds.kind import ModelKind
 
-_ALL: tuple[ModelKind[Any], ...] = (umt5_encoder.KIND,)
+_ALL: tuple[ModelKind[Any], ...] = (
+    wan_transformer.KIND,
+    cosmos_transformer.KIND,
+    autoencoder_kl_wan.KIND,
+    umt5_encoder.KIND,
+    clip_vision.KIND,
+)
 
 KINDS: Mapping[str, ModelKind[Any]] = {name: kind for kind in _ALL for name in (kind.class_name, *kind.class_aliases)}
 
