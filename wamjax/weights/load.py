@@ -107,5 +107,5 @@ def _arrange(piece: jax.Array, axes: tuple[int, ...], dtype: np.dtype) -> jax.Ar
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _put_layer(stack: jax.Array, array: jax.Array, layer: Any) -> jax.Array:
-    """Writes ``array`` as ``stack[layer]``, in place. Fused with the transposition it is three times slower on a CPU."""
+    """Writes ``array`` as ``stack[layer]``, in place. Fused with a transposition it is three times slower on a CPU."""
     return jax.lax.dynamic_update_index_in_dim(stack, array, layer, axis=0)
