@@ -54,6 +54,7 @@ def folder(tmp_path_factory):
     [
         ("  a  cup\n\ton the\u00a0table \r\n", "a cup on the table"),
         ("salt &amp; pepper &amp;lt;shaker&amp;gt;", "salt & pepper <shaker>"),
+        ("<i>cup</i> &amp;lt;3", "<i>cup</i> <3"),
         ("the cafÃ© robot", "the café robot"),
         ("“quoted”", '"quoted"'),
         ("\n", ""),
