@@ -111,17 +111,24 @@ def write_image(pipeline: Path, width: int = 24, height: int = 16) -> Path:
     return path
 
 
-def test_prompt_becomes_a_clip_that_depends_on_seed_and_prompt(pipeline: Path) -> None:
+def test_prompt_becomes_a_clip(pipeline: Path) -> None:
+    write_part(pipeline / "transformer", TRANSFORMER)
+    assert sample(pipeline) == 0
+    assert read_clip(pipeline).shape == (5, 16, 24, 3)
+
+
+@pytest.mark.slow
+def test_clip_depends_on_seed_prompt_and_solver(pipeline: Path) -> None:
     write_part(pipeline / "transformer", TRANSFORMER)
     clips = []
     for arguments in ([], [], ["--seed=1"], ["--prompt=cubes"], ["--solver=euler"]):
         assert sample(pipeline, *arguments) == 0
         clips.append(read_clip(pipeline))
-    assert clips[0].shape == (5, 16, 24, 3)
     np.testing.assert_array_equal(clips[0], clips[1])
     assert all((clip != clips[0]).any() for clip in clips[2:])
 
 
+@pytest.mark.slow
 def test_imported_parts_give_the_same_clip(pipeline: Path) -> None:
     write_part(pipeline / "transformer", TRANSFORMER)
     assert sample(pipeline) == 0
@@ -133,6 +140,7 @@ def test_imported_parts_give_the_same_clip(pipeline: Path) -> None:
     np.testing.assert_array_equal(read_clip(pipeline), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TRANSFORMER, {**TRANSFORMER, **IMAGE_BRANCH}], ids=["first frame", "channels"])
 def test_first_frame_enters_the_clip(pipeline: Path, config: dict[str, Any]) -> None:
     write_part(pipeline / "transformer", config)
@@ -144,6 +152,7 @@ def test_first_frame_enters_the_clip(pipeline: Path, config: dict[str, Any]) -> 
     assert (read_clip(pipeline) != first).any()
 
 
+@pytest.mark.slow
 def test_two_experts_share_the_noise_levels(pipeline: Path) -> None:
     """With the boundary above all levels only the second transformer runs, below all of them only the first."""
     write_part(pipeline / "transformer", TRANSFORMER, seed=1)

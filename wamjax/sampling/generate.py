@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,12 @@ from wamjax.sampling.solvers import Schedule, guided, sample
 _FRAMES_PER_LATENT = 4  # mask channels of image-to-video models: one per frame of a latent frame
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What predicts the velocity of latents: ``VideoTransformer``, with its parameters."""
 
     def __call__(self, latents: jax.Array, ids: jax.Array, text: jax.Array, *, image: jax.Array | None) -> jax.Array:
-        """Returns the velocity ``[b t h w c]`` of ``latents`` ``[b t h w c_in]`` at timestep ids ``[b]`` or ``[b t]``."""
+        """Returns the velocity ``[b t h w c]`` of ``latents`` ``[b t h w c_in]`` at ids ``[b]`` or ``[b t]``."""
         ...
 
 

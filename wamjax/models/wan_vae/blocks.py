@@ -7,7 +7,7 @@ the convolutions inside, and ``None`` is the beginning of a clip; the same modul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from wamjax.types import PRNGKey
 Cache: TypeAlias = Any  # nested tuples of contexts [b frames h w c]; None at the beginning of a clip
 
 
+@runtime_checkable
 class CausalLayer(Protocol):
     """A layer that takes a clip in pieces."""
 
