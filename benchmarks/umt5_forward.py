@@ -3,11 +3,12 @@
     python benchmarks/umt5_forward.py [--rounds=5] [--tokens=512] [--threads=2]
 
 A quarter of UMT5-XXL's width, a third of its layers and a small vocabulary, fp32, random weights, one prompt of which a
-fifth is padding. The two run in turn; the ratio is of their fastest runs. Needs torch and transformers.
+fifth is padding. The two run in turn; the ratio is of their fastest runs. Does nothing without torch and transformers.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ def make_reference(ids: np.ndarray, mask: np.ndarray, threads: int) -> Callable[
     from transformers import UMT5Config, UMT5EncoderModel
 
     torch.set_num_threads(threads)
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": CONFIG.vocab_size,
         "d_model": CONFIG.width,
         "num_layers": CONFIG.num_layers,
@@ -64,6 +65,10 @@ def main(argv: Sequence[str]) -> None:
     """Prints seconds of each and their ratio."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown argument {argv[1]!r}")
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"not measured: the reference needs {' and '.join(missing)}, which is not installed")
+        return
     rng = np.random.default_rng(0)
     ids = rng.integers(2, CONFIG.vocab_size, (1, TOKENS.value))
     mask = (np.arange(TOKENS.value) < TOKENS.value * 4 // 5).astype(np.int64)[None]
