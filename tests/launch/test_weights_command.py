@@ -72,6 +72,31 @@ def test_import_then_export_gives_back_every_tensor_byte_for_byte(
     assert json.loads((final / "config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_export_writes_the_names_the_source_had(checkpoint: Path, tmp_path: Path, keep: bool) -> None:
+    """A tied table under its other name, or under both."""
+    tensors = load_file(checkpoint / WEIGHTS)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"].copy()
+    if not keep:
+        del tensors["shared.weight"]
+    save_file(tensors, checkpoint / WEIGHTS)
+    assert weights("import", checkpoint, f"--out={tmp_path / 'in'}") == 0
+    assert weights("export", tmp_path / "in", f"--out={tmp_path / 'out'}") == 0
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    exported = load_file(file)
+    assert {name: value.tobytes() for name, value in exported.items()} == {n: v.tobytes() for n, v in tensors.items()}
+
+
+def test_two_copies_of_a_tied_tensor_that_differ_are_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = load_file(checkpoint / WEIGHTS)
+    tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"] + 1
+    save_file(tensors, checkpoint / WEIGHTS)
+    assert weights("import", checkpoint, f"--out={tmp_path / 'in'}") == 3
+    assert "are one parameter of UMT5EncoderModel but differ" in only_line(capsys)
+
+
 def test_verify_passes_on_the_reference_and_names_what_a_changed_weight_changes(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

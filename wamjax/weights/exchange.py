@@ -155,6 +155,7 @@ def import_weights(
             naming=loaded.naming,
             parent_hash=parent.result(),
             dtypes=_narrower_dtypes(loaded) if dtype == "preserve" else {},
+            renamed={name: held for name, held in loaded.comparison.matched.items() if name != held},
             duplicates=loaded.comparison.duplicates,
             ignored=loaded.comparison.ignored,
         )
@@ -197,8 +198,9 @@ def export_weights(
             dtype = jnp.dtype(narrow) if narrow else jnp.dtype(flat[rule.path].dtype)
             places[rule.name_of(layer)] = (rule, layer, np.dtype(dtype))
 
-    for alias, name in record.duplicates if naming == record.naming else ():
-        places[alias] = places[name]
+    if naming == record.naming:  # under the very names of the source
+        places = {record.renamed.get(name, name): place for name, place in places.items()}
+        places |= {alias: places[name] for alias, name in record.duplicates}
 
     def read(name: str) -> np.ndarray:
         rule, layer, dtype = places[name]

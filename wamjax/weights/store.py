@@ -34,6 +34,7 @@ class WeightsRecord:
       naming: Whose tensor names the source had.
       parent_hash: Hash of the source's files.
       dtypes: Tensor name -> dtype as stored in the source, where the parameter holds another (wider) one.
+      renamed: Reference name -> the alias under which the source held the tensor.
       duplicates: (alias, name) of tensors the source held a second time.
       ignored: Tensors of the source that were left out as told.
     """
@@ -42,6 +43,7 @@ class WeightsRecord:
     naming: str
     parent_hash: str
     dtypes: dict[str, str]
+    renamed: dict[str, str]
     duplicates: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...]
 
