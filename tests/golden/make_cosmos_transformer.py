@@ -81,7 +81,8 @@ def write(folder: Path, case: Case, seed: int) -> None:
     functional = types.SimpleNamespace(
         resize=lambda mask, size, interpolation: torch.nn.functional.interpolate(mask, size, mode=interpolation)
     )
-    transformer_cosmos.transforms = types.SimpleNamespace(functional=functional, InterpolationMode=nearest)  # pyright: ignore[reportAttributeAccessIssue]
+    stub = types.SimpleNamespace(functional=functional, InterpolationMode=nearest)
+    setattr(transformer_cosmos, "transforms", stub)  # noqa: B010
     generator = torch.Generator().manual_seed(seed)
     model = CosmosTransformer3DModel(**case.overrides).eval()
     with torch.no_grad():
@@ -92,7 +93,7 @@ def write(folder: Path, case: Case, seed: int) -> None:
             spread = 0.3 if parameter.ndim == 1 else 1.0 if is_table else parameter[0].numel() ** -0.5
             parameter.copy_(float(is_norm) + spread * torch.randn(parameter.shape, generator=generator))
     inputs = _inputs(case, model.config, generator)
-    arguments = {name: value for name, value in inputs.items() if name != "target"}
+    arguments: dict[str, Any] = {name: value for name, value in inputs.items() if name != "target"}
     if case.fps is not None:
         arguments["fps"] = case.fps
     out = model(**arguments).sample

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
+from tests.tiny import QUICK_COMPILE
 from wamjax.weights.kinds.kind import ModelKind
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -102,7 +103,7 @@ def check_golden(
     params = nest(to_ours(kind, config, "diffusers", golden.tensors))
     inputs = {name: jnp.asarray(array) for name, array in golden.inputs.items()}
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
     def run(params: Any) -> Any:
         def loss(params: Any) -> Any:
             outputs = kind.outputs(build(kind, config, params), inputs)

@@ -1,6 +1,7 @@
 """Wan's transformer and its checkpoints against diffusers' outputs, gradients, training losses and names."""
 
 import dataclasses
+import functools
 import importlib.util
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.tiny import QUICK_COMPILE
 from tests.weights.golden_folder import (
     GOLDEN,
     build,
@@ -22,6 +24,7 @@ from tests.weights.golden_folder import (
 from wamjax.errors import ConfigError, DataError
 from wamjax.weights.kinds.wan_transformer import KIND
 
+jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
 FOLDER = GOLDEN / "wan_transformer"
 CASES = ("t2v", "i2v", "flf2v", "ti2v")
 
@@ -45,7 +48,7 @@ def test_wan_losses_of_five_adamw_steps_equal_torch():
         optax.adamw(3e-3, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1)
     )  # one vector: compiles soon
 
-    @jax.jit
+    @jit
     def step(params, state):
         loss, gradients = jax.value_and_grad(lambda p: KIND.outputs(build(KIND, config, p), inputs)["loss"])(params)
         updates, state = optimizer.update(gradients, state, params)
@@ -115,7 +118,7 @@ def test_wan_timesteps_per_frame_equal_the_same_per_token():
     model = build(KIND, config, params)
     inputs = {name: jnp.asarray(array) for name, array in golden.inputs.items()}
     frames = jnp.asarray([[0.0, 999.0], [250.0, 3.5]])
-    run = jax.jit(lambda ids: KIND.outputs(model, {**inputs, "timestep": ids})["out"])
+    run = jit(lambda ids: KIND.outputs(model, {**inputs, "timestep": ids})["out"])
     np.testing.assert_allclose(run(frames), run(jnp.repeat(frames, 6, axis=1)), atol=1e-5)
 
 
@@ -124,7 +127,7 @@ def test_wan_in_bfloat16_stays_near_fp32():
     half = dataclasses.replace(config, block=dataclasses.replace(config.block, compute_dtype="bfloat16"))
     inputs = {name: jnp.asarray(array) for name, array in golden.inputs.items()}
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    out = jax.jit(lambda p: KIND.outputs(build(KIND, half, p), inputs))(params)["out"]
+    out = jit(lambda p: KIND.outputs(build(KIND, half, p), inputs))(params)["out"]
     expected = golden.outputs["out"]
     assert out.dtype == jnp.float32
     assert 1e-4 < np.linalg.norm(out - expected) / np.linalg.norm(expected) < 0.03
