@@ -11,7 +11,6 @@ tokenizer, and for models with an image branch image_encoder. Each part may be a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,13 @@ from launch.pipeline_folder import Part, PipelineFolder
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.models.umt5 import pad_prompts
+from wamjax.nn.modulation import TIMESTEP_IDS
 from wamjax.parallel.mesh import build_mesh
 from wamjax.sampling.generate import ClipShape, Condition, condition_on_frame, generate_latents
 from wamjax.sampling.solvers import Schedule, SolverConfig, build_schedule
 
 _DEFAULT_SHIFT = 5.0
+_DEFAULT_BOUNDARY = 0.875  # of Wan 2.2 T2V-A14B, where model_index.json does not say boundary_ratio
 _DECODE_CHUNK = 1  # latent frames decoded at a time
 _SIGMAS = {
     "euler": {"diffusers": "diffusers_euler", "uniform": "uniform"},
@@ -154,15 +155,14 @@ def _generate(
     values = flags.FLAGS
     noise = jax.random.normal(jax.random.key(values.seed), shape)
     parts = [transformer]
-    guidance: float | Callable[[jax.Array], jax.Array] = values.guidance
     boundary = 0.0
     if folder.has("transformer_2"):
-        boundary = float(folder.index.get("boundary_ratio", 0.875)) * 1000.0
+        boundary = float(folder.index.get("boundary_ratio", _DEFAULT_BOUNDARY)) * TIMESTEP_IDS
         parts.append(folder.load("transformer_2", mesh, values.dtype))
-        low = values.guidance if values.guidance_low is None else values.guidance_low
+    guidance_low = values.guidance if values.guidance_low is None else values.guidance_low
 
-        def guidance(time: jax.Array) -> jax.Array:
-            return jnp.where(time >= boundary, values.guidance, low)
+    def guidance(time: jax.Array) -> jax.Array:
+        return jnp.where(time >= boundary, values.guidance, guidance_low)
 
     @jax.jit
     def sample(params: list[Any], noise: jax.Array, texts: jax.Array, condition: Condition | None) -> jax.Array:

@@ -71,10 +71,10 @@ def to_reference(kind: ModelKind[Any], config: Any, naming: str, arrays: dict[st
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """Dotted paths -> nested dict."""
-    tree: dict[str, Any] = {}
+    """Dotted paths -> nested dict; a number is an index into a list of modules."""
+    tree: dict[Any, Any] = {}
     for path, leaf in flat.items():
-        *parents, last = path.split(".")
+        *parents, last = (int(name) if name.isdigit() else name for name in path.split("."))
         functools.reduce(lambda node, name: node.setdefault(name, {}), parents, tree)[last] = leaf
     return tree
 
@@ -102,12 +102,13 @@ def check_golden(
     config = kind.parse_config(golden.config)
     params = nest(to_ours(kind, config, "diffusers", golden.tensors))
     inputs = {name: jnp.asarray(array) for name, array in golden.inputs.items()}
+    target = inputs.pop("target")
 
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
     def run(params: Any) -> Any:
         def loss(params: Any) -> Any:
             outputs = kind.outputs(build(kind, config, params), inputs)
-            return jnp.mean(jnp.square(outputs["out"] - inputs["target"])), outputs
+            return jnp.mean(jnp.square(outputs["out"] - target)), outputs
 
         (value, outputs), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         return {**outputs, "loss": value}, gradients

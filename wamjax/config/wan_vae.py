@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from wamjax.config.schema import DType
-from wamjax.errors import ConfigError
+from wamjax.errors import ConfigError, DataError
 
 # Frames the published autoencoders take per latent frame after the first; clips have 4 n + 1 frames for any of them.
 CLIP_STRIDE = 4
@@ -73,6 +73,8 @@ class WanVaeConfig:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} is not a multiple of patch_size squared ({self.patch_size**2})"
                 )
+        if self.has_level_shortcuts:
+            self._check_shortcuts()
 
     @property
     def temporal_compression(self) -> int:
@@ -94,9 +96,39 @@ class WanVaeConfig:
         """Channels of each decoder level, from latents to pixels."""
         return tuple(self.decoder_base_width * multiplier for multiplier in reversed(self.width_multipliers))
 
-    def latent_frames(self, frames: int) -> int:
-        """Returns the latent frames of a clip of ``frames`` = 4 n + 1 frames."""
-        return 1 + (frames - 1) // self.temporal_compression
+    def _check_shortcuts(self) -> None:
+        """Refuses widths between which channels cannot be averaged (down) or repeated (up) in whole groups."""
+        blocks = [4 * (2 if halves_time else 1) for halves_time in self.temporal_downsample]
+        down = zip((self.base_width, *self.encoder_widths[:-1]), self.encoder_widths, [*blocks, 1], strict=True)
+        up = zip(
+            (self.decoder_widths[0], *self.decoder_widths[:-2]), self.decoder_widths[:-1], blocks[::-1], strict=True
+        )
+        steps = [(fan_in * block, fan_out) for fan_in, fan_out, block in down]
+        steps += [(fan_out * block, fan_in) for fan_in, fan_out, block in up]
+        for channels, groups in steps:
+            if channels % groups:
+                raise ConfigError(
+                    f"width_multipliers={self.width_multipliers}: a level shortcut cannot divide {channels} channels "
+                    f"into {groups}; change the widths or has_level_shortcuts"
+                )
+
+    def check_clip(self, frames: int, height: int, width: int, *, continues: bool = False) -> None:
+        """Raises ``DataError`` unless the autoencoder takes clips of this size.
+
+        Args:
+          frames: 4 n + 1, or 4 n if ``continues``.
+          height: Rows of pixels: a multiple of ``spatial_compression``.
+          width: Columns of pixels: the same.
+          continues: Whether the frames follow others of the same clip.
+        """
+        if frames < 1 or frames % CLIP_STRIDE != (0 if continues else 1):
+            expected = "4 n frames (4, 8, ...) after the first" if continues else "4 n + 1 frames (1, 5, 9, ...)"
+            raise DataError(f"video has {frames} frames; a Wan autoencoder takes {expected}: cut or pad the clip")
+        grid = self.spatial_compression
+        if min(height, width) < 1 or height % grid or width % grid:
+            raise DataError(
+                f"video is {height} x {width} pixels; height and width must be multiples of {grid}: crop or resize it"
+            )
 
 
 # Source: diffusers, class defaults of AutoencoderKLWan; wan/modules/vae.py of Wan-Video/Wan2.1.

@@ -10,7 +10,6 @@ refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,14 +19,12 @@ from flax import nnx
 
 from wamjax.config.wan_vae import CLIP_STRIDE, WanVaeConfig
 from wamjax.errors import ConfigError, DataError
-from wamjax.models.wan_vae.blocks import Cache
+from wamjax.models.wan_vae.blocks import Cache, CausalLayer
 from wamjax.models.wan_vae.levels import Decoder, Encoder
 from wamjax.nn.linear import Linear
 from wamjax.types import PRNGKey
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # diffusers, DiagonalGaussianDistribution
-
-Step = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
 class Moments(NamedTuple):
@@ -76,7 +73,7 @@ class WanVae(nnx.Module):
           DataError: The clip has another shape.
           ConfigError: ``chunk`` is not a positive multiple of 4.
         """
-        self._check_video(video.shape, begins=True)
+        self._check_video(video.shape, continues=False)
         _check_chunk(chunk, CLIP_STRIDE, "frames")
         return self._to_moments(_run(self.encoder, self._fold(video), chunk))
 
@@ -93,7 +90,7 @@ class WanVae(nnx.Module):
         Raises:
           DataError: The frames have another shape.
         """
-        self._check_video(frames.shape, begins=cache is None)
+        self._check_video(frames.shape, continues=cache is not None)
         features, cache = self.encoder(self._fold(frames), cache)
         return self._to_moments(features), cache
 
@@ -159,18 +156,11 @@ class WanVae(nnx.Module):
         video = rearrange(pixels, "b f h w (c col row) -> b f (h row) (w col) c", row=side, col=side)
         return video.astype(jnp.float32)
 
-    def _check_video(self, shape: tuple[int, ...], *, begins: bool) -> None:
-        config = self.config
-        channels, grid = config.in_channels // config.patch_size**2, config.spatial_compression
+    def _check_video(self, shape: tuple[int, ...], *, continues: bool) -> None:
+        channels = self.config.in_channels // self.config.patch_size**2
         if len(shape) != 5 or shape[-1] != channels:
             raise DataError(f"video has shape {shape}; expected [batch frames height width {channels}]")
-        if shape[1] % CLIP_STRIDE != int(begins) or not shape[1]:
-            expected = "4 n + 1 frames (1, 5, 9, ...)" if begins else "4 n frames after the first chunk"
-            raise DataError(f"video has {shape[1]} frames; a Wan autoencoder takes {expected}: cut or pad the clip")
-        if shape[2] % grid or shape[3] % grid or not shape[2] * shape[3]:
-            raise DataError(
-                f"video is {shape[2]} x {shape[3]} pixels; height and width must be multiples of {grid}: crop or resize"
-            )
+        self.config.check_clip(*shape[1:4], continues=continues)
 
     def _check_latents(self, shape: tuple[int, ...]) -> None:
         channels = self.config.latent_channels
@@ -185,7 +175,7 @@ def _check_chunk(chunk: int | None, multiple: int, unit: str) -> None:
         )
 
 
-def _run(step: Step, x: jax.Array, chunk: int | None) -> jax.Array:
+def _run(step: CausalLayer, x: jax.Array, chunk: int | None) -> jax.Array:
     """Applies ``step`` to the first frame and then to ``chunk`` frames at a time, or to all frames at once.
 
     The loop is a scan whose carry is the cache, so only one chunk's activations exist at a time.

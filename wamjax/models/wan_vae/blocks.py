@@ -6,8 +6,8 @@ the convolutions inside, and ``None`` is the beginning of a clip; the same modul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,7 @@ from wamjax.nn.linear import Linear
 from wamjax.types import PRNGKey
 
 Cache: TypeAlias = Any  # nested tuples of contexts [b frames h w c]; None at the beginning of a clip
-
-
-@runtime_checkable
-class CausalLayer(Protocol):
-    """A layer that takes a clip in pieces."""
-
-    def __call__(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Maps ``[b t h w c]`` and what it remembers of the frames before to its output and what it will."""
-        ...
+CausalLayer: TypeAlias = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
 def apply_in_turn(layers: Sequence[CausalLayer], x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:

@@ -27,8 +27,8 @@ class EncoderLevel(nnx.Module):
         """Makes level ``index``, counted from the pixels."""
         keys = jax.random.split(key, config.num_res_blocks + 1)
         widths, dtype = config.encoder_widths, config.compute_dtype
-        fan_in, self.width = widths[max(index - 1, 0)], widths[index]
-        fans = [(fan_in if block == 0 else self.width, self.width) for block in range(config.num_res_blocks)]
+        entering, self.width = (config.base_width, *widths)[index], widths[index]
+        fans = [(entering if block == 0 else self.width, self.width) for block in range(config.num_res_blocks)]
         self.blocks = nnx.List([ResidualBlock(k, fan, dtype=dtype) for k, fan in zip(keys[1:], fans, strict=True)])
         self.is_last = index == len(widths) - 1
         self.halves_time = not self.is_last and config.temporal_downsample[index]
@@ -82,7 +82,7 @@ class Encoder(nnx.Module):
         """Makes the encoder of ``config``."""
         widths, dtype = config.encoder_widths, config.compute_dtype
         keys = jax.random.split(key, len(widths) + 3)
-        self.conv_in = CausalConv(keys[0], (config.in_channels, widths[0]), dtype=dtype)
+        self.conv_in = CausalConv(keys[0], (config.in_channels, config.base_width), dtype=dtype)
         self.levels = nnx.List([EncoderLevel(k, config, i) for i, k in enumerate(keys[3:])])
         self.middle = MiddleBlock(keys[1], widths[-1], dtype=dtype)
         self.norm_out = ChannelNorm(key, widths[-1])

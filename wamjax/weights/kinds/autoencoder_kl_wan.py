@@ -156,7 +156,7 @@ def _encoder_levels(config: WanVaeConfig, *, original: bool) -> Names:
     place, widths = 0, config.encoder_widths
     flat = "encoder.downsamples" if original else "encoder.down_blocks"
     for level, width in enumerate(widths):
-        entering = widths[max(level - 1, 0)]
+        entering = (config.base_width, *widths)[level]
         ours = f"encoder.levels.{level}"
         for block in range(config.num_res_blocks):
             inside = f"{level}.{'downsamples' if original else 'resnets'}.{block}"
