@@ -1,13 +1,15 @@
 """Loading: tensors on disk to parameters on a mesh, shard by shard.
 
 A process touches only the bytes its own devices need, one tensor at a time: above the shards themselves it holds one
-tensor's piece. Stacked parameters are filled layer by layer in place on their device.
+tensor's piece and the next one, which a thread reads ahead. Stacked parameters are filled layer by layer in place on
+their device.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -77,23 +79,47 @@ def _load_one(
         first, last, _ = index[0].indices(shape[0])
         sizes = [len(range(*part.indices(size))) for part, size in zip(index[1:], shape[1:], strict=True)]
         stack = jnp.zeros((last - first, *sizes), dtype, device=device)
-        for layer in range(first, last):
-            folder.expect(names[min(layer + 1, last - 1)])
-            piece, axes = _read(folder, rule, names[layer], index[1:])
-            layer_array = _arrange(jax.device_put(piece, device), axes, dtype)
-            stack = _put_layer(stack, layer_array, layer - first)
+        for layer, (piece, axes) in enumerate(_read_ahead(folder, rule, names[first:last], index[1:])):
+            own = _arrange(jax.device_put(piece, device), axes, dtype).block_until_ready()  # ``piece`` is used again
+            stack = _put_layer(stack, own, layer)
         shards.append(stack)
     return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
 
+def _read_ahead(
+    folder: TensorFolder, rule: TensorRule, names: Sequence[str], index: tuple[slice, ...]
+) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]:
+    """Yields what ``_read`` returns of each name, reading the next one meanwhile; a piece is valid until the next.
+
+    Two buffers are used in turn: fresh memory for every tensor would cost more than reading it.
+    """
+    size = max(folder[name].num_bytes for name in names)
+    buffers = [np.empty(size, np.uint8) for _ in names[:2]]
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights") as reader:
+
+        def submit(number: int) -> Future[tuple[np.ndarray, tuple[int, ...]]] | None:
+            if number == len(names):
+                return None
+            return reader.submit(_read, folder, rule, names[number], index, buffers[number % 2])
+
+        coming = submit(0)
+        for number in range(len(names)):
+            assert coming is not None
+            ready, coming = coming.result(), submit(number + 1)
+            yield ready
+
+
 def _read(
-    folder: TensorFolder, rule: TensorRule, name: str, index: tuple[slice, ...]
+    folder: TensorFolder, rule: TensorRule, name: str, index: tuple[slice, ...], buffer: np.ndarray | None = None
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Returns one layer's slice with its dims in the order they lie in the file, and where each of our dims is in it.
 
-    In the file's order it is read at the speed of memory; the device transposes faster than this process would.
+    ``buffer`` is used where the whole tensor is read. In the file's order it is read at the speed of the disk; the device
+    transposes faster than this process would.
     """
-    view = rule.to_ours(folder.view(name))[index]
+    mapped = rule.to_ours(folder.view(name))
+    is_whole = all(len(range(*part.indices(size))) == size for part, size in zip(index, mapped.shape, strict=True))
+    view = rule.to_ours(folder.read(name, buffer)) if is_whole else mapped[index]
     order = sorted(range(view.ndim), key=lambda axis: -view.strides[axis])
     piece = np.ascontiguousarray(view.transpose(order)) if view.ndim else np.array(view)
     return piece, tuple(order.index(axis) for axis in range(view.ndim))
