@@ -114,7 +114,7 @@ def _read(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Returns one layer's slice with its dims in the order they lie in the file, and where each of our dims is in it.
 
-    ``buffer`` is used where the whole tensor is read. In the file's order it is read at the speed of the disk; the device
+    ``buffer`` is used where the whole tensor is read. In the file's order that runs at the speed of the disk, and the device
     transposes faster than this process would.
     """
     mapped = rule.to_ours(folder.view(name))
