@@ -18,7 +18,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors.torch import save_file
 
 # Together they have every part: widths that change and stay, time halved or not. Small, because compiling a gradient
