@@ -114,8 +114,8 @@ def _read(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Returns one layer's slice with its dims in the order they lie in the file, and where each of our dims is in it.
 
-    ``buffer`` is used where the whole tensor is read. In the file's order that runs at the speed of the disk, and the device
-    transposes faster than this process would.
+    ``buffer`` is used where the whole tensor is read. In the file's order that runs at the speed of the disk, and the
+    device transposes faster than this process would.
     """
     mapped = rule.to_ours(folder.view(name))
     is_whole = all(len(range(*part.indices(size))) == size for part, size in zip(index, mapped.shape, strict=True))
