@@ -9,6 +9,8 @@ DEV_STAMP := .venv/.installed-dev
 QUICKSTART := runs/quickstart
 # Simulated devices, so that a laptop runs the sharded program of a pod. Any number works; two suit two cores best.
 DEVICES := --cpu_devices=2
+# Compiling is most of what the fast tests cost; what they check does not need optimised code. The slow set does without.
+QUICK_COMPILE := --xla_backend_optimization_level=0
 
 help:
 	@echo "make quickstart   train a small world-action model and evaluate it (results in $(QUICKSTART))"
@@ -23,7 +25,7 @@ quickstart: $(RUN_STAMP)
 	$(BIN)/wamjax eval --workdir=$(QUICKSTART) $(DEVICES)
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(DEV_STAMP)
 	$(BIN)/pytest -m slow

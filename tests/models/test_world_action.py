@@ -92,19 +92,14 @@ def test_full_remat_changes_neither_outputs_nor_gradients():
 
 
 def test_scanned_stack_equals_a_loop_over_its_blocks():
-    from wamjax.models.block import Conditioning
-    from wamjax.nn.rotary import rotary_angles
-
     layout = build_layout(TINY)
     part, streams, model = layout.full_pass(), _streams(layout, 3 * 8 * 8), _model()
     outputs, _ = model(streams, part)
-    embedding, modulation = model.time_embedding(streams.times)
-    angles = jnp.asarray(rotary_angles(part, 4, TINY.model.rope_theta))
-    conditioning = Conditioning(modulation, model.prompts(streams.prompt_id), angles)
+    conditioning = model._condition(streams, part)
     x = model._embed(streams, part)
     for layer in range(TINY.model.num_layers):
         x, _ = jax.tree.map(lambda leaf, i=layer: leaf[i], model.blocks)(x, part, conditioning, None)
-    looped = model._predict(x, embedding, part)
+    looped = model._predict(x, conditioning.embedding, part)
     for role, out in outputs.items():
         np.testing.assert_allclose(out, looped[role], atol=1e-5)
 

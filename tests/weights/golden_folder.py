@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
+from tests.tiny import QUICK_COMPILE
 from wamjax.weights.kinds.kind import ModelKind
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -103,8 +104,7 @@ def check_golden(
     inputs = {name: jnp.asarray(array) for name, array in golden.inputs.items()}
     target = inputs.pop("target")
 
-    # Compiling is all the time this takes: without optimisation it takes half.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
     def run(params: Any) -> Any:
         def loss(params: Any) -> Any:
             outputs = kind.outputs(build(kind, config, params), inputs)

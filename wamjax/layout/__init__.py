@@ -1,6 +1,6 @@
 """The layout of a sample: segments, visibility, and everything derived from them."""
 
-from wamjax.layout.formulations import JOINT_VISIBILITY, build_layout, joint_layout
+from wamjax.layout.formulations import JOINT_VISIBILITY, build_layout, joint_layout, video_layout
 from wamjax.layout.layout import Layout, Pass
 from wamjax.layout.schedule import Rectangle, Schedule, build_schedule
 from wamjax.layout.segments import (
@@ -38,5 +38,6 @@ __all__ = [
     "build_layout",
     "build_schedule",
     "joint_layout",
+    "video_layout",
     "window",
 ]

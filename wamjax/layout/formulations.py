@@ -10,7 +10,7 @@ from typing import Literal
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.layout.layout import Layout
-from wamjax.layout.segments import BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
+from wamjax.layout.segments import ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
 
 JOINT_VISIBILITY: Visibility = {
     (Role.CLEAN_VIDEO, Role.CLEAN_VIDEO): UP_TO,
@@ -106,6 +106,20 @@ def joint_layout(
     if token_causal_context:
         visibility[Role.CLEAN_VIDEO, Role.CLEAN_VIDEO] = CAUSAL
     return Layout(tuple(segments), visibility)
+
+
+def video_layout(grid: tuple[int, int, int]) -> Layout:
+    """Returns the layout of a plain video model: one noisy clip of ``grid`` (frames, rows, columns), all seeing all."""
+    clip = Segment(
+        role=Role.NOISY_VIDEO,
+        order=0,
+        num_tokens=grid[0] * grid[1] * grid[2],
+        grid=grid,
+        rotary=Rotary.VIDEO,
+        noised=True,
+        has_loss=True,
+    )
+    return Layout((clip,), {(Role.NOISY_VIDEO, Role.NOISY_VIDEO): ALL})
 
 
 def build_layout(config: RunConfig) -> Layout:

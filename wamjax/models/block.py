@@ -1,111 +1,88 @@
-"""The transformer block: modulated self-attention, cross-attention to text, modulated feed-forward.
+"""The transformer block, and the scanned stack of it that every video model of ours is.
 
-Source: Wan 2.1's ``WanAttentionBlock``; what differs: timesteps modulate per slot, attention follows a layout's
-schedule, keys of earlier tokens may come from a cache.
+One block serves Wan, Cosmos and the world-action model; what differs is ``BlockConfig``: modulated self-attention,
+cross-attention to text (and an image), modulated feed-forward.
+
+Source: Wan 2.1's ``WanAttentionBlock`` and Cosmos-Predict's ``Block``; what differs: timesteps modulate per slot,
+attention follows a layout's schedule, keys of earlier tokens may come from a cache.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wamjax.config.schema import ModelConfig
+from wamjax.config.backbone import BlockConfig
 from wamjax.layout import Pass, Rectangle, Schedule
 from wamjax.nn.attention import attend
-from wamjax.nn.init import fan_in, named, zeros
+from wamjax.nn.init import AXES_KEY, named
 from wamjax.nn.linear import Mlp
-from wamjax.nn.modulation import gate, modulate
-from wamjax.nn.norm import layer_norm, rms_norm
-from wamjax.nn.rotary import apply_rotary
+from wamjax.nn.modulation import LowRankModulation, Modulation, gate, modulate
+from wamjax.nn.multihead import Attention, KeysValues
+from wamjax.nn.norm import layer_norm
+from wamjax.nn.rotary import Rotation, apply_rotary
 from wamjax.parallel.rules import constrain
-from wamjax.types import Heads, KeyHeads, PRNGKey, TextTokens, Tokens
+from wamjax.types import Heads, PRNGKey, TextTokens, Tokens
 
-NUM_MODULATIONS = 6  # shift, scale and gate, for attention and for the feed-forward layer
-
-
-class KeysValues(NamedTuple):
-    """Rotated, normed keys and values ``[b m k e]`` of tokens that will not change."""
-
-    keys: KeyHeads
-    values: KeyHeads
+NUM_TABLE_VECTORS = 6  # shift, scale and gate, for attention and for the feed-forward layer
+NUM_LOW_RANK_VECTORS = 3  # shift, scale and gate, of each part
 
 
 class Conditioning(NamedTuple):
     """What every block reads besides its tokens.
 
     Attributes:
-      modulation: fp32 ``[b slots 6 d]`` from the timesteps.
-      text: ``[b l d]``.
-      angles: ``[n e/2]`` rotary angles.
+      embedding: fp32 ``[b slots d]`` of the timesteps.
+      modulation: fp32 vectors from the timesteps that all blocks share: ``[b slots 6 d]`` for the table, ``[b slots 3
+        d]`` for low rank.
+      runs: (slot, number of tokens) in sequence order.
+      rotation: Rotary embedding of the tokens.
+      text: ``[b l context_width]``.
+      text_mask: bool ``[b l]``, which text tokens are seen; None for all.
+      image: ``[b m d]`` image tokens; None without image branch.
+      positions: fp32 ``[n d]`` added to the tokens before every block; None without.
     """
 
+    embedding: jax.Array
     modulation: jax.Array
-    text: jax.Array
-    angles: jax.Array
-
-
-class HeadProjection(nnx.Module):
-    """Projects tokens straight to heads: ``[b n d] -> [b n k e]``."""
-
-    def __init__(self, key: PRNGKey, width: int, num_heads: int, *, dtype: str) -> None:
-        """Makes the projection."""
-        self.dtype, head_dim = dtype, width // num_heads
-        init = fan_in(in_axis=0, out_axis=(1, 2))
-        self.kernel = named(key, init, (width, num_heads, head_dim), ("embed", "heads", None))
-        self.bias = named(key, zeros, (num_heads, head_dim), ("heads", None))
-
-    def __call__(self, x: Tokens) -> Heads:
-        """Projects ``[b n d]``."""
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return jnp.einsum("bnd,dke->bnke", x.astype(self.dtype), kernel) + bias
-
-
-class Attention(nnx.Module):
-    """Multi-head attention with query-key RMS norm over the full width."""
-
-    def __init__(self, key: PRNGKey, config: ModelConfig) -> None:
-        """Makes the four projections and the two norms."""
-        keys = jax.random.split(key, 4)
-        width, heads, self.dtype, self.eps = config.width, config.num_heads, config.compute_dtype, config.norm_eps
-        self.query, self.key, self.value = (HeadProjection(k, width, heads, dtype=self.dtype) for k in keys[:3])
-        shape, axes = (heads, width // heads), ("heads", None)
-        self.query_scale = named(key, jax.nn.initializers.ones, shape, axes)
-        self.key_scale = named(key, jax.nn.initializers.ones, shape, axes)
-        init = fan_in(in_axis=(0, 1), out_axis=2)
-        self.out_kernel = named(keys[3], init, (*shape, width), ("heads", None, "embed"))
-        self.out_bias = named(key, zeros, (width,), ("embed",))
-
-    def queries(self, x: Tokens) -> Heads:
-        """Returns normed queries ``[b n k e]`` in fp32."""
-        return rms_norm(self.query(x), self.query_scale[...], self.eps, axes=(-2, -1))
-
-    def keys_values(self, x: Tokens) -> KeysValues:
-        """Returns normed keys in fp32 and values, both ``[b m k e]``."""
-        return KeysValues(rms_norm(self.key(x), self.key_scale[...], self.eps, axes=(-2, -1)), self.value(x))
-
-    def project_out(self, heads: Heads) -> Tokens:
-        """Returns ``[b n d]`` of attended heads ``[b n k e]``."""
-        kernel, bias = self.out_kernel[...].astype(self.dtype), self.out_bias[...].astype(self.dtype)
-        return jnp.einsum("bnke,ked->bnd", heads.astype(self.dtype), kernel) + bias
+    runs: Sequence[tuple[int, int]]
+    rotation: Rotation
+    text: TextTokens
+    text_mask: jax.Array | None = None
+    image: jax.Array | None = None
+    positions: jax.Array | None = None
 
 
 class Block(nnx.Module):
     """One transformer block."""
 
-    def __init__(self, key: PRNGKey, config: ModelConfig) -> None:
+    def __init__(self, key: PRNGKey, config: BlockConfig) -> None:
         """Makes the block of ``config``."""
         keys = jax.random.split(key, 4)
         width, self.dtype, self.eps = config.width, config.compute_dtype, config.norm_eps
+        self.kind = config.modulation
         self.self_attention = Attention(keys[0], config)
-        self.cross_attention = Attention(keys[1], config)
-        self.mlp = Mlp(keys[2], width, config.ffn_width, dtype=self.dtype)
-        self.cross_norm_scale = named(key, jax.nn.initializers.ones, (width,), (None,))
-        self.cross_norm_bias = named(key, zeros, (width,), (None,))
+        self.cross_attention = Attention(
+            keys[1], config, context_width=config.context_width, image_branch=config.image_branch
+        )
+        self.mlp = Mlp(keys[2], width, config.ffn_width, dtype=self.dtype, gelu=config.gelu, use_bias=config.use_bias)
+        self.cross_norm_scale = self.cross_norm_bias = nnx.data(None)
+        if config.modulation == "low_rank":
+            self.self_modulation, self.cross_modulation, self.mlp_modulation = (
+                LowRankModulation(k, width, config.modulation_rank, NUM_LOW_RANK_VECTORS)
+                for k in jax.random.split(keys[3], 3)
+            )
+            return
+        if config.cross_norm == "affine":
+            self.cross_norm_scale = named(key, jax.nn.initializers.ones, (width,), (None,))
+            self.cross_norm_bias = named(key, jax.nn.initializers.zeros, (width,), (None,))
         offsets = jax.nn.initializers.normal(width**-0.5)
-        self.modulation = named(keys[3], offsets, (NUM_MODULATIONS, width), (None, None))
+        self.modulation = named(keys[3], offsets, (NUM_TABLE_VECTORS, width), (None, None))
 
     def __call__(
         self, x: Tokens, layout_pass: Pass, conditioning: Conditioning, past: KeysValues | None
@@ -115,31 +92,53 @@ class Block(nnx.Module):
         Args:
           x: ``[b n d]`` tokens of ``layout_pass.segments``.
           layout_pass: The segments, and the schedule over past and own keys.
-          conditioning: Modulation, text and rotary angles.
+          conditioning: Timesteps, text, image and positions.
           past: Cached keys and values of ``layout_pass.past``; None if it is empty.
 
         Returns:
           The new tokens, and their own keys and values (without the past).
         """
-        runs = layout_pass.slot_runs()
-        vectors = conditioning.modulation + self.modulation[...]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (vectors[:, :, j] for j in range(NUM_MODULATIONS))
-        h = modulate(layer_norm(x, self.eps), shift_a, scale_a, runs).astype(self.dtype)
-        attended, own = self._attend_self(h, layout_pass.schedule, conditioning.angles, past)
-        x = self._add(x, gate(attended, gate_a, runs))
-        h = layer_norm(x, self.eps) * self.cross_norm_scale[...] + self.cross_norm_bias[...]
-        x = self._add(x, self._attend_text(h.astype(self.dtype), conditioning.text))
-        h = modulate(layer_norm(x, self.eps), shift_m, scale_m, runs).astype(self.dtype)
-        x = self._add(x, gate(self.mlp(h), gate_m, runs))
+        self_part, cross_part, mlp_part = self._modulations(conditioning)
+        if conditioning.positions is not None:
+            x = self._add(x, conditioning.positions)
+        h = self._modulated(x, self_part, conditioning)
+        attended, own = self._attend_self(h, layout_pass.schedule, conditioning.rotation, past)
+        x = self._add(x, gate(attended, self_part.gate, conditioning.runs))
+        h = self._cross_input(x) if cross_part is None else self._modulated(x, cross_part, conditioning)
+        attended = self._attend_context(h, conditioning)
+        x = self._add(x, attended if cross_part is None else gate(attended, cross_part.gate, conditioning.runs))
+        h = self._modulated(x, mlp_part, conditioning)
+        x = self._add(x, gate(self.mlp(h), mlp_part.gate, conditioning.runs))
         return x, own
 
+    def _modulations(self, conditioning: Conditioning) -> tuple[Modulation, Modulation | None, Modulation]:
+        """Returns the vectors of self-attention, of cross-attention (None: not modulated) and of the feed-forward."""
+        shared = conditioning.modulation
+        if self.kind == "low_rank":
+            layers = (self.self_modulation, self.cross_modulation, self.mlp_modulation)
+            parts = (layer(conditioning.embedding, shared) for layer in layers)
+            self_part, cross_part, mlp_part = (Modulation(*(part[:, :, j] for j in range(3))) for part in parts)
+            return self_part, cross_part, mlp_part
+        vectors = shared + self.modulation[...]
+        self_part, mlp_part = (Modulation(*(vectors[:, :, j + i] for j in range(3))) for i in (0, 3))
+        return self_part, None, mlp_part
+
+    def _modulated(self, x: Tokens, part: Modulation, conditioning: Conditioning) -> Tokens:
+        return modulate(layer_norm(x, self.eps), part.shift, part.scale, conditioning.runs).astype(self.dtype)
+
+    def _cross_input(self, x: Tokens) -> Tokens:
+        """Returns the tokens as an unmodulated cross-attention reads them."""
+        if self.cross_norm_scale is None or self.cross_norm_bias is None:
+            return x
+        return (layer_norm(x, self.eps) * self.cross_norm_scale[...] + self.cross_norm_bias[...]).astype(self.dtype)
+
     def _attend_self(
-        self, h: Tokens, schedule: Schedule, angles: jax.Array, past: KeysValues | None
+        self, h: Tokens, schedule: Schedule, rotation: Rotation, past: KeysValues | None
     ) -> tuple[Tokens, KeysValues]:
         layer = self.self_attention
-        query = apply_rotary(layer.queries(h), angles).astype(self.dtype)
+        query = apply_rotary(layer.queries(h), rotation).astype(self.dtype)
         key, value = layer.keys_values(h)
-        own = KeysValues(apply_rotary(key, angles).astype(self.dtype), value)
+        own = KeysValues(apply_rotary(key, rotation).astype(self.dtype), value)
         seen = (
             own
             if past is None
@@ -150,19 +149,66 @@ class Block(nnx.Module):
         out = constrain(attend(query, keys, values, schedule), *names)
         return constrain(layer.project_out(out), "batch", "tokens", None), own
 
-    def _attend_text(self, h: Tokens, text: TextTokens) -> Tokens:
-        layer, num_tokens, num_text = self.cross_attention, h.shape[1], text.shape[1]
-        everything = Rectangle(((0, num_tokens),), ((0, num_text),))
-        keys, values = layer.keys_values(text)
-        out = attend(
-            layer.queries(h).astype(self.dtype),
-            keys.astype(self.dtype),
-            values,
-            Schedule(num_tokens, num_text, (everything,)),
-        )
+    def _attend_context(self, h: Tokens, conditioning: Conditioning) -> Tokens:
+        """Attends to all text tokens and, in a sum before the output projection, to all image tokens."""
+        layer = self.cross_attention
+        query = layer.queries(h).astype(self.dtype)
+        out = self._attend_all(query, layer.keys_values(conditioning.text), conditioning.text_mask)
+        if conditioning.image is not None:
+            out = out + self._attend_all(query, layer.image_keys_values(conditioning.image), None)
         return layer.project_out(out)
+
+    def _attend_all(self, query: Heads, seen: KeysValues, mask: jax.Array | None) -> Heads:
+        """Attends every query to every key (that ``mask`` ``[b m]`` shows)."""
+        keys, values = seen.keys.astype(self.dtype), seen.values
+        sizes = (query.shape[1], keys.shape[1])
+        everything = Rectangle(((0, sizes[0]),), ((0, sizes[1]),))
+        return attend(query, keys, values, Schedule(*sizes, (everything,)), key_mask=mask)
 
     def _add(self, x: Tokens, update: jax.Array) -> Tokens:
         """Adds in fp32, stores in the compute dtype, keeps the residual stream split by tokens."""
         total = (x.astype(jnp.float32) + update.astype(jnp.float32)).astype(self.dtype)
         return constrain(total, "batch", "tokens", None)
+
+
+def stack_blocks(key: PRNGKey, config: BlockConfig, num_layers: int) -> Block:
+    """Makes ``num_layers`` blocks as one module whose parameters have a layer dim in front."""
+    return nnx.vmap(
+        lambda block_key: Block(block_key, config),
+        transform_metadata={nnx.PARTITION_NAME: None, AXES_KEY: "layers"},
+    )(jax.random.split(key, num_layers))
+
+
+def run_blocks(
+    blocks: Block,
+    x: Tokens,
+    layout_pass: Pass,
+    conditioning: Conditioning,
+    past: KeysValues | None,
+    *,
+    remat: Literal["none", "full"],
+    return_cache: bool,
+) -> tuple[Tokens, KeysValues | None]:
+    """Scans ``blocks`` over the tokens of one pass.
+
+    Args:
+      blocks: A stack.
+      x: ``[b n d]`` tokens of ``layout_pass.segments``.
+      layout_pass: Which segments are computed and which keys come from ``past``.
+      conditioning: What every block reads besides its tokens.
+      past: Keys and values of all layers, ``[layers b m k e]``; None if the pass has no past.
+      remat: ``full`` recomputes each block in the backward pass.
+      return_cache: Whether the computed tokens' keys and values are returned.
+
+    Returns:
+      The tokens after the last block, and the cache of all layers (or None).
+    """
+
+    def body(x: jax.Array, layer: tuple[Block, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
+        block, layer_past = layer
+        x, own = block(x, layout_pass, conditioning, layer_past)
+        return x, own if return_cache else None
+
+    if remat == "full":
+        body = functools.partial(jax.checkpoint, prevent_cse=False)(body)
+    return jax.lax.scan(body, x, (blocks, past))

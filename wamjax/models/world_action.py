@@ -7,26 +7,27 @@ is belong to ``objectives``.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from wamjax.config.backbone import block_config
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
-from wamjax.errors import ConfigError
 from wamjax.layout import Pass, Role
 from wamjax.layout.packing import pack, unpack
-from wamjax.models.block import NUM_MODULATIONS, Block, Conditioning, KeysValues
+from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning, run_blocks, stack_blocks
 from wamjax.models.codec import PatchCodec
-from wamjax.nn.embeddings import ActionDecoder, ActionEncoder, PromptTable, StateEncoder, TimeEmbedding
-from wamjax.nn.init import AXES_KEY, named
+from wamjax.nn.conditioning import TimeEmbedding
+from wamjax.nn.embeddings import ActionDecoder, ActionEncoder, PromptTable, StateEncoder
+from wamjax.nn.init import named
 from wamjax.nn.linear import Linear
-from wamjax.nn.modulation import modulate, spread_slots
+from wamjax.nn.modulation import TIMESTEP_IDS, modulate, spread_slots
+from wamjax.nn.multihead import KeysValues
 from wamjax.nn.norm import layer_norm
-from wamjax.nn.rotary import rotary_angles
+from wamjax.nn.rotary import rotary_table
 from wamjax.parallel.rules import constrain
 from wamjax.types import PRNGKey
 
@@ -62,12 +63,7 @@ class WorldActionModel(nnx.Module):
         Raises:
           ConfigError: Heads do not divide the width, or a head dimension is odd.
         """
-        model, data = config.model, config.data
-        if model.width % model.num_heads or (model.width // model.num_heads) % 2:
-            raise ConfigError(
-                f"config.model.width={model.width} over config.model.num_heads={model.num_heads} must give an even "
-                "head dimension"
-            )
+        model, data, block = config.model, config.data, block_config(config.model)
         keys = jax.random.split(key, 9)
         width, dtype, self.config = model.width, model.compute_dtype, config.model
         channels = derive_geometry(config).token_channels
@@ -80,7 +76,7 @@ class WorldActionModel(nnx.Module):
             self.grid_embedding = named(keys[0], spread, rows_columns, (None, None, "embed"))
         self.action_encoder = ActionEncoder(keys[1], data.action_dim, width, dtype=dtype)
         self.state_encoder = StateEncoder(keys[2], data.state_dim, model.action_hidden, width, dtype=dtype)
-        self.time_embedding = TimeEmbedding(keys[3], model.time_width, width, NUM_MODULATIONS)
+        self.time_embedding = TimeEmbedding(keys[3], model.time_width, width, NUM_TABLE_VECTORS)
         self.prompts = PromptTable(
             keys[4],
             rows=model.max_prompts,
@@ -89,10 +85,7 @@ class WorldActionModel(nnx.Module):
             width=width,
             dtype=dtype,
         )
-        self.blocks = nnx.vmap(
-            lambda block_key: Block(block_key, model),
-            transform_metadata={nnx.PARTITION_NAME: None, AXES_KEY: "layers"},
-        )(jax.random.split(keys[5], model.num_layers))
+        self.blocks = stack_blocks(keys[5], block, model.num_layers)
         self.head_modulation = named(keys[6], jax.nn.initializers.normal(width**-0.5), (2, width), (None, None))
         self.video_head = Linear(keys[7], (width, channels), ("embed", None), dtype=dtype, scale=0.0)
         self.action_decoder = ActionDecoder(keys[8], width, model.action_hidden, data.action_dim, dtype=dtype)
@@ -112,20 +105,30 @@ class WorldActionModel(nnx.Module):
           Role -> fp32 prediction ``[b n_role channels]`` for each role with a loss, and the cache of all layers (or
           None).
         """
-        embedding, modulation = self.time_embedding(streams.times)
-        angles = rotary_angles(layout_pass, self.config.width // self.config.num_heads, self.config.rope_theta)
-        conditioning = Conditioning(modulation, self.prompts(streams.prompt_id), jnp.asarray(angles))
+        conditioning = self._condition(streams, layout_pass)
         x = constrain(self._embed(streams, layout_pass), "batch", "tokens", None)
+        x, cache = run_blocks(
+            self.blocks,
+            x,
+            layout_pass,
+            conditioning,
+            past,
+            remat=self.config.remat,
+            return_cache=return_cache,
+        )
+        return self._predict(x, conditioning.embedding, layout_pass), cache
 
-        def body(x: jax.Array, layer: tuple[Block, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
-            block, layer_past = layer
-            x, own = block(x, layout_pass, conditioning, layer_past)
-            return x, own if return_cache else None
-
-        if self.config.remat == "full":
-            body = functools.partial(jax.checkpoint, prevent_cse=False)(body)
-        x, cache = jax.lax.scan(body, x, (self.blocks, past))
-        return self._predict(x, embedding, layout_pass), cache
+    def _condition(self, streams: Streams, layout_pass: Pass) -> Conditioning:
+        """Returns what the blocks read besides their tokens."""
+        embedding, modulation = self.time_embedding(TIMESTEP_IDS * streams.times)
+        head_dim = self.config.width // self.config.num_heads
+        return Conditioning(
+            embedding=embedding,
+            modulation=modulation,
+            runs=layout_pass.slot_runs(),
+            rotation=rotary_table(layout_pass, head_dim, self.config.rope_theta),
+            text=self.prompts(streams.prompt_id),
+        )
 
     def _embed(self, streams: Streams, layout_pass: Pass) -> jax.Array:
         """Returns the packed tokens ``[b n d]`` of the pass."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from wamjax.layout.schedule import Rectangle, Schedule, Span
 from wamjax.types import Heads, KeyHeads
@@ -18,7 +19,15 @@ from wamjax.types import Heads, KeyHeads
 QUERY_CHUNK = 1024  # queries whose scores exist at one time
 
 
-def attend(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, kernel: str = "rectangles") -> Heads:
+def attend(
+    q: Heads,
+    k: KeyHeads,
+    v: KeyHeads,
+    schedule: Schedule,
+    *,
+    key_mask: Bool[Array, "b m"] | None = None,
+    kernel: str = "rectangles",
+) -> Heads:
     """Softmax attention over the pairs of ``schedule``.
 
     out_i = sum_j softmax_j(q_i . k_j / sqrt(e)) v_j over the keys j that the schedule shows to query i.
@@ -28,6 +37,8 @@ def attend(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, kernel: str =
       k: ``[b m k e]`` keys.
       v: ``[b m k e]`` values.
       schedule: Which rectangles are attended; its sizes are n and m.
+      key_mask: ``[b m]`` keys that are seen at all (padded text); None for all. A sample that shows no key gives the
+        mean of its values.
       kernel: Key of ``KERNELS``.
 
     Returns:
@@ -43,15 +54,18 @@ def attend(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, kernel: str =
             f"attention got {q.shape[1]} queries and {k.shape[1]} keys; its schedule holds {schedule.num_queries} and "
             f"{schedule.num_keys}"
         )
-    return KERNELS[kernel](q, k, v, schedule)
+    return KERNELS[kernel](q, k, v, schedule, key_mask)
 
 
-def attend_rectangles(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule) -> Heads:
+def attend_rectangles(
+    q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, key_mask: jax.Array | None = None
+) -> Heads:
     """Attention as a list of dense rectangles, in plain XLA (any platform)."""
     pieces: list[tuple[Span, jax.Array]] = []
     for rectangle in schedule.rectangles:
         keys = (*rectangle.keys, *([rectangle.diagonal] if rectangle.diagonal else []))
-        out = _attend_rectangle(_take(q, rectangle.queries), _take(k, keys), _take(v, keys), rectangle)
+        seen = None if key_mask is None else _take(key_mask, keys)
+        out = _attend_rectangle(_take(q, rectangle.queries), _take(k, keys), _take(v, keys), rectangle, seen)
         offset = 0
         for start, stop in rectangle.queries:
             pieces.append(((start, stop), out[:, offset : offset + stop - start]))
@@ -59,10 +73,13 @@ def attend_rectangles(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule) ->
     return _lay_out(pieces, schedule.num_queries)
 
 
-KERNELS: dict[str, Callable[[Heads, KeyHeads, KeyHeads, Schedule], Heads]] = {"rectangles": attend_rectangles}
+Kernel = Callable[[Heads, KeyHeads, KeyHeads, Schedule, jax.Array | None], Heads]
+KERNELS: dict[str, Kernel] = {"rectangles": attend_rectangles}
 
 
-def _attend_rectangle(q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Rectangle) -> jax.Array:
+def _attend_rectangle(
+    q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Rectangle, seen: jax.Array | None
+) -> jax.Array:
     """Attends all queries to all keys (the last ones triangularly if there is a diagonal)."""
     num_queries, num_full = q.shape[1], k.shape[1] - (q.shape[1] if rectangle.diagonal else 0)
 
@@ -70,12 +87,12 @@ def _attend_rectangle(q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Recta
         return num_full + 1 + first + jnp.arange(count) if rectangle.diagonal else None
 
     if num_queries <= QUERY_CHUNK:
-        return _softmax_attention(q, k, v, limits(0, num_queries))
+        return _softmax_attention(q, k, v, limits(0, num_queries), seen)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def chunk(first: jax.Array) -> jax.Array:
         queries = jax.lax.dynamic_slice_in_dim(q, first, QUERY_CHUNK, axis=1)
-        return _softmax_attention(queries, k, v, limits(first, QUERY_CHUNK))
+        return _softmax_attention(queries, k, v, limits(first, QUERY_CHUNK), seen)
 
     whole = num_queries // QUERY_CHUNK
     out = jax.lax.map(chunk, jnp.arange(whole) * QUERY_CHUNK)  # [chunks b n k e]
@@ -83,15 +100,22 @@ def _attend_rectangle(q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Recta
     rest = num_queries - whole * QUERY_CHUNK
     if not rest:
         return out
-    tail = _softmax_attention(q[:, -rest:], k, v, limits(whole * QUERY_CHUNK, rest))
+    tail = _softmax_attention(q[:, -rest:], k, v, limits(whole * QUERY_CHUNK, rest), seen)
     return jnp.concatenate([out, tail], axis=1)
 
 
-def _softmax_attention(q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None) -> jax.Array:
-    """Dense attention with fp32 softmax; query i sees the first ``limits[i]`` keys if ``limits`` is given."""
+def _softmax_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
+) -> jax.Array:
+    """Dense attention with fp32 softmax.
+
+    Query i sees the first ``limits[i]`` keys if ``limits`` is given, and of those the ones ``seen`` ``[b m]`` shows.
+    """
     scores = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if limits is not None:
         scores = jnp.where(jnp.arange(k.shape[1]) < limits[:, None], scores, -jnp.inf)
+    if seen is not None:
+        scores = jnp.where(seen[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bknm,bmke->bnke", weights, v)
 

@@ -1,4 +1,4 @@
-"""Embeddings into the model width: timesteps, prompts, actions and states; and the action decoder."""
+"""Embeddings into the model width: prompts, actions and states; and the action decoder."""
 
 from __future__ import annotations
 
@@ -8,29 +8,8 @@ from flax import nnx
 
 from wamjax.nn.init import named
 from wamjax.nn.linear import Linear
-from wamjax.nn.modulation import timestep_embedding
+from wamjax.nn.modulation import TIMESTEP_IDS, timestep_embedding
 from wamjax.types import Actions, PRNGKey, States
-
-
-class TimeEmbedding(nnx.Module):
-    """Timestep -> embedding -> one vector per modulated quantity, in fp32, once per slot.
-
-    Source: Wan 2.1: ``time_embedding`` = Linear, SiLU, Linear; ``time_projection`` = SiLU, Linear(6 d).
-    """
-
-    def __init__(self, key: PRNGKey, sinusoid_width: int, width: int, num_vectors: int) -> None:
-        """Makes the embedding with ``num_vectors`` modulation vectors of ``width``."""
-        keys = jax.random.split(key, 3)
-        self.sinusoid_width, self.num_vectors = sinusoid_width, num_vectors
-        self.hidden = Linear(keys[0], (sinusoid_width, width), (None, "embed"), dtype="float32")
-        self.out = Linear(keys[1], (width, width), ("embed", None), dtype="float32")
-        self.project = Linear(keys[2], (width, num_vectors * width), ("embed", None), dtype="float32", scale=0.25)
-
-    def __call__(self, times: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Embeds ``times`` ``[b slots]``: returns ``[b slots d]`` and ``[b slots num_vectors d]``."""
-        embedding = self.out(jax.nn.silu(self.hidden(timestep_embedding(times, self.sinusoid_width))))
-        vectors = self.project(jax.nn.silu(embedding))
-        return embedding, vectors.reshape(*embedding.shape[:-1], self.num_vectors, -1)
 
 
 class PromptTable(nnx.Module):
@@ -70,7 +49,7 @@ class ActionEncoder(nnx.Module):
     def __call__(self, actions: Actions, times: jax.Array) -> jax.Array:
         """Encodes ``actions`` ``[b a u]`` noised at ``times`` ``[b a]``: ``[b a d]``."""
         lifted = self.lift(actions)
-        time = timestep_embedding(times, self.width).astype(lifted.dtype)
+        time = timestep_embedding(TIMESTEP_IDS * times, self.width).astype(lifted.dtype)
         return self.out(jax.nn.silu(self.mix(jnp.concatenate([lifted, time], axis=-1))))
 
 

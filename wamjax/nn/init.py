@@ -11,9 +11,8 @@ from typing import Any
 from flax import nnx
 from jax.nn.initializers import Initializer, variance_scaling, zeros
 
+from wamjax.parallel.rules import AXES_KEY
 from wamjax.types import PRNGKey
-
-AXES_KEY = "axes"
 
 
 def fan_in(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +17,7 @@ class Linear(nnx.Module):
 
     Attributes:
       kernel: ``[in out]``.
-      bias: ``[out]``.
+      bias: ``[out]``, or None.
     """
 
     def __init__(
@@ -26,6 +28,8 @@ class Linear(nnx.Module):
         *,
         dtype: str,
         scale: float = 1.0,
+        use_bias: bool = True,
+        precision: jax.lax.Precision | None = None,
     ) -> None:
         """Makes the layer.
 
@@ -35,26 +39,38 @@ class Linear(nnx.Module):
           axes: Logical names of (in, out).
           dtype: Compute dtype of the product and of the result.
           scale: Variance scale of the kernel; 0 makes a zero kernel.
+          use_bias: Whether there is a bias.
+          precision: Of an fp32 product, where accelerators would multiply in fewer bits.
         """
-        self.dtype = dtype
+        self.dtype, self.precision = dtype, precision
         self.kernel = named(key, fan_in(scale) if scale else zeros, fan, axes)
-        self.bias = named(key, zeros, fan[1:], axes[1:])
+        self.bias = named(key, zeros, fan[1:], axes[1:]) if use_bias else nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[... in]`` to ``[... out]`` in the compute dtype."""
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return jnp.matmul(x.astype(self.dtype), kernel) + bias
+        y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), precision=self.precision)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 class Mlp(nnx.Module):
-    """Feed-forward layer: ``down(gelu_tanh(up(x)))``."""
+    """Feed-forward layer: ``down(gelu(up(x)))``."""
 
-    def __init__(self, key: PRNGKey, width: int, hidden: int, *, dtype: str) -> None:
+    def __init__(
+        self,
+        key: PRNGKey,
+        width: int,
+        hidden: int,
+        *,
+        dtype: str,
+        gelu: Literal["tanh", "exact"] = "tanh",
+        use_bias: bool = True,
+    ) -> None:
         """Makes the layer with ``hidden`` units between two projections of ``width``."""
         up_key, down_key = jax.random.split(key)
-        self.up = Linear(up_key, (width, hidden), ("embed", "mlp"), dtype=dtype)
-        self.down = Linear(down_key, (hidden, width), ("mlp", "embed"), dtype=dtype)
+        self.is_approximate = gelu == "tanh"
+        self.up = Linear(up_key, (width, hidden), ("embed", "mlp"), dtype=dtype, use_bias=use_bias)
+        self.down = Linear(down_key, (hidden, width), ("mlp", "embed"), dtype=dtype, use_bias=use_bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[b n d]`` to ``[b n d]``."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+        return self.down(jax.nn.gelu(self.up(x), approximate=self.is_approximate))

@@ -1,35 +1,94 @@
 """Adaptive modulation: shift, scale and gate of a token from the timestep of its slot.
 
-Embeddings are computed once per slot (a temporal block, or the clean slot), never per token; a token gets its slot's
-by broadcasting over runs, so the backward pass is a sum over each run and not a scatter.
+Embeddings are computed once per slot (a temporal block, a frame, the clean slot, or a token where each has a timestep
+of its own), not per token; a token gets its slot's by broadcasting over runs, so the backward pass is a sum over each
+run and not a scatter.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from wamjax.nn.linear import Linear
+from wamjax.types import PRNGKey
+
+TIMESTEP_IDS = 1000.0  # a timestep t in [0, 1] is embedded as the id 1000 t
 
 
-def timestep_embedding(times: jax.Array, width: int) -> jax.Array:
-    """Sinusoidal embedding of timesteps, in fp32.
+class Modulation(NamedTuple):
+    """Vectors that modulate one part of a block, fp32 ``[b slots d]`` each.
 
-    embedding = [cos(1000 t f_j), sin(1000 t f_j)], f_j = 10000^(-j / (width/2))
+    Attributes:
+      shift: Added after the norm.
+      scale: 1 + scale multiplies the norm's output.
+      gate: Multiplies the part's output.
+    """
+
+    shift: jax.Array
+    scale: jax.Array
+    gate: jax.Array
+
+
+class LowRankModulation(nnx.Module):
+    """AdaLN-LoRA: vectors = up(down(silu(embedding))) + shared, in fp32.
+
+    Source: Cosmos-Predict, ``adaln_modulation_*`` with ``use_adaln_lora``.
+    """
+
+    def __init__(self, key: PRNGKey, width: int, rank: int, num_vectors: int) -> None:
+        """Makes the projection from ``width`` through ``rank`` to ``num_vectors`` vectors of ``width``."""
+        keys, highest = jax.random.split(key), jax.lax.Precision.HIGHEST
+        self.num_vectors = num_vectors
+        self.down = Linear(keys[0], (width, rank), ("embed", None), dtype="float32", use_bias=False, precision=highest)
+        self.up = Linear(
+            keys[1],
+            (rank, num_vectors * width),
+            (None, "embed"),
+            dtype="float32",
+            scale=0.0,
+            use_bias=False,
+            precision=highest,
+        )
+
+    def __call__(self, embedding: jax.Array, shared: jax.Array) -> jax.Array:
+        """Returns ``[b slots num_vectors d]`` of ``embedding`` ``[b slots d]`` and ``shared`` ``[b slots >=num d]``."""
+        vectors = self.up(self.down(jax.nn.silu(embedding)))
+        return vectors.reshape(*embedding.shape[:-1], self.num_vectors, -1) + shared[:, :, : self.num_vectors]
+
+
+def timestep_embedding(ids: jax.Array, width: int) -> jax.Array:
+    """Sinusoidal embedding of timestep ids, in fp32.
+
+    embedding = [cos(id f_j), sin(id f_j)], f_j = 10000^(-j / (width/2))
 
     Args:
-      times: ``[...]`` in [0, 1].
+      ids: ``[...]`` in [0, 1000] (``TIMESTEP_IDS`` x timestep), fractions allowed.
       width: Even size of the embedding.
 
     Returns:
       ``[... width]``.
 
-    Source: Wan 2.1, ``sinusoidal_embedding_1d`` (ids 0..1000; here t = id / 1000).
+    Source: Wan 2.1, ``sinusoidal_embedding_1d``. What differs: fp32, as in diffusers' ``get_timestep_embedding``,
+    whose roundings of the exponent are repeated (an id of 1000 makes them 1e-4 of a radian).
     """
     half = width // 2
-    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = 1000.0 * times.astype(jnp.float32)[..., None] * frequencies
+    exponents = np.float32(-math.log(10_000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = ids.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def even_runs(num_slots: int, num_tokens: int) -> tuple[tuple[int, int], ...]:
+    """Returns the runs of ``num_slots`` slots that share ``num_tokens`` tokens evenly and in order."""
+    assert num_tokens % num_slots == 0, f"{num_tokens} tokens over {num_slots} slots"
+    return tuple((slot, num_tokens // num_slots) for slot in range(num_slots))
 
 
 def spread_slots(per_slot: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Array:
@@ -61,20 +120,25 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array, runs: Sequence[tu
       runs: (slot, number of tokens) in sequence order.
     """
     x = x.astype(jnp.float32)
-    return _over_runs(lambda part, slot: part * (1.0 + scale[:, slot, None]) + shift[:, slot, None], x, runs)
+    return _over_runs(lambda part, a, b: part * (1.0 + a) + b, x, runs, scale, shift)
 
 
 def gate(x: jax.Array, factor: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Array:
     """Returns ``x factor`` in fp32, each token ``[b n d]`` with its slot's ``factor`` ``[b slots d]``."""
-    return _over_runs(lambda part, slot: part * factor[:, slot, None], x.astype(jnp.float32), runs)
+    return _over_runs(lambda part, a: part * a, x.astype(jnp.float32), runs, factor)
 
 
 def _over_runs(
-    function: Callable[[jax.Array, int], jax.Array], x: jax.Array, runs: Sequence[tuple[int, int]]
+    function: Callable[..., jax.Array], x: jax.Array, runs: Sequence[tuple[int, int]], *per_slot: jax.Array
 ) -> jax.Array:
-    """Applies ``function`` to each run of tokens with its slot."""
+    """Applies ``function(tokens, *vectors)`` to each run of tokens with its slot's vectors ``[b slots d]``."""
+    num_slots = per_slot[0].shape[1]
+    if x.shape[1] % num_slots == 0 and tuple(runs) == even_runs(num_slots, x.shape[1]):
+        tiled = x.reshape(x.shape[0], num_slots, -1, x.shape[-1])
+        return function(tiled, *(vectors[:, :, None] for vectors in per_slot)).reshape(x.shape)
     pieces, offset = [], 0
     for slot, count in runs:
-        pieces.append(function(jax.lax.slice_in_dim(x, offset, offset + count, axis=1), slot))
+        part = jax.lax.slice_in_dim(x, offset, offset + count, axis=1)
+        pieces.append(function(part, *(vectors[:, slot, None] for vectors in per_slot)))
         offset += count
     return jnp.concatenate(pieces, axis=1)

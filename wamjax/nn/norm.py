@@ -4,6 +4,29 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+
+from wamjax.nn.init import named, zeros
+from wamjax.types import PRNGKey
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm with a learned scale and bias.
+
+    Attributes:
+      scale: ``[d]``.
+      bias: ``[d]``.
+    """
+
+    def __init__(self, key: PRNGKey, width: int, *, eps: float) -> None:
+        """Makes the norm over ``width`` dims."""
+        self.eps = eps
+        self.scale = named(key, jax.nn.initializers.ones, (width,), (None,))
+        self.bias = named(key, zeros, (width,), (None,))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises ``[... d]``; returns fp32."""
+        return layer_norm(x, self.eps) * self.scale[...] + self.bias[...]
 
 
 def layer_norm(x: jax.Array, eps: float) -> jax.Array:

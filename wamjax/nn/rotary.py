@@ -6,11 +6,20 @@ up to a permutation of the query and key columns, which belongs to weight import
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from wamjax.layout import Pass
+
+
+class Rotation(NamedTuple):
+    """Rotation of every token and pair of head dims: fp32 ``[n e/2]`` cosines and sines."""
+
+    cos: jax.Array | np.ndarray
+    sin: jax.Array | np.ndarray
 
 
 def split_head_dim(head_dim: int) -> tuple[int, int, int]:
@@ -22,35 +31,55 @@ def split_head_dim(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 4 * sixth, 2 * sixth, 2 * sixth
 
 
-def rotary_angles(layout_pass: Pass, head_dim: int, theta: float) -> np.ndarray:
-    """Returns the rotation angles of every token.
+def rotary_table(
+    layout_pass: Pass,
+    head_dim: int,
+    theta: float,
+    *,
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    frame_step: float | jax.Array = 1.0,
+) -> Rotation:
+    """Returns the rotation of every token.
 
-    angle(position, pair j of an axis with w dims) = position * theta^(-2 j / w); the pairs of frame, row and column
-    follow one another for video, and one axis spans all pairs otherwise.
+    angle(position, pair j of an axis with w dims) = position * theta_axis^(-2 j / w); the pairs of frame, row and
+    column follow one another for video, and one axis spans all pairs otherwise. Angles are computed in fp64, those of
+    frames in fp32 where ``frame_step`` is a traced array.
 
     Args:
       layout_pass: The pass whose tokens are placed.
       head_dim: Even head dimension e.
       theta: Base of the frequencies.
+      scale: NTK-aware stretching of (frame, row, column): theta_axis = theta * scale^(w / (w - 2)).
+      frame_step: Steps of the frame axis that one latent frame takes.
 
-    Returns:
-      float32 ``[n e/2]``, in radians; computed in fp64.
+    Source: Wan 2.1, ``rope_params``; Cosmos-Predict, ``VideoRopePosition3DEmb`` (NTK scaling, frame rate).
     """
-    positions = layout_pass.positions().astype(np.float64)
-    video = np.concatenate(
-        [positions[:, axis, None] * _frequencies(dims, theta) for axis, dims in enumerate(split_head_dim(head_dim))],
-        axis=-1,
+    positions, is_video = layout_pass.positions().astype(np.float64), layout_pass.is_video()[:, None]
+    dims = split_head_dim(head_dim)
+    frames, rows, columns = (
+        positions[:, axis, None] * _frequencies(width, _stretched(theta, scale[axis], width))
+        for axis, width in enumerate(dims)
     )
     sequence = positions[:, :1] * _frequencies(head_dim, theta)
-    return np.where(layout_pass.is_video()[:, None], video, sequence).astype(np.float32)
+    xp: Any = np
+    if isinstance(frame_step, jax.Array):
+        xp, frames, frame_step = jnp, jnp.asarray(frames, jnp.float32), frame_step.astype(jnp.float32)
+    frames = frames * frame_step
+    angles = xp.where(is_video, xp.concatenate([frames, rows, columns], axis=-1), sequence)
+    return Rotation(xp.cos(angles).astype(np.float32), xp.sin(angles).astype(np.float32))
 
 
-def apply_rotary(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Rotates ``x`` ``[b n k e]`` by ``angles`` ``[n e/2]``, in fp32; returns fp32."""
+def apply_rotary(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Rotates ``x`` ``[b n k e]`` in fp32; returns fp32."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+    cos, sin = (jnp.asarray(part)[:, None, :] for part in rotation)
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
 
 
 def _frequencies(dims: int, theta: float) -> np.ndarray:
     return theta ** (-np.arange(0, dims, 2, dtype=np.float64) / dims)
+
+
+def _stretched(theta: float, scale: float, dims: int) -> float:
+    """Returns the base of an axis with ``dims`` dims whose range is stretched ``scale`` times."""
+    return theta if scale == 1.0 else theta * scale ** (dims / (dims - 2))

@@ -20,6 +20,8 @@ from wamjax.errors import ConfigError
 MeshAxes = str | tuple[str, ...] | None
 Rules = Mapping[str, MeshAxes]
 
+AXES_KEY = "axes"  # metadata key under which a parameter carries the names of its dims
+
 PARAMETER_RULES: Rules = {
     "layers": None,
     "embed": "fsdp",

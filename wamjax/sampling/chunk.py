@@ -15,8 +15,8 @@ import numpy as np
 
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, Pass, Role, Segment
-from wamjax.models.block import KeysValues
 from wamjax.models.world_action import Streams, WorldActionModel
+from wamjax.nn.multihead import KeysValues
 from wamjax.objectives.flow_matching import shift_time, velocity_from
 from wamjax.objectives.world_action import repeat_frame, select_frames
 from wamjax.types import PRNGKey

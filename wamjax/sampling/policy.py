@@ -16,8 +16,8 @@ from flax import nnx
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import build_layout
-from wamjax.models.block import KeysValues
 from wamjax.models.world_action import abstract_model
+from wamjax.nn.multihead import KeysValues
 from wamjax.sampling.chunk import Observation, denoise_block, fill_context
 from wamjax.types import PRNGKey, PureDict
 

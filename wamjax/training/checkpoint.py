@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import logging as stdlib_logging
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ _STATE = "state"  # name of the one checkpointable in a step's folder
 _PARTIAL_MARK = ".orbax-checkpoint-tmp"  # Orbax writes here and renames when complete
 _BROKEN_SUFFIX = ".broken"
 _MIN_SLICE_BYTES = 2**20
+_FREE_ATTEMPTS = 30  # a tenth of a second apart
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,7 @@ class CheckpointStore:
         self._keep = keep
         self._pending: tuple[int, Future[None]] | None = None
         self._finisher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        logging.get_absl_logger().addFilter(_is_not_from_failed_writer)
 
     @property
     def steps(self) -> list[int]:
@@ -256,11 +259,25 @@ class CheckpointStore:
             self.path(step).rename(target)
         _barrier(f"broken checkpoint {step} set aside")
 
+    def _free_partial(self, step: int) -> None:
+        """Deletes what the failed save of ``step`` wrote, as far as possible: the next start deletes the rest.
+
+        One writer failed, others may still be at work and make the folder again: it must stay away for a moment.
+        """
+        quiet = 0
+        for _ in range(_FREE_ATTEMPTS):
+            partial = list(self.directory.glob(f"{step}{_PARTIAL_MARK}*"))
+            for path in partial:
+                shutil.rmtree(path, ignore_errors=True)  # the reason of the failure matters more
+            quiet = 0 if partial else quiet + 1
+            if quiet == 2:
+                return
+            time.sleep(0.1)
+
     def _failed_save(self, step: int, error: Exception) -> CheckpointError:
         """Returns the error to raise for a failed save, having freed what the save had written."""
         if jax.process_index() == 0:
-            for path in self.directory.glob(f"{step}{_PARTIAL_MARK}*"):
-                shutil.rmtree(path, ignore_errors=True)  # best effort: the reason of the failure matters more
+            self._free_partial(step)
         last = self.steps[-1] if self.steps else None
         return CheckpointError(
             f"checkpoint of step {step} could not be written to {self.directory} ({_one_line(error)}); "
@@ -272,6 +289,11 @@ def find_damage(record: CheckpointRecord, state: Any) -> list[str]:
     """Returns the paths of the arrays of ``state`` that are not what ``record`` says they were when saved."""
     digests = digest_arrays(state)
     return [path for path in sorted({*digests, *record.digests}) if digests.get(path) != record.digests.get(path)]
+
+
+def _is_not_from_failed_writer(record: stdlib_logging.LogRecord) -> bool:
+    """Returns False for the tracebacks of Orbax's writing threads: their error is raised too, and told in one line."""
+    return not (record.levelno >= stdlib_logging.ERROR and record.exc_info and "orbax" in record.pathname)
 
 
 def _saving_options() -> ocp.Context:
@@ -326,8 +348,11 @@ def _own_words(problem: str) -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    """Returns kind and message of the innermost cause of ``error``, on one line of at most 200 characters."""
+    """Returns kind and message of the innermost cause of ``error``, on one line of some 200 characters.
+
+    Long ones lose their middle: they begin with a kind and end with what the system said.
+    """
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= 200 else text[:197] + "..."
+    return text if len(text) <= 200 else f"{text[:80]} ... {text[-115:]}"

@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from wamjax.batch import VideoStatistics, WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, build_layout
 from wamjax.models.world_action import WorldActionModel, abstract_model
-from wamjax.nn.init import AXES_KEY
 from wamjax.objectives.world_action import StreamLoss, total_loss
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
-from wamjax.parallel.rules import PARAMETER_RULES, partition_spec, placing
+from wamjax.parallel.parameters import is_names, parameter_axes, parameter_shardings
+from wamjax.parallel.rules import placing
 from wamjax.training.optimizer import make_optimizer, make_schedule
 from wamjax.training.step import Metrics, State, make_sample_losses, make_train_step
 from wamjax.types import PureDict
@@ -61,12 +61,6 @@ class TrainProgram:
         return state["ema"] if self.config.optimizer.ema_decay else state["params"]
 
 
-def parameter_axes(state: nnx.State[Any, Any]) -> PureDict:
-    """Returns the logical names of each parameter's dims, as a nested dict of tuples."""
-    named = jax.tree.map(lambda v: v.replace(v.get_metadata()[AXES_KEY]), state, is_leaf=_is_variable)
-    return nnx.to_pure_dict(named)
-
-
 def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     """Builds the program of ``config`` on ``mesh``.
 
@@ -76,8 +70,8 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     check_batch_divides(config.train.global_batch_size, mesh)
     layout = build_layout(config)
     graphdef, variables = abstract_model(config)
-    axes, shapes = parameter_axes(variables), nnx.to_pure_dict(variables)
-    params_sharding = _parameter_shardings(axes, shapes, mesh)
+    axes = parameter_axes(variables)
+    params_sharding = parameter_shardings(variables, mesh)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule, _decay_mask(axes))
 
@@ -126,7 +120,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
 def describe_sharding(program: TrainProgram) -> str:
     """Returns a table of the parameters: path, shape, logical names, partition over the mesh, bytes per device."""
     _, variables = abstract_model(program.config)
-    axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=_is_names))
+    axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=is_names))
     sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
     lines = [f"mesh: {sizes}", f"{'parameter':44} {'shape':20} {'names':28} {'partition':24} {'bytes/device':>12}"]
     total = on_device = 0
@@ -161,29 +155,13 @@ def _placed(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return placed
 
 
-def _parameter_shardings(axes: PureDict, shapes: PureDict, mesh: Mesh) -> PureDict:
-    def place(path: Any, names: tuple[str | None, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        what = f"parameter {jax.tree_util.keystr(path, simple=True, separator='.')}"
-        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, PARAMETER_RULES, what))
-
-    return jax.tree_util.tree_map_with_path(place, axes, shapes, is_leaf=_is_names)
-
-
 def _decay_mask(axes: PureDict) -> PureDict:
     """Returns which parameters decay: those with two or more dims of their own (the stack's dim is not one).
 
     The codec's statistics are not trained: they get no gradient, and must not decay.
     """
-    decays = jax.tree.map(lambda names: sum(n != "layers" for n in names) >= 2, axes, is_leaf=_is_names)
+    decays = jax.tree.map(lambda names: sum(n != "layers" for n in names) >= 2, axes, is_leaf=is_names)
     return {**decays, "codec": jax.tree.map(lambda _: False, decays["codec"])}
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
-
-
-def _is_names(node: Any) -> bool:
-    return isinstance(node, tuple) and all(n is None or isinstance(n, str) for n in node)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -55,9 +55,11 @@ class TensorRule:
         return einops.rearrange(tensor, self.pattern, **self.sizes) if self.pattern else tensor
 
     def to_reference(self, array: np.ndarray) -> np.ndarray:
-        """Returns one layer of our array in the reference's layout, contiguous."""
+        """Returns one layer of our array in the reference's layout; a view where that is possible."""
         if not self.pattern:
-            return np.ascontiguousarray(array)
+            return array
         reference, ours = self.pattern.split("->")
-        sizes = {name: size for name, size in self.sizes.items() if name in ours}
-        return np.ascontiguousarray(einops.rearrange(array, f"{ours} -> {reference}", **sizes))
+        sizes = {
+            name: size for name, size in self.sizes.items() if name in ours.replace("(", " ").replace(")", " ").split()
+        }
+        return einops.rearrange(array, f"{ours} -> {reference}", **sizes)

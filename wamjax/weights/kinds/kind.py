@@ -28,6 +28,7 @@ class ModelKind(Generic[ConfigT]):
       outputs: (module as built, inputs by the reference's argument names) -> outputs as ``weights verify`` names them.
       class_aliases: Other class names whose checkpoints hold this model.
       ignored: Pattern (``fnmatch``) of tensors that checkpoints may hold and the model does not use -> why not.
+      file_stem: What the reference library calls the file of the tensors.
     """
 
     class_name: str
@@ -38,3 +39,4 @@ class ModelKind(Generic[ConfigT]):
     outputs: Callable[[Any, Mapping[str, jax.Array]], dict[str, jax.Array]]
     class_aliases: tuple[str, ...] = ()
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    file_stem: str = "diffusion_pytorch_model"

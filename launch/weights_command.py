@@ -1,0 +1,190 @@
+"""``wamjax weights``: checkpoints of other libraries in, out, and compared with what their own code computes.
+
+Owns the flags and the printed tables. Reading, writing and comparing are in ``wamjax.weights``.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+
+from launch import distributed
+from launch.command import Command
+from wamjax.config.schema import ParallelConfig
+from wamjax.errors import ConfigError, DataError
+from wamjax.parallel.mesh import build_mesh
+from wamjax.weights.exchange import export_weights, import_weights, load_reference
+from wamjax.weights.tensors import TensorFolder
+from wamjax.weights.verify import Row, verify
+
+DIFFERENT = 1  # exit status: outputs or gradients beyond the limit
+_RECORDED = ("inputs.npz", "outputs.npz")
+_GRADIENTS = "grads.safetensors"
+
+
+def _define_kind_flag() -> None:
+    flags.DEFINE_string("kind", None, "Model class, where config.json does not say it, as WanTransformer3DModel.")
+
+
+def _define_import_flags() -> None:
+    _define_kind_flag()
+    flags.DEFINE_string("out", None, "New folder for the imported weights.", required=True)
+    flags.DEFINE_enum(
+        "dtype", "preserve", ["preserve", "float32", "bfloat16"], "Keep the dtypes of the source, or cast."
+    )
+    flags.DEFINE_multi_string(
+        "ignore", [], "Pattern (*) of tensors that may be left out; they are named in weights.json."
+    )
+    distributed.define_device_flags()
+
+
+def _run_import(argv: list[str]) -> int:
+    """Imports a checkpoint."""
+    source, values = _one_path(argv, "import"), flags.FLAGS
+    mesh, started = _mesh(values.cpu_devices), time.perf_counter()
+    loaded = import_weights(
+        source, Path(values.out), mesh, kind_name=values.kind, dtype=values.dtype, ignore=values.ignore
+    )
+    num_bytes = sum(tensor.num_bytes for tensor in loaded.folder.values())
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
+    print(f"{loaded.kind.class_name}, {loaded.naming} names: {loaded.comparison.describe()}")
+    for name in loaded.comparison.ignored:
+        print(f"  ignored: {name}")
+    print(
+        f"{num_params:,} parameters ({num_bytes / 1e9:.2f} GB) imported into {values.out} in "
+        f"{time.perf_counter() - started:.1f} s"
+    )
+    return 0
+
+
+def _define_export_flags() -> None:
+    flags.DEFINE_string("out", None, "Folder for config.json and safetensors.", required=True)
+    flags.DEFINE_string("naming", None, "Whose tensor names to write: diffusers or original; as imported by default.")
+    flags.DEFINE_float("max_file_gb", 5.0, "A file is closed before it would grow beyond this (1 GB = 1e9 bytes).")
+    distributed.define_device_flags()
+
+
+def _run_export(argv: list[str]) -> int:
+    """Exports a folder of weights."""
+    directory, values = _one_path(argv, "export"), flags.FLAGS
+    files = export_weights(
+        directory,
+        Path(values.out),
+        _mesh(values.cpu_devices),
+        naming=values.naming,
+        max_file_bytes=int(values.max_file_gb * 1e9),
+    )
+    for path in files:
+        print(f"{path} ({path.stat().st_size / 1e9:.2f} GB)")
+    return 0
+
+
+def _define_verify_flags() -> None:
+    _define_kind_flag()
+    flags.DEFINE_float("atol", 1e-4, "Largest absolute error of an output or the loss.")
+    flags.DEFINE_float("gradient_rtol", 1e-3, "Largest error of a gradient, relative to its tensor's largest value.")
+    distributed.define_device_flags()
+
+
+def _run_verify(argv: list[str]) -> int:
+    """Compares a checkpoint's outputs and gradients with recorded ones."""
+    directory, values = _one_path(argv, "verify"), flags.FLAGS
+    if not directory.is_dir():
+        raise DataError(f"{directory} is not a folder; expected config.json, *.safetensors, {' and '.join(_RECORDED)}")
+    inputs, outputs = (_read_arrays(directory / name) for name in _RECORDED)
+    weights = [path for path in sorted(directory.glob("*.safetensors")) if path.name != _GRADIENTS]
+    loaded = load_reference(
+        directory,
+        _mesh(values.cpu_devices),
+        kind_name=values.kind,
+        dtype="float32",
+        folder=TensorFolder(directory, weights),
+    )
+    gradients = None
+    if (directory / _GRADIENTS).exists():
+        stored = TensorFolder(directory / _GRADIENTS)
+        gradients = {name: stored.view(name) for name in stored}
+    rows = verify(
+        loaded.kind,
+        loaded.config,
+        loaded.params,
+        inputs,
+        outputs,
+        gradients,
+        naming=loaded.naming,
+        atol=values.atol,
+        gradient_rtol=values.gradient_rtol,
+    )
+    print(f"{loaded.kind.class_name}, {loaded.naming} names: {loaded.comparison.describe()}")
+    print(_table(rows))
+    wrong = [row for row in rows if not row.is_close]
+    if wrong:
+        print(f"{len(wrong)} of {len(rows)} beyond the limit, first {wrong[0].name}")
+        return DIFFERENT
+    print(f"all {len(rows)} within --atol={values.atol:g} (gradients: --gradient_rtol={values.gradient_rtol:g})")
+    return 0
+
+
+SUBCOMMANDS = {
+    "import": Command(
+        summary="read a diffusers, transformers or original checkpoint into a folder of weights",
+        description="Usage: wamjax weights import SRC --out=DIR\n\nSRC holds config.json and safetensors (one file, or "
+        "several with an index). Every tensor must fit a parameter and every parameter must get a tensor.",
+        define_flags=_define_import_flags,
+        run=_run_import,
+    ),
+    "export": Command(
+        summary="write a folder of weights as a diffusers or original checkpoint",
+        description="Usage: wamjax weights export DIR --out=DEST [--naming=original]\n\nThe tensors are byte for byte "
+        "those that were imported, as far as training has not changed them.",
+        define_flags=_define_export_flags,
+        run=_run_export,
+    ),
+    "verify": Command(
+        summary="run a checkpoint on recorded inputs and compare outputs and gradients",
+        description="Usage: wamjax weights verify DIR\n\nDIR holds config.json, *.safetensors, inputs.npz (by the "
+        "reference's argument names), outputs.npz and, if gradients are compared, grads.safetensors. Exit status 1 "
+        "when something is beyond the limit.",
+        define_flags=_define_verify_flags,
+        run=_run_verify,
+    ),
+}
+
+
+def _table(rows: list[Row]) -> str:
+    """Returns one line per compared array; the worst gradients only, where there are many."""
+    gradients = sorted((row for row in rows if row.name.startswith("grad ")), key=lambda row: -row.relative_error)
+    shown = [row for row in rows if not row.name.startswith("grad ")] + gradients
+    width = max(len(row.name) for row in shown)
+    lines = [f"{'array':{width}}  {'max error':>10}  {'relative':>10}"]
+    for row in shown:
+        mark = "" if row.is_close else "  BEYOND THE LIMIT"
+        lines.append(f"{row.name:{width}}  {row.max_error:10.2e}  {row.relative_error:10.2e}{mark}")
+    return "\n".join(lines)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist; expected recorded arrays (see wamjax weights verify --help)") from None
+    except Exception as error:  # zipfile, zlib and numpy each raise their own on a damaged file
+        raise DataError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _one_path(argv: list[str], verb: str) -> Path:
+    if len(argv) != 1:
+        raise ConfigError(f"wamjax weights {verb} takes one path, got {len(argv)} (see wamjax weights {verb} --help)")
+    return Path(argv[0])
+
+
+def _mesh(cpu_devices: int | None) -> Mesh:
+    """Returns the mesh weights are loaded on: all devices in one ``fsdp`` axis."""
+    distributed.start_devices(cpu_devices)
+    return build_mesh(ParallelConfig(data=1, fsdp=-1, context=1, tensor=1))

@@ -1,0 +1,205 @@
+"""``wamjax sample`` on tiny random backbones: from folders of parts to an mp4, for every way a first frame enters."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import av
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from launch import cli
+from wamjax.parallel.parameters import flatten_params
+from wamjax.weights.kinds.registry import find_kind
+from wamjax.weights.write import write_tensors
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+TEXT_WIDTH = 16  # of the golden UMT5 encoder
+VAE = {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": 2,
+    "z_dim": 2,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "latents_mean": [0.1, -0.2],
+    "latents_std": [0.7, 1.6],
+}
+TRANSFORMER = {
+    "_class_name": "WanTransformer3DModel",
+    "patch_size": [1, 2, 2],
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 2,
+    "out_channels": 2,
+    "text_dim": TEXT_WIDTH,
+    "freq_dim": 8,
+    "ffn_dim": 16,
+    "num_layers": 2,
+}
+IMAGE_BRANCH = {"in_channels": 8, "image_dim": 16, "added_kv_proj_dim": 24}  # 2 noise + 4 mask + 2 condition
+
+
+def write_part(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
+    """Writes a random reference checkpoint of ``config``."""
+    kind = find_kind(config)
+    parsed = kind.parse_config(config)
+    flat = flatten_params(nnx.to_pure_dict(nnx.state(kind.build(jax.random.key(seed), parsed))))
+    random, tensors = np.random.default_rng(seed), {}
+    for rule in kind.rules(parsed, "diffusers"):
+        array = random.normal(size=flat[rule.path].shape, scale=0.3).astype(np.float32)
+        for layer, values in enumerate(array if rule.is_stacked else array[None]):
+            tensors[rule.name_of(layer)] = np.asarray(rule.to_reference(values), order="C")
+    folder.mkdir(parents=True)
+    planned = [(name, value.dtype, value.shape) for name, value in tensors.items()]
+    write_tensors(folder, kind.file_stem, planned, tensors.__getitem__, max_file_bytes=10**9)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_tokenizer(folder: Path) -> None:
+    words = ["<pad>", "</s>", "<unk>", "a", "robot", "stacks", "cubes"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all pipelines share."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_part(folder / "vae", VAE)
+    write_tokenizer(folder / "tokenizer")
+    for part, name in (("text_encoder", "umt5_encoder"), ("image_encoder", "clip_vision")):
+        (folder / part).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(GOLDEN / name / file, folder / part)
+    return folder
+
+
+@pytest.fixture
+def pipeline(parts: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(parts, tmp_path / "pipeline"))
+
+
+def sample(pipeline: Path, *arguments: object) -> int:
+    out = f"--out={pipeline.parent / 'clip.mp4'}"
+    settings = (
+        "--frames=5",
+        "--height=16",
+        "--width=24",
+        "--steps=3",
+        "--dtype=float32",
+        "--prompt=a robot stacks cubes",
+    )
+    return cli.main(["sample", f"--weights={pipeline}", out, *settings, *map(str, arguments)])
+
+
+def read_clip(pipeline: Path) -> np.ndarray:
+    with av.open(str(pipeline.parent / "clip.mp4")) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def write_image(pipeline: Path, width: int = 24, height: int = 16) -> Path:
+    path = pipeline.parent / "first.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)).save(path)
+    return path
+
+
+def test_prompt_becomes_a_clip(pipeline: Path) -> None:
+    write_part(pipeline / "transformer", TRANSFORMER)
+    assert sample(pipeline) == 0
+    assert read_clip(pipeline).shape == (5, 16, 24, 3)
+
+
+@pytest.mark.slow
+def test_clip_depends_on_seed_prompt_and_solver(pipeline: Path) -> None:
+    write_part(pipeline / "transformer", TRANSFORMER)
+    clips = []
+    for arguments in ([], [], ["--seed=1"], ["--prompt=cubes"], ["--solver=euler"]):
+        assert sample(pipeline, *arguments) == 0
+        clips.append(read_clip(pipeline))
+    np.testing.assert_array_equal(clips[0], clips[1])
+    assert all((clip != clips[0]).any() for clip in clips[2:])
+
+
+@pytest.mark.slow
+def test_imported_parts_give_the_same_clip(pipeline: Path) -> None:
+    write_part(pipeline / "transformer", TRANSFORMER)
+    assert sample(pipeline) == 0
+    expected = read_clip(pipeline)
+    source = pipeline / "source"
+    (pipeline / "transformer").rename(source)
+    assert cli.main(["weights", "import", str(source), f"--out={pipeline / 'transformer'}"]) == 0
+    assert sample(pipeline) == 0
+    np.testing.assert_array_equal(read_clip(pipeline), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [TRANSFORMER, {**TRANSFORMER, **IMAGE_BRANCH}], ids=["first frame", "channels"])
+def test_first_frame_enters_the_clip(pipeline: Path, config: dict[str, Any]) -> None:
+    write_part(pipeline / "transformer", config)
+    image = write_image(pipeline)
+    assert sample(pipeline, f"--image={image}") == 0
+    first = read_clip(pipeline)
+    Image.new("RGB", (24, 16), (200, 30, 30)).save(image)
+    assert sample(pipeline, f"--image={image}") == 0
+    assert (read_clip(pipeline) != first).any()
+
+
+@pytest.mark.slow
+def test_two_experts_share_the_noise_levels(pipeline: Path) -> None:
+    """With the boundary above all levels only the second transformer runs, below all of them only the first."""
+    write_part(pipeline / "transformer", TRANSFORMER, seed=1)
+    assert sample(pipeline) == 0
+    first = read_clip(pipeline)
+    write_part(pipeline / "transformer_2", TRANSFORMER, seed=2)
+    (pipeline / "model_index.json").write_text('{"boundary_ratio": 0.0001}')
+    assert sample(pipeline) == 0
+    np.testing.assert_array_equal(read_clip(pipeline), first)
+    (pipeline / "model_index.json").write_text('{"boundary_ratio": 0.9}')
+    assert sample(pipeline) == 0
+    assert (read_clip(pipeline) != first).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--frames=6"], 2, "a clip has 4 n + 1 frames"),
+        (["--height=20"], 2, "--height=20; expected a multiple of 8"),
+        (["--image=none.png"], 3, "none.png does not exist"),
+        (["--solver=euler", "--sigmas=wan"], 2, "--sigmas=wan with --solver=euler"),
+        (["--steps=0"], 2, "num_steps=0"),
+    ],
+)
+def test_wrong_request_is_one_line(
+    pipeline: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], status: int, words: str
+) -> None:
+    write_part(pipeline / "transformer", TRANSFORMER)
+    assert sample(pipeline, *arguments) == status
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (pipeline.parent / "clip.mp4").exists()
+
+
+def test_image_of_another_size_is_refused(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_part(pipeline / "transformer", TRANSFORMER)
+    assert sample(pipeline, f"--image={write_image(pipeline, width=32)}") == 3
+    assert "the image is 32 x 16 pixels (width x height); the clip is 24 x 16" in capsys.readouterr().err
+
+
+def test_model_that_needs_an_image_says_so(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_part(pipeline / "transformer", {**TRANSFORMER, **IMAGE_BRANCH})
+    assert sample(pipeline) == 2
+    assert "say which with --image" in capsys.readouterr().err
+
+
+def test_missing_part_is_named(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample(pipeline) == 3
+    assert "has no folder transformer" in capsys.readouterr().err

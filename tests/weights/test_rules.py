@@ -1,0 +1,77 @@
+"""Rules: the reverse of a rule gives back the very tensor, and names say which layer."""
+
+import numpy as np
+import pytest
+
+from wamjax.weights.report import compare_names
+from wamjax.weights.rules import TensorRule
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sizes", "shape", "ours"),
+    [
+        ("", {}, (6, 4), (6, 4)),
+        ("o i -> i o", {}, (6, 4), (4, 6)),
+        ("(k e) d -> d k e", {"k": 3}, (6, 4), (4, 3, 2)),
+        ("(k j two) d -> d k (two j)", {"k": 3, "two": 2}, (12, 4), (4, 3, 4)),
+        ("d c t h w -> (c t h w) d", {"c": 2, "t": 1, "h": 2, "w": 2}, (5, 2, 1, 2, 2), (8, 5)),
+        ("1 s d -> s d", {}, (1, 6, 4), (6, 4)),
+    ],
+)
+def test_reverse_of_a_rule_gives_back_the_tensor(
+    pattern: str, sizes: dict[str, int], shape: tuple[int, ...], ours: tuple[int, ...]
+) -> None:
+    rule = TensorRule(path="p", name="n", pattern=pattern, sizes=sizes)
+    tensor = np.random.default_rng(0).normal(size=shape)
+    array = rule.to_ours(tensor)
+    assert array.shape == ours
+    np.testing.assert_array_equal(rule.to_reference(array), tensor)
+
+
+class _Leaf:
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+
+RULES = (
+    TensorRule(path="blocks.w", name="blocks.{layer}.w", pattern="o i -> i o"),
+    TensorRule(path="bias", name="bias"),
+)
+PARAMS = {"blocks.w": _Leaf(2, 3, 4), "bias": _Leaf(5)}
+SHAPES = {"blocks.0.w": (4, 3), "blocks.1.w": (4, 3), "bias": (5,)}
+
+
+def test_comparison_of_equal_names_is_exact() -> None:
+    comparison = compare_names(RULES, PARAMS, SHAPES)
+    assert comparison.is_exact
+    assert set(comparison.matched) == set(SHAPES)
+
+
+def test_comparison_names_what_is_missing_unexpected_and_misshaped() -> None:
+    stored = {"blocks.0.w": (3, 4), "bias": (5,), "head": (1,), "ema.decay": ()}
+    comparison = compare_names(RULES, PARAMS, stored, ignore=["ema.*"])
+    assert comparison.missing == ("blocks.1.w",)
+    assert comparison.unexpected == ("head",)
+    assert comparison.ignored == ("ema.decay",)
+    assert comparison.misshaped == (("blocks.0.w", (3, 4), "blocks.w", (3, 4)),)
+    assert comparison.matched == {"bias": "bias"}
+    assert not comparison.is_exact
+    text = comparison.describe()
+    assert all(
+        word in text for word in ("1 missing, first blocks.1.w", "1 unexpected, first head", "blocks.0.w (3, 4)")
+    )
+
+
+def test_tensor_with_another_number_of_dims_is_misshaped_and_not_an_error() -> None:
+    assert compare_names(RULES, PARAMS, {**SHAPES, "blocks.1.w": (12,)}).misshaped[0][0] == "blocks.1.w"
+
+
+def test_alias_fills_the_parameter_and_a_second_copy_is_told() -> None:
+    rules = (*RULES, TensorRule(path="table", name="shared", aliases=("embed",)))
+    params = {**PARAMS, "table": _Leaf(7)}
+    alone = compare_names(rules, params, {**SHAPES, "embed": (7,)})
+    assert alone.is_exact
+    assert alone.matched["shared"] == "embed"
+    both = compare_names(rules, params, {**SHAPES, "embed": (7,), "shared": (7,)})
+    assert both.is_exact
+    assert both.duplicates == (("embed", "shared"),)

@@ -1,0 +1,189 @@
+"""Configuration of video transformers: what differs between Wan, Cosmos and our own blocks, as data.
+
+Owns the sizes and the variants of one block and of the model around it. The table of published models is in
+``config.presets``; how a checkpoint's ``config.json`` becomes one of these is in ``weights.kinds``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from wamjax.config.schema import DType, ModelConfig
+from wamjax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """One transformer block: self-attention, cross-attention to text (and an image), feed-forward.
+
+    Attributes:
+      width: Residual stream width D.
+      num_heads: Attention heads K; the head dimension is ``width / num_heads`` and must be even.
+      ffn_width: Hidden width of the feed-forward layer.
+      context_width: Width of the text tokens that the blocks read; None means ``width``.
+      image_branch: Whether cross-attention has keys and values of its own for image tokens of width D (Wan I2V).
+      qk_norm: RMS norm of queries and keys over the full ``width`` (Wan) or within each ``head`` (Cosmos).
+      qk_norm_eps: Epsilon of that norm.
+      norm_eps: Epsilon of the layer norms.
+      use_bias: Whether projections have biases.
+      modulation: ``table``: a learned offset per block on six vectors that all blocks share (Wan). ``low_rank``: every
+        block projects the timestep through ``modulation_rank`` dims, for each of its three parts (Cosmos, AdaLN-LoRA).
+      modulation_rank: Rank of ``low_rank``.
+      cross_norm: Layer norm before cross-attention: ``affine``, or ``none`` at all. ``low_rank`` modulates (and gates)
+        cross-attention instead.
+      gelu: GELU of the feed-forward layer: its ``tanh`` approximation (Wan) or ``exact`` (Cosmos).
+      compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
+    """
+
+    width: int
+    num_heads: int
+    ffn_width: int
+    context_width: int | None = None
+    image_branch: bool = False
+    qk_norm: Literal["width", "head"] = "width"
+    qk_norm_eps: float = 1e-6
+    norm_eps: float = 1e-6
+    use_bias: bool = True
+    modulation: Literal["table", "low_rank"] = "table"
+    modulation_rank: int = 256
+    cross_norm: Literal["affine", "none"] = "affine"
+    gelu: Literal["tanh", "exact"] = "tanh"
+    compute_dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ConfigError(
+                f"width {self.width} over {self.num_heads} heads must give an even head dimension; change width or "
+                "num_heads of the model"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Head dimension e."""
+        return self.width // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RotaryConfig:
+    """Rotary embedding of video tokens.
+
+    Attributes:
+      theta: Base of the frequencies.
+      scale: How far each axis (frame, row, column) is stretched beyond its training range: the base of an axis with w
+        dims becomes ``theta * scale^(w / (w - 2))`` (NTK-aware scaling, Cosmos's ``rope_scale``).
+      base_fps: Frame rate at which one latent frame is one step of the frame axis; other rates are converted to it
+        when a clip's rate is given.
+    """
+
+    theta: float = 10_000.0
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    base_fps: float = 24.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoTransformerConfig:
+    """A video transformer: embeddings, a stack of blocks, a modulated head.
+
+    Attributes:
+      block: The block, repeated ``num_layers`` times (stacked and scanned).
+      num_layers: Number of blocks.
+      in_channels: Latent channels that enter, condition channels included, a padding mask not.
+      out_channels: Latent channels that are predicted.
+      patch: Latent frames, rows and columns of one token.
+      use_patch_bias: Whether patch embedding and head have biases.
+      time_width: Width of the sinusoidal timestep embedding; even.
+      text_width: Width of the text encoder's tokens.
+      text_embedding: Into the blocks' context: ``mlp`` (Linear, GELU tanh, Linear: Wan), ``projection`` (Linear, exact
+        GELU: Cosmos 2.5) or ``none`` (the tokens as they are: Cosmos).
+      image_width: Width of the image encoder's tokens; None without image branch.
+      image_positions: Tokens of the learned position embedding that is added to first and last image together (Wan
+        FLF2V: 2 x 257); None without.
+      rotary: Rotary embedding.
+      learned_positions: Patches along frames, rows and columns for which every block adds a learned position embedding
+        (Cosmos 1); None without.
+      padding_mask: Whether a mask of padded pixels enters as one more channel (Cosmos).
+      remat: ``none`` keeps all activations of a block; ``full`` recomputes each block in the backward pass.
+    """
+
+    block: BlockConfig
+    num_layers: int
+    in_channels: int
+    out_channels: int
+    patch: tuple[int, int, int] = (1, 2, 2)
+    use_patch_bias: bool = True
+    time_width: int = 256
+    text_width: int = 4096
+    text_embedding: Literal["mlp", "projection", "none"] = "mlp"
+    image_width: int | None = None
+    image_positions: int | None = None
+    rotary: RotaryConfig = RotaryConfig()
+    learned_positions: tuple[int, int, int] | None = None
+    padding_mask: bool = False
+    remat: Literal["none", "full"] = "none"
+
+    def __post_init__(self) -> None:
+        context = self.block.context_width or self.block.width
+        if self.text_embedding == "none" and self.text_width != context:
+            raise ConfigError(
+                f"text_width {self.text_width} enters the blocks as it is (text_embedding='none') and must equal their "
+                f"context_width {context}"
+            )
+        if self.block.image_branch != (self.image_width is not None):
+            raise ConfigError(
+                f"image_width={self.image_width} and block.image_branch={self.block.image_branch} do not fit: set both "
+                "or neither"
+            )
+        if self.block.modulation == "low_rank" and self.time_width != self.block.width:
+            raise ConfigError(
+                f"time_width {self.time_width} must equal the width {self.block.width} where modulation is low_rank"
+            )
+
+    @property
+    def patch_channels(self) -> int:
+        """Values of one patch that enter the patch embedding."""
+        return (self.in_channels + self.padding_mask) * math.prod(self.patch)
+
+    @property
+    def out_patch_channels(self) -> int:
+        """Values of one patch that the head predicts."""
+        return self.out_channels * math.prod(self.patch)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoExpertConfig:
+    """Two transformers that share the denoising of one sample, by noise level (Wan 2.2 A14B).
+
+    Attributes:
+      expert: Configuration of each of the two.
+      boundary: Timestep t in [0, 1] from which on (t >= boundary) the high-noise expert denoises.
+    """
+
+    expert: VideoTransformerConfig
+    boundary: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.boundary < 1.0:
+            raise ConfigError(f"boundary {self.boundary} between the two experts; expected a timestep between 0 and 1")
+
+
+def block_config(model: ModelConfig) -> BlockConfig:
+    """Returns the block of the world-action model: Wan's, with the sizes of ``model``.
+
+    Raises:
+      ConfigError: Heads do not divide the width, or the head dimension is odd.
+    """
+    if model.width % model.num_heads or (model.width // model.num_heads) % 2:
+        raise ConfigError(
+            f"config.model.width={model.width} over config.model.num_heads={model.num_heads} must give an even "
+            "head dimension"
+        )
+    return BlockConfig(
+        width=model.width,
+        num_heads=model.num_heads,
+        ffn_width=model.ffn_width,
+        qk_norm_eps=model.norm_eps,
+        norm_eps=model.norm_eps,
+        compute_dtype=model.compute_dtype,
+    )

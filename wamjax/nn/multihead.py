@@ -1,0 +1,101 @@
+"""Multi-head attention layer: projections straight to heads, query-key norm, a branch of its own for image tokens.
+
+Owns the parameters of one attention layer; which pairs attend, and how, is ``nn.attention``'s.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wamjax.config.backbone import BlockConfig
+from wamjax.nn.init import fan_in, named, zeros
+from wamjax.nn.norm import rms_norm
+from wamjax.types import Heads, KeyHeads, PRNGKey, Tokens
+
+
+class KeysValues(NamedTuple):
+    """Normed (and, in self-attention, rotated) keys and values ``[b m k e]`` of tokens that will not change."""
+
+    keys: KeyHeads
+    values: KeyHeads
+
+
+class HeadProjection(nnx.Module):
+    """Projects tokens straight to heads: ``[b n in] -> [b n k e]``."""
+
+    def __init__(self, key: PRNGKey, in_width: int, shape: tuple[int, int], *, use_bias: bool, dtype: str) -> None:
+        """Makes the projection from ``in_width`` to ``shape`` (heads, head dim)."""
+        self.dtype = dtype
+        init = fan_in(in_axis=0, out_axis=(1, 2))
+        self.kernel = named(key, init, (in_width, *shape), ("embed", "heads", None))
+        self.bias = named(key, zeros, shape, ("heads", None)) if use_bias else nnx.data(None)
+
+    def __call__(self, x: Tokens) -> Heads:
+        """Projects ``[b n in]``."""
+        heads = jnp.einsum("bnd,dke->bnke", x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return heads if self.bias is None else heads + self.bias[...].astype(self.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with query-key RMS norm, over the full width or within each head.
+
+    With ``image_branch`` there are keys and values of their own for image tokens (Wan I2V); queries and output
+    projection are shared.
+    """
+
+    def __init__(
+        self, key: PRNGKey, config: BlockConfig, *, context_width: int | None = None, image_branch: bool = False
+    ) -> None:
+        """Makes the projections and norms; keys and values read tokens of ``context_width`` (default: the width)."""
+        keys = jax.random.split(key, 4)
+        width, self.dtype, self.eps = config.width, config.compute_dtype, config.qk_norm_eps
+        shape, use_bias = (config.num_heads, config.head_dim), config.use_bias
+        fans = (width, context_width or width, context_width or width)
+        self.query, self.key, self.value = (
+            HeadProjection(k, fan, shape, use_bias=use_bias, dtype=self.dtype)
+            for k, fan in zip(keys[:3], fans, strict=True)
+        )
+        self.norm_axes = (-2, -1) if config.qk_norm == "width" else (-1,)
+        self.query_scale = self._scale(key, shape)
+        self.key_scale = self._scale(key, shape)
+        init = fan_in(in_axis=(0, 1), out_axis=2)
+        self.out_kernel = named(keys[3], init, (*shape, width), ("heads", None, "embed"))
+        self.out_bias = named(key, zeros, (width,), ("embed",)) if use_bias else nnx.data(None)
+        if image_branch:
+            image_keys = jax.random.split(jax.random.fold_in(key, 1))
+            self.image_key, self.image_value = (
+                HeadProjection(k, width, shape, use_bias=use_bias, dtype=self.dtype) for k in image_keys
+            )
+            self.image_key_scale = self._scale(key, shape)
+
+    def queries(self, x: Tokens) -> Heads:
+        """Returns normed queries ``[b n k e]`` in fp32."""
+        return rms_norm(self.query(x), self.query_scale[...], self.eps, axes=self.norm_axes)
+
+    def keys_values(self, x: Tokens) -> KeysValues:
+        """Returns normed keys in fp32 and values, both ``[b m k e]``."""
+        return KeysValues(rms_norm(self.key(x), self.key_scale[...], self.eps, axes=self.norm_axes), self.value(x))
+
+    def image_keys_values(self, x: Tokens) -> KeysValues:
+        """Returns normed keys in fp32 and values of image tokens, both ``[b m k e]``."""
+        keys = rms_norm(self.image_key(x), self.image_key_scale[...], self.eps, axes=self.norm_axes)
+        return KeysValues(keys, self.image_value(x))
+
+    def project_out(self, heads: Heads) -> Tokens:
+        """Returns ``[b n d]`` of attended heads ``[b n k e]``."""
+        x = jnp.einsum("bnke,ked->bnd", heads.astype(self.dtype), self.out_kernel[...].astype(self.dtype))
+        return x if self.out_bias is None else x + self.out_bias[...].astype(self.dtype)
+
+    def _scale(self, key: PRNGKey, shape: tuple[int, int]) -> nnx.Param:
+        """Makes the learned scale of a query-key norm."""
+        over_width = len(self.norm_axes) == 2
+        return named(
+            key,
+            jax.nn.initializers.ones,
+            shape if over_width else shape[1:],
+            ("heads", None) if over_width else (None,),
+        )

@@ -1,0 +1,248 @@
+"""Import and export: a reference checkpoint to a folder of weights and back, nothing lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from wamjax.errors import ConfigError, DataError
+from wamjax.parallel.parameters import flatten_params, parameter_shardings
+from wamjax.types import PureDict
+from wamjax.weights.kinds.kind import ModelKind
+from wamjax.weights.kinds.registry import find_kind
+from wamjax.weights.load import load_params
+from wamjax.weights.report import Comparison, compare_names
+from wamjax.weights.store import (
+    CONFIG,
+    WeightsRecord,
+    load_weights,
+    read_record,
+    require_empty,
+    save_weights,
+    stored_dtypes,
+)
+from wamjax.weights.tensors import TensorFolder
+from wamjax.weights.write import write_tensors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A reference checkpoint in memory.
+
+    Attributes:
+      kind: Its kind.
+      config: Our configuration of it.
+      reference_config: Its ``config.json``.
+      naming: Whose names its tensors carry.
+      params: Pure dict on the mesh.
+      comparison: Names on both sides.
+      folder: Its tensors.
+    """
+
+    kind: ModelKind[Any]
+    config: Any
+    reference_config: dict[str, Any]
+    naming: str
+    params: PureDict
+    comparison: Comparison
+    folder: TensorFolder
+
+
+def read_reference_config(source: Path) -> dict[str, Any]:
+    """Returns ``config.json`` beside the tensors of ``source``; empty if there is none.
+
+    Raises:
+      DataError: It is not a JSON object.
+    """
+    path = (source if source.is_dir() else source.parent) / CONFIG
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{path} holds a {type(config).__name__}; expected a JSON object")
+    return config
+
+
+def load_reference(
+    source: Path,
+    mesh: Mesh,
+    *,
+    kind_name: str | None = None,
+    dtype: str = "preserve",
+    ignore: Sequence[str] = (),
+    folder: TensorFolder | None = None,
+) -> Loaded:
+    """Loads a reference checkpoint onto ``mesh``.
+
+    Args:
+      source: Folder with ``config.json`` and safetensors.
+      mesh: Where parameters go, by the parameter rules.
+      kind_name: Class name, where ``config.json`` does not say it.
+      dtype: ``preserve``, or a dtype to cast to.
+      ignore: Patterns of tensors that may be left out.
+      folder: The tensors, where they are not all of ``source``.
+
+    Raises:
+      ConfigError: The class or a value of ``config.json`` is not supported.
+      DataError: Files are damaged, or names and shapes do not fit.
+    """
+    reference_config = read_reference_config(source)
+    kind = find_kind(reference_config, kind_name)
+    config = kind.parse_config(reference_config)
+    folder = TensorFolder(source) if folder is None else folder
+    variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))[1]
+    abstract = flatten_params(nnx.to_pure_dict(variables))
+    shapes = {name: tensor.shape for name, tensor in folder.items()}
+    naming, comparison = _best_naming(kind, config, abstract, shapes, ignore)
+    if not comparison.is_exact:
+        raise DataError(
+            f"{source} does not fit {kind.class_name} ({naming} names): {comparison.describe()}"
+            + ("; --ignore='pattern' leaves unexpected tensors out" if comparison.unexpected else "")
+        )
+    for alias, name in comparison.duplicates:
+        if not np.array_equal(folder.view(alias).view(np.uint8), folder.view(name).view(np.uint8)):
+            raise DataError(f"{source}: {alias} and {name} are one parameter of {kind.class_name} but differ")
+    flat = load_params(
+        folder,
+        kind.rules(config, naming),
+        flatten_params(parameter_shardings(variables, mesh)),
+        {path: tuple(leaf.shape) for path, leaf in abstract.items()},
+        comparison.matched,
+        dtype,
+    )
+    treedef = jax.tree.structure(nnx.to_pure_dict(variables))
+    return Loaded(
+        kind=kind,
+        config=config,
+        reference_config=reference_config or {"_class_name": kind.class_name},
+        naming=naming,
+        params=jax.tree.unflatten(treedef, [flat[path] for path in abstract]),
+        comparison=comparison,
+        folder=folder,
+    )
+
+
+def import_weights(
+    source: Path,
+    out: Path,
+    mesh: Mesh,
+    *,
+    kind_name: str | None = None,
+    dtype: str = "preserve",
+    ignore: Sequence[str] = (),
+) -> Loaded:
+    """Imports a reference checkpoint into the folder ``out``; arguments and errors as ``load_reference``."""
+    require_empty(out)
+    folder = TensorFolder(source)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        parent = pool.submit(folder.hash)  # reads the same bytes at the same time
+        loaded = load_reference(source, mesh, kind_name=kind_name, dtype=dtype, ignore=ignore, folder=folder)
+        record = WeightsRecord(
+            kind=loaded.kind.class_name,
+            naming=loaded.naming,
+            parent_hash=parent.result(),
+            dtypes=_narrower_dtypes(loaded) if dtype == "preserve" else {},
+            renamed={name: held for name, held in loaded.comparison.matched.items() if name != held},
+            duplicates=loaded.comparison.duplicates,
+            ignored=loaded.comparison.ignored,
+        )
+    save_weights(out, loaded.params, loaded.reference_config, record)
+    return loaded
+
+
+def export_weights(
+    directory: Path, out: Path, mesh: Mesh, *, naming: str | None = None, max_file_bytes: int
+) -> list[Path]:
+    """Writes a folder of weights as a reference checkpoint: ``config.json`` and safetensors.
+
+    Args:
+      directory: What ``import_weights`` wrote.
+      out: New folder.
+      mesh: Where the parameters are loaded on the way.
+      naming: Whose tensor names to write; None takes those it was imported with.
+      max_file_bytes: Files are closed before they grow beyond this.
+
+    Raises:
+      ConfigError: The kind has no such naming.
+      DataError: ``directory`` cannot be read or ``out`` not be written.
+    """
+    require_empty(out)
+    record, reference_config = read_record(directory)
+    kind = find_kind(reference_config, record.kind)
+    config = kind.parse_config(reference_config)
+    naming = naming or record.naming
+    if naming not in kind.namings:
+        raise ConfigError(f"--naming={naming} does not exist for {kind.class_name}; expected one of {kind.namings}")
+    variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))[1]
+    stored, shardings = stored_dtypes(directory), parameter_shardings(variables, mesh)
+    abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), stored, shardings)
+    flat = flatten_params(load_weights(directory, abstract))
+    source_names = {rule.path: rule for rule in kind.rules(config, record.naming)}
+    places: dict[str, tuple[Any, int, np.dtype]] = {}
+    for rule in kind.rules(config, naming):
+        for layer in range(flat[rule.path].shape[0] if rule.is_stacked else 1):
+            narrow = record.dtypes.get(source_names[rule.path].name_of(layer))
+            dtype = jnp.dtype(narrow) if narrow else jnp.dtype(flat[rule.path].dtype)
+            places[rule.name_of(layer)] = (rule, layer, np.dtype(dtype))
+
+    if naming == record.naming:  # under the very names of the source
+        places = {record.renamed.get(name, name): place for name, place in places.items()}
+        places |= {alias: places[name] for alias, name in record.duplicates}
+
+    def read(name: str) -> np.ndarray:
+        rule, layer, dtype = places[name]
+        array = flat[rule.path]
+        piece = np.asarray(jax.device_get(array[layer] if rule.is_stacked else array))
+        return rule.to_reference(piece).astype(dtype, copy=False)
+
+    planned = [(name, dtype, _reference_shape(rule, flat[rule.path])) for name, (rule, _, dtype) in places.items()]
+    out.mkdir(parents=True, exist_ok=True)
+    files = write_tensors(out, kind.file_stem, planned, read, max_file_bytes=max_file_bytes)
+    (out / CONFIG).write_text(json.dumps(reference_config, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def _reference_shape(rule: Any, array: jax.Array) -> tuple[int, ...]:
+    layer = array.shape[1:] if rule.is_stacked else array.shape
+    return rule.to_reference(np.broadcast_to(np.zeros((), np.uint8), layer)).shape
+
+
+def _best_naming(
+    kind: ModelKind[Any],
+    config: Any,
+    abstract: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    ignore: Sequence[str],
+) -> tuple[str, Comparison]:
+    """Returns the naming under which most tensors match."""
+    patterns = (*ignore, *kind.ignored)
+    compared = {
+        naming: compare_names(kind.rules(config, naming), abstract, shapes, patterns) for naming in kind.namings
+    }
+    naming = max(compared, key=lambda name: len(compared[name].matched) - len(compared[name].misshaped))
+    return naming, compared[naming]
+
+
+def _narrower_dtypes(loaded: Loaded) -> dict[str, str]:
+    """Returns the tensors whose dtype is not the one their parameter was given."""
+    flat, narrower = flatten_params(loaded.params), {}
+    for rule in loaded.kind.rules(loaded.config, loaded.naming):
+        array = flat[rule.path]
+        for layer in range(array.shape[0] if rule.is_stacked else 1):
+            stored = loaded.folder[loaded.comparison.matched[rule.name_of(layer)]].dtype
+            if stored != array.dtype:
+                narrower[rule.name_of(layer)] = stored.name
+    return narrower
