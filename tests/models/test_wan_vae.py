@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests.tiny import QUICK_COMPILE
 from wamjax.config.wan_vae import WAN_2_1_VAE, WAN_2_2_VAE, WanVaeConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.models.wan_vae import Moments, WanVae
@@ -43,8 +44,7 @@ CONFIGS = {"2.1": PLAIN, "2.2": BRIDGED}
 FRAMES = 17
 
 
-# Compiling is nearly all the time these tests take; without optimisation it takes half.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
 
 
 def make(config, seed=0):
