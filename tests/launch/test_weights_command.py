@@ -72,6 +72,18 @@ def test_import_then_export_gives_back_every_tensor_byte_for_byte(
     assert json.loads((final / "config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())
 
 
+@pytest.mark.parametrize("name", ["autoencoder_kl_wan_2_2", "cosmos_transformer/video", "wan_transformer/i2v"])
+def test_other_kinds_come_back_byte_for_byte_too(tmp_path: Path, name: str) -> None:
+    (tmp_path / "published").mkdir()
+    for file in ("config.json", WEIGHTS):
+        shutil.copy(GOLDEN / name / file, tmp_path / "published")
+    assert weights("import", tmp_path / "published", f"--out={tmp_path / 'in'}") == 0
+    assert weights("export", tmp_path / "in", f"--out={tmp_path / 'out'}") == 0
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    tensors = load_file(GOLDEN / name / WEIGHTS)
+    assert {n: v.tobytes() for n, v in load_file(file).items()} == {n: v.tobytes() for n, v in tensors.items()}
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_export_writes_the_names_the_source_had(checkpoint: Path, tmp_path: Path, keep: bool) -> None:
     """A tied table under its other name, or under both."""

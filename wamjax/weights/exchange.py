@@ -187,7 +187,8 @@ def export_weights(
     if naming not in kind.namings:
         raise ConfigError(f"--naming={naming} does not exist for {kind.class_name}; expected one of {kind.namings}")
     variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))[1]
-    stored, shardings = stored_dtypes(directory), parameter_shardings(variables, mesh)
+    shardings = parameter_shardings(variables, mesh)
+    stored = stored_dtypes(directory, shardings)
     abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), stored, shardings)
     flat = flatten_params(load_weights(directory, abstract))
     source_names = {rule.path: rule for rule in kind.rules(config, record.naming)}

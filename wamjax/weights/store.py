@@ -60,7 +60,7 @@ def save_weights(directory: Path, params: PureDict, config: dict[str, Any], reco
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with _memory_bound():
-            ocp.save_checkpointables(str(directory / _PARAMS), {_PARAMS: params})
+            ocp.save_checkpointables(str(directory / _PARAMS), {_PARAMS: _with_text_keys(params)})
         (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         half = directory / f"{RECORD}.tmp"
         half.write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
@@ -110,16 +110,30 @@ def load_weights(directory: Path, abstract: PureDict) -> PureDict:
     """
     try:
         with _memory_bound():
-            return ocp.load_checkpointables(str(directory.absolute() / _PARAMS), {_PARAMS: abstract})[_PARAMS]
+            wanted = {_PARAMS: _with_text_keys(abstract)}
+            loaded = ocp.load_checkpointables(str(directory.absolute() / _PARAMS), wanted)[_PARAMS]
     except Exception as error:  # whatever Orbax's storage raises
         reason = " ".join(str(error).split())
         raise DataError(f"{directory}/{_PARAMS} cannot be read: {reason[:160]}; import the weights again") from error
+    return _with_keys_of(loaded, abstract)
 
 
-def stored_dtypes(directory: Path) -> PureDict:
-    """Returns shape and dtype of each parameter as stored, as ``jax.ShapeDtypeStruct``."""
+def stored_dtypes(directory: Path, like: PureDict) -> PureDict:
+    """Returns shape and dtype of each parameter as stored, as ``jax.ShapeDtypeStruct``, in the tree of ``like``."""
     metadata = ocp.checkpointables_metadata(str(directory.absolute() / _PARAMS)).metadata[_PARAMS]
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+    return _with_keys_of(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata), like)
+
+
+def _with_text_keys(tree: Any) -> Any:
+    """Returns a nested dict with every key as text: Orbax gives back nothing else (a list of modules has numbers)."""
+    return {str(key): _with_text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _with_keys_of(tree: Any, like: Any) -> Any:
+    """Returns what ``_with_text_keys`` was made of, whose keys are those of ``like``."""
+    return (
+        {key: _with_keys_of(tree[str(key)], value) for key, value in like.items()} if isinstance(like, dict) else tree
+    )
 
 
 def _memory_bound() -> ocp.Context:
