@@ -72,8 +72,9 @@ def test_import_then_export_gives_back_every_tensor_byte_for_byte(
     assert json.loads((final / "config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["autoencoder_kl_wan_2_2", "cosmos_transformer/video", "wan_transformer/i2v"])
-def test_other_kinds_come_back_byte_for_byte_too(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["autoencoder_kl_wan_2_1", "autoencoder_kl_wan_2_2"])
+def test_model_of_listed_modules_comes_back_byte_for_byte_too(tmp_path: Path, name: str) -> None:
+    """Their numbers are keys, which a folder of weights must not turn into text."""
     (tmp_path / "published").mkdir()
     for file in ("config.json", WEIGHTS):
         shutil.copy(GOLDEN / name / file, tmp_path / "published")
