@@ -37,6 +37,7 @@ from wamjax.sampling.policy import Policy
 from wamjax.sampling.rollout import ChunkSampler
 from wamjax.training.checkpoint import CheckpointStore, Restored
 from wamjax.training.program import TrainProgram, build_program, describe_sharding
+from wamjax.training.step import State
 
 STRIP_WINDOWS = 4
 FILM_FPS = 4  # a window spans a fraction of a second: shown several times slower, so that it can be followed
@@ -81,8 +82,8 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
             f"{config.data.validation_fraction} of its episodes was held out"
         )
     program = build_program(config, build_mesh(config.parallel))
-    restored = _restore(workdir, program, step)
-    params = program.evaluation_params(restored.state)
+    restored, state = _restore(workdir, program, step)
+    params = program.evaluation_params(state)
     sampling_params = _gather_on_host_platform(params, program)
     open_loop = evaluate_open_loop(
         windows,
@@ -150,17 +151,20 @@ def describe_evaluation(
     }
 
 
-def _restore(workdir: WorkDir, program: TrainProgram, step: int | None) -> Restored:
-    """Loads the wanted checkpoint, or the newest that verifies."""
-    store = CheckpointStore(workdir.checkpoints)
+def _restore(workdir: WorkDir, program: TrainProgram, step: int | None) -> tuple[Restored, State]:
+    """Loads the wanted checkpoint, or the newest that verifies; returns it and the whole state."""
+    base, store = program.load_base(), CheckpointStore(workdir.checkpoints)
+    wanted, base_hash = program.saved(program.abstract_state), base.hash if base else None
     restored = (
-        store.restore_latest(program.abstract_state) if step is None else store.restore(step, program.abstract_state)
+        store.restore_latest(wanted, base_hash=base_hash)
+        if step is None
+        else store.restore(step, wanted, base_hash=base_hash)
     )
     if restored is None:
         raise ConfigError(
             f"--workdir={workdir.path} has no checkpoint yet; train until the first one (config.checkpoint.every_steps)"
         )
-    return restored
+    return restored, program.complete(restored.state, base)
 
 
 def _gather_on_host_platform(params: Any, program: TrainProgram) -> Any:

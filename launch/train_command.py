@@ -36,6 +36,7 @@ from wamjax.flops.model import count_flops
 from wamjax.flops.summary import describe as describe_flops
 from wamjax.flops.utilisation import Denominator
 from wamjax.parallel.mesh import build_mesh, data_shard, make_global_batch
+from wamjax.training.base import Base
 from wamjax.training.checkpoint import CheckpointStore, Restored
 from wamjax.training.console import Console, TensorBoard
 from wamjax.training.hooks import VALIDATION_GROUP, Hook, LedgerRecorder, MetricRecorder, Throughput
@@ -81,12 +82,15 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
     distributed.check_same_everywhere({"configuration": whole_config[:16], "dataset": pipeline.fingerprint})
     ledger = _build_ledger(config, program)
     store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
-    restored = store.restore_latest(program.abstract_state, set_aside=True)
+    base = program.load_base()
+    restored = store.restore_latest(
+        program.saved(program.abstract_state), base_hash=base.hash if base else None, set_aside=True
+    )
     step, position = (restored.record.step, restored.record.position) if restored else (0, 0)
     if restored:
         ledger.resume(restored.record.ledger)
     distributed.run_on_first_process(lambda: _open_records(workdir, config, program, pipeline, step=step))
-    _say(_describe_start(program, ledger, pipeline, restored))
+    _say(_describe_start(program, ledger, pipeline, restored, base))
     stream = pipeline.train_stream(*data_shard(mesh), position)
     hooks = _build_hooks(config, workdir, ledger, step=step)
     stop = StopRequest()
@@ -94,7 +98,7 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
         step=program.step,
         batches=_global_batches(stream, mesh, pipeline, picture=workdir.first_batch),
         evaluate=_Validation(program, pipeline, ledger),
-        save=_Saver(store, ledger, config_hash(config)),
+        save=_Saver(store, program, ledger, base.hash if base else None),
         last_good_step=lambda: _last_good_step(store),
         hooks=hooks,
         stop=stop,
@@ -106,7 +110,10 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
     )
     # Closed also when training fails, in this order: a save under way is completed last.
     with _closing(*(hook.close for hook in hooks), stream.close, store.wait), stop.listening():
-        state = restored.state if restored else program.init(pipeline.video_statistics())
+        if restored:
+            state = program.complete(restored.state, base)
+        else:
+            state = program.init(None if base else pipeline.video_statistics(), base)
         result = loop.run(state, step=step, position=position, is_resumed=restored is not None)
     _say(_describe_end(result, workdir, ledger, first_step=step))
     return 0 if result.is_complete else RESTART_STATUS
@@ -169,7 +176,8 @@ def _open_records(workdir: WorkDir, config: RunConfig, program: TrainProgram, pi
             "processes": jax.process_count(),
             "mesh": dict(program.mesh.shape),
         },
-        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state["params"])),
+        "num_parameters": sum(leaf.size for leaf in jax.tree.leaves(program.abstract_params)),
+        "num_trained_parameters": sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state["params"])),
         "data": pipeline.summary,
         "data_fingerprint": pipeline.fingerprint,
     }
@@ -247,11 +255,19 @@ class _Saver:
     """Saves a state together with what else belongs to its step."""
 
     store: CheckpointStore
+    program: TrainProgram
     ledger: Ledger
-    config_hash: str
+    base_hash: str | None
 
     def __call__(self, step: int, state: Any, position: int) -> None:
-        self.store.save(step, state, position=position, ledger=self.ledger.totals, config_hash=self.config_hash)
+        self.store.save(
+            step,
+            self.program.saved(state),
+            position=position,
+            ledger=self.ledger.totals,
+            config_hash=config_hash(self.program.config),
+            base_hash=self.base_hash,
+        )
 
 
 def _last_good_step(store: CheckpointStore) -> int | None:
@@ -259,12 +275,15 @@ def _last_good_step(store: CheckpointStore) -> int | None:
     return store.steps[-1] if store.steps else None
 
 
-def _describe_start(program: TrainProgram, ledger: Ledger, pipeline: Pipeline, restored: Restored | None) -> str:
+def _describe_start(
+    program: TrainProgram, ledger: Ledger, pipeline: Pipeline, restored: Restored | None, base: Base | None
+) -> str:
     """Returns the tables that are shown once: parameters and their shards, FLOPs, data, and where training starts."""
     config, summary = program.config, pipeline.summary
     steps = config.train.num_steps
     if restored is None:
-        start = f"training from scratch: {steps} steps of {config.train.global_batch_size} samples"
+        origin = f"on {base.path} (hash {base.hash})" if base else "from scratch"
+        start = f"training {origin}: {steps} steps of {config.train.global_batch_size} samples"
     elif restored.record.step >= steps:
         start = f"the run is complete: its checkpoint is of step {restored.record.step} of {steps}"
     else:

@@ -31,11 +31,19 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, DataError
 
 # Keys a resumed run may change without asking: they decide where, how fast and how often, not what is computed.
-# ``data.path`` is among them because the dataset's fingerprint is what counts (a dataset may be moved), and
+# ``data.path`` and ``finetune.base`` are among them because the fingerprint counts (either may be moved), and
 # ``train.num_steps`` because a longer run is the same run; what the schedule makes of it is compared instead (see
 # ``effective_config``).
 FREE_SECTIONS = ("log", "checkpoint", "evaluate", "parallel")
-FREE_KEYS = ("name", "train.num_steps", "data.path", "data.num_threads", "data.prefetch", "data.decoded_frames_mib")
+FREE_KEYS = (
+    "name",
+    "train.num_steps",
+    "data.path",
+    "data.num_threads",
+    "data.prefetch",
+    "data.decoded_frames_mib",
+    "finetune.base",
+)
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av", "ml-collections")
 

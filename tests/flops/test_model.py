@@ -7,13 +7,21 @@ import pytest
 from flax import nnx
 
 from wamjax.batch import batch_spec
-from wamjax.config.schema import DataConfig, LayoutConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from wamjax.config.schema import (
+    DataConfig,
+    FinetuneConfig,
+    LayoutConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from wamjax.flops.jaxpr import count_jaxpr
 from wamjax.flops.model import ATTENTION_QUERY_CHUNK, COMPONENTS, count_flops
 from wamjax.flops.parameters import count_parameters
 from wamjax.flops.summary import describe
 from wamjax.layout import build_layout, joint_layout
-from wamjax.models.world_action import WorldActionModel
+from wamjax.models.world_action import WorldActionModel, abstract_model
 from wamjax.nn.attention import QUERY_CHUNK
 from wamjax.parallel.mesh import build_mesh
 from wamjax.training.program import build_program
@@ -39,6 +47,23 @@ VARIANTS = {
     "tall rectangles": {"layout": {"num_blocks": 1, "frames_per_block": 2}, "data": {"canvas": (256, 176)}},
     "bfloat16": {"model": {"compute_dtype": "bfloat16"}},
 }
+UPDATES = ("blocks.*attention", "blocks.mlp")
+FINETUNED = {
+    "updates only": {"frozen": ("*",), "lora_targets": UPDATES, "lora_rank": 3},
+    "updates of queries, and the action decoder": {
+        "frozen": ("*",), "trained": ("action_decoder",), "lora_targets": ("blocks.self_attention.query",),
+    },
+    "updates everywhere": {"lora_targets": ("*",), "lora_rank": 5},
+    "heads": {"frozen": ("*",), "trained": ("video_head", "action_decoder.out")},
+    "head's offsets": {"frozen": ("*",), "trained": ("head_modulation",)},
+    "values of text": {"frozen": ("*",), "trained": ("blocks.cross_attention.value",)},
+    "norms of keys": {"frozen": ("*",), "trained": ("blocks.*.key_scale",)},
+    "last layers of blocks": {"frozen": ("*",), "trained": ("blocks.mlp.down",)},
+    "prompts": {"frozen": ("*",), "trained": ("prompts.table",)},
+    "blocks kept": {"frozen": ("blocks",)},
+    "timesteps kept": {"frozen": ("time_embedding", "blocks.modulation", "prompts")},
+    "action encoder": {"frozen": ("*",), "trained": ("action_encoder.mix.bias",)},
+}  # fmt: skip
 # Tracing a step takes most of a second: rematerialisation is tried where it interacts with something.
 REMATERIALISED = ("joint", "padded", "tall rectangles")
 STEPS = [*((variant, "none") for variant in VARIANTS), *((variant, "full") for variant in REMATERIALISED)]
@@ -58,11 +83,42 @@ def test_hardware_flops_equal_the_jaxpr_of_the_training_step(variant, remat):
     assert count_jaxpr(traced.jaxpr).total == BATCH * count_flops(config, program.layout).hardware_total
 
 
+@pytest.mark.parametrize(
+    ("variant", "remat"), [*((variant, "full") for variant in FINETUNED), ("updates only", "none"), ("heads", "none")]
+)
+def test_hardware_flops_equal_the_jaxpr_of_a_finetuning_step(variant, remat):
+    config = dataclasses.replace(vary(SMALL, model={"remat": remat}), finetune=FinetuneConfig(**FINETUNED[variant]))
+    program = build_program(config, build_mesh(config.parallel))
+    traced = program.step.trace(program.abstract_state, batch_spec(config, BATCH))  # pyright: ignore[reportFunctionMemberAccess]
+    assert count_jaxpr(traced.jaxpr).total == BATCH * count_flops(config, program.layout).hardware_total
+
+
+@pytest.mark.parametrize("variant", FINETUNED)
+def test_parameter_count_includes_low_rank_updates(variant):
+    config = dataclasses.replace(SMALL, finetune=FinetuneConfig(**FINETUNED[variant]))
+    real = nnx.to_pure_dict(nnx.filter_state(abstract_model(config)[1], nnx.Param))
+    assert sum(count_parameters(config).values()) == sum(leaf.size for leaf in jax.tree.leaves(real))
+
+
+def test_model_flops_of_updates_are_forward_and_input_gradients_and_their_own_products():
+    config = dataclasses.replace(SMALL, finetune=FinetuneConfig(**FINETUNED["last layers of blocks"]))
+    count, whole = (count_flops(c, build_layout(c)) for c in (config, SMALL))
+    d, f, n, depth = 48, 80, count.num_tokens, 3
+    # The first layer has a gradient of its last kernel alone; the others have all input gradients as well.
+    own, layer = 2 * n * d * f, {name: whole.forward[name] // depth for name in whole.forward}
+    assert count.model["ffn"] - count.forward["ffn"] == own * (1 + 3 + 3)
+    assert count.model["self_projections"] - count.forward["self_projections"] == 2 * layer["self_projections"]
+    assert count.model["cross_kv"] == count.forward["cross_kv"]
+    assert count.model["cross_scores"] - count.forward["cross_scores"] == 2 * layer["cross_scores"]
+    assert count.model["patch"] == count.forward["patch"]
+    assert count.model["head"] - count.forward["head"] == whole.forward["head"]
+
+
 @pytest.mark.parametrize("variant", REMATERIALISED)
 def test_hardware_forward_flops_equal_the_jaxpr_of_the_validation_loss(variant):
     config = vary(SMALL, **VARIANTS[variant])
     program = build_program(config, build_mesh(config.parallel))
-    traced = program.evaluate.trace(program.abstract_state["params"], batch_spec(config, BATCH), 0)  # pyright: ignore[reportFunctionMemberAccess]
+    traced = program.evaluate.trace(program.abstract_params, batch_spec(config, BATCH), 0)  # pyright: ignore[reportFunctionMemberAccess]
     count = count_flops(config, program.layout)
     assert count_jaxpr(traced.jaxpr).total == BATCH * sum(count.hardware_forward.values())
 

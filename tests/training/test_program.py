@@ -69,16 +69,16 @@ def test_fsdp_and_context_really_shard():
 
 def test_codec_statistics_are_kept_and_never_trained(single):
     _, state, _ = single
-    for part in ("params", "ema"):
-        codec = state[part]["codec"]
-        np.testing.assert_array_equal(codec["std"], [50.0])
-        np.testing.assert_array_equal(codec["mean"], np.full_like(codec["mean"], 100.0))
+    codec = state["frozen"]["codec"]
+    np.testing.assert_array_equal(codec["std"], [50.0])
+    np.testing.assert_array_equal(codec["mean"], np.full_like(codec["mean"], 100.0))
+    assert "codec" not in state["params"]
 
 
 def test_evaluation_is_deterministic_in_its_index():
     mesh = build_mesh(ParallelConfig(fsdp=1), jax.devices()[:1])
     program = build_program(TINY, mesh)
-    params, batch = program.init()["params"], make_global_batch(fake_batch(TINY, 8), mesh)
+    params, batch = program.evaluation_params(program.init()), make_global_batch(fake_batch(TINY, 8), mesh)
     first, again, other = (float(program.evaluate(params, batch, i)["loss/total"]) for i in (3, 3, 4))
     assert first == again != other
 

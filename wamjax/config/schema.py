@@ -195,6 +195,31 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """What a run starts from, and which of its parameters it trains.
+
+    Patterns name parameters by their dotted paths as the table at the start of a run shows them, or a module and all
+    below it (``blocks.mlp``); ``*`` stands for anything.
+
+    Attributes:
+      base: Folder of the run whose parameters this one starts from: its work directory (the newest checkpoint), or one
+        of its checkpoints. Empty: from scratch.
+      frozen: Patterns of parameters that keep their values: no gradient, no optimizer state.
+      trained: Patterns excepted from ``frozen``.
+      lora_targets: Patterns of kernels that keep their values and get a trained low-rank update; ``*`` is every kernel.
+      lora_rank: Rank of each update.
+      lora_alpha: Updates are scaled by ``lora_alpha / lora_rank``.
+    """
+
+    base: str = ""
+    frozen: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
+    lora_targets: tuple[str, ...] = ()
+    lora_rank: int = 16
+    lora_alpha: float = 16.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """Sizes of the mesh axes. Their product must be the number of devices.
 
@@ -300,6 +325,7 @@ class RunConfig:
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    finetune: FinetuneConfig = dataclasses.field(default_factory=FinetuneConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)

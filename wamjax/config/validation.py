@@ -46,6 +46,7 @@ _RULES: dict[str, dict[str, _Rule]] = {
         **dict.fromkeys(("b1", "b2", "ema_decay"), _PROPER_FRACTION),
         "final_lr_fraction": _FRACTION,
     },
+    "finetune": dict.fromkeys(("lora_rank", "lora_alpha"), _POSITIVE),
     "parallel": dict.fromkeys(("data", "fsdp", "context", "tensor"), _AXIS),
     "train": {"num_steps": _POSITIVE, "global_batch_size": _POSITIVE, "seed": _NOT_NEGATIVE},
     "checkpoint": {"every_steps": _NOT_NEGATIVE, "keep": _POSITIVE},

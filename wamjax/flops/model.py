@@ -6,10 +6,12 @@ Three counts, all exact and per sample:
     What one forward pass needs: every token but padding, exactly the attended query-key pairs.
 ``model``
     Forward plus the backward pass of what is trained. The gradient of a product costs one more product per operand
-    that needs a gradient: two for a layer inside the network, one for a layer on raw data (there is no gradient of
-    pixels, actions, states or timestep sinusoids). The published shorthand, 3 x forward, is that upper bound.
+    that needs a gradient: two for a trained layer inside the network, one for a trained layer on raw data (there is no
+    gradient of pixels, actions, states or timestep sinusoids), one for a kept layer after something trained, none for a
+    kept layer before all that is. The published shorthand, 3 x forward, is that upper bound.
 ``hardware``
-    What the program executes: padding tokens, the pairs its attention kernel spans, and recomputation. Equals the
+    What the program executes: padding tokens, the pairs its attention kernel spans, recomputation, and input gradients
+    in the first layer if any layer needs them (the scan runs the same program for all). Equals the
     walk over the jaxpr of the training step (``flops.jaxpr``) to the last product of the model; tests hold the two
     together.
 
@@ -20,11 +22,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.flops import layers
+from wamjax.flops.kernels import model_kernels
 from wamjax.flops.parameters import count_parameters
+from wamjax.flops.tally import Tally
 from wamjax.layout import Layout, Role
 
 BLOCK_COMPONENTS = ("self_projections", "self_scores", "cross_qo", "cross_kv", "cross_scores", "ffn")
@@ -102,20 +106,22 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
     tokens = layout.tokens_by_stream()
     padded = layout.num_tokens
     needed_tokens = padded - tokens.get(Role.PADDING.value, 0)
-    text = config.model.text_tokens
     schedule = layout.full_pass().schedule
-    rectangles = [(r.num_queries, r.num_keys) for r in schedule.rectangles]
-
-    needed = _tally(config, layout, needed_tokens, layout.num_pairs, needed_tokens * text)
-    executed = _tally(config, layout, padded, schedule.num_executed_pairs, padded * text)
+    spans = (
+        [(r.num_queries, r.num_keys) for r in schedule.rectangles],
+        [(padded, config.model.text_tokens)],
+    )
+    needed, _ = _tally(config, layout, _BlockTokens(needed_tokens, layout.num_pairs), is_scanned=False)
+    executed, blocks = _tally(config, layout, _BlockTokens(padded, schedule.num_executed_pairs), is_scanned=True)
     hardware = executed.training()
-    if config.model.remat == "full":
-        for name in BLOCK_COMPONENTS:
-            hardware[name] += executed.forward[name]
+    has_backward = any(blocks.backward.values())
+    if config.model.remat == "full" and has_backward:
+        for name, flops in blocks.recomputed().items():
+            hardware[name] += flops
     # The scores of a chunk, not its weighted values, are computed once more: half of its forward FLOPs.
-    for name, spans in (("self_scores", rectangles), ("cross_scores", [(padded, text)])):
-        again = layers.attention_scores(_chunked_pairs(spans), config.model.width) // 2
-        hardware[name] += config.model.num_layers * again
+    for name, rectangles in zip(("self_scores", "cross_scores"), spans, strict=True):
+        again = layers.attention_scores(_chunked_pairs(rectangles), config.model.width) // 2
+        hardware[name] += config.model.num_layers * again * bool(blocks.backward[name])
     return FlopCount(
         forward=dict(needed.forward),
         model=needed.training(),
@@ -129,54 +135,106 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
     )
 
 
-class _Tally:
-    """Forward and backward FLOPs by component."""
+class _BlockTokens(NamedTuple):
+    """What goes through a block: tokens, and query-key pairs of self-attention."""
 
-    def __init__(self) -> None:
-        self.forward: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
-        self.backward: dict[str, int] = dict.fromkeys(COMPONENTS, 0)
-
-    def linear(self, component: str, flops: int, *, input_grad: bool = True) -> None:
-        """Adds trained linear layers: the gradient of the weights, and of the input unless it is raw data."""
-        self.forward[component] += flops
-        self.backward[component] += flops * (2 if input_grad else 1)
-
-    def scores(self, component: str, flops: int) -> None:
-        """Adds attention scores and values: gradients of queries and keys, of weights and values."""
-        self.forward[component] += flops
-        self.backward[component] += 2 * flops
-
-    def training(self) -> dict[str, int]:
-        """Returns forward plus backward."""
-        return {name: self.forward[name] + self.backward[name] for name in COMPONENTS}
+    tokens: int
+    pairs: int
 
 
-def _tally(config: RunConfig, layout: Layout, tokens: int, self_pairs: int, cross_pairs: int) -> _Tally:
-    """Adds up one sample: ``tokens`` go through the blocks, the layout's streams through embeddings and heads."""
-    model, data, streams, tally = config.model, config.data, layout.tokens_by_stream(), _Tally()
-    d, depth, text = model.width, model.num_layers, model.text_tokens
-    channels = derive_geometry(config).token_channels
-    noisy, actions, states = (streams.get(r.value, 0) for r in (Role.NOISY_VIDEO, Role.ACTION, Role.STATE))
-    video = noisy + streams.get(Role.CLEAN_VIDEO.value, 0)
+class _Gradients(NamedTuple):
+    """Which inputs of a block need gradients."""
 
-    tally.linear("self_projections", depth * layers.self_projections(tokens, d))
-    tally.scores("self_scores", depth * layers.attention_scores(self_pairs, d))
-    tally.linear("cross_qo", depth * layers.cross_qo(tokens, d))
-    tally.linear("cross_kv", depth * layers.cross_kv(text, d))
-    tally.scores("cross_scores", depth * layers.attention_scores(cross_pairs, d))
-    tally.linear("ffn", depth * layers.ffn(tokens, d, model.ffn_width))
+    tokens: bool
+    timesteps: bool
+    text: bool
 
-    tally.linear("patch", layers.linear(video, channels, d), input_grad=False)
-    tally.linear("head", layers.linear(noisy, d, channels))
-    tally.linear("text_embed", layers.mlp(text, (model.text_width, d, d)))  # the table it reads is trained
-    tally.linear("time_embed", layers.linear(layout.num_slots, model.time_width, d), input_grad=False)
-    tally.linear("time_embed", layers.mlp(layout.num_slots, (d, d, 6 * d)))
-    tally.linear("action_state", layers.linear(actions, data.action_dim, d), input_grad=False)
-    tally.linear("action_state", layers.mlp(actions, (2 * d, d, d)))
-    tally.linear("action_state", layers.linear(states, data.state_dim, model.action_hidden), input_grad=False)
-    tally.linear("action_state", layers.linear(states, model.action_hidden, d))
-    tally.linear("action_state", layers.mlp(actions, (d, model.action_hidden, data.action_dim)))
-    return tally
+
+def _tally(config: RunConfig, layout: Layout, size: _BlockTokens, *, is_scanned: bool) -> tuple[Tally, Tally]:
+    """Adds up one sample: ``size`` goes through the blocks, the layout's streams through embeddings and heads.
+
+    Returns:
+      All of it, and of that the blocks alone. ``is_scanned``: every layer computes what any layer needs.
+    """
+    model, kernels = config.model, model_kernels(config)
+    total, blocks = (Tally(COMPONENTS, kernels, config.finetune) for _ in range(2))
+    embedding = _chain(total, "time_embed", ("time_embedding.hidden", "time_embedding.out"), layout.num_slots)
+    vectors = _chain(total, "time_embed", ("time_embedding.project",), layout.num_slots, needs=embedding)
+    table = total.trains("prompts.table")
+    text = _chain(total, "text_embed", ("prompts.hidden", "prompts.out"), model.text_tokens, needs=table)
+    into = _Gradients(_tally_embeddings(total, layout), vectors, text)
+
+    first, rest = (Tally(COMPONENTS, kernels, config.finetune) for _ in range(2))
+    out = _tally_block(first, config, size, into)
+    _tally_block(rest, config, size, into._replace(tokens=out))
+    blocks.add(rest if is_scanned else first, 1)
+    blocks.add(rest, model.num_layers - 1)
+    total.add(blocks, 1)
+
+    predicted, actions = (layout.tokens_by_stream().get(r.value, 0) for r in (Role.NOISY_VIDEO, Role.ACTION))
+    head = out or embedding or total.trains("head_modulation")
+    _chain(total, "head", ("video_head",), predicted, needs=head)
+    _chain(total, "action_state", ("action_decoder.hidden", "action_decoder.out"), actions, needs=out)
+    return total, blocks
+
+
+def _chain(tally: Tally, component: str, names: Iterable[str], tokens: int, *, needs: bool = False) -> bool:
+    """Adds dense layers one after the other; returns whether the last output needs a gradient."""
+    for name in names:
+        needs = tally.linear(component, f"{name}.kernel", tokens, needs=needs)
+    return needs
+
+
+def _tally_embeddings(tally: Tally, layout: Layout) -> bool:
+    """Adds what makes tokens of the layout's streams; returns whether they need gradients."""
+    streams = layout.tokens_by_stream()
+    noisy, clean, actions, states = (
+        streams.get(role.value, 0) for role in (Role.NOISY_VIDEO, Role.CLEAN_VIDEO, Role.ACTION, Role.STATE)
+    )
+    encoder, state = ("action_encoder.lift", "action_encoder.mix", "action_encoder.out"), "state_encoder"
+    needs = [
+        _chain(tally, "patch", ("patch_embed",), noisy + clean),
+        tally.trains("grid_embedding"),
+        _chain(tally, "action_state", encoder, actions) and actions > 0,
+        _chain(tally, "action_state", (f"{state}.hidden", f"{state}.out"), states) and states > 0,
+    ]
+    return any(needs)
+
+
+def _tally_block(tally: Tally, config: RunConfig, size: _BlockTokens, into: _Gradients) -> bool:
+    """Adds one block (``models.block.Block``); returns whether its output needs gradients."""
+    model, text = config.model, config.model.text_tokens
+    modulation = into.timesteps or tally.trains("blocks.modulation")
+
+    def attention(kind: str, component: tuple[str, str], keys: int, pairs: int, needs: tuple[bool, bool]) -> bool:
+        path = f"blocks.{kind}_attention"
+        qo, kv = component
+
+        def project(part: str, tokens: int, has_gradient: bool) -> bool:
+            is_norm_trained = part != "value" and tally.trains(f"{path}.{part}_scale")
+            where = qo if part == "query" else kv
+            return tally.linear(where, f"{path}.{part}.kernel", tokens, needs=has_gradient) or is_norm_trained
+
+        query, key, value = (
+            project(part, count, has_gradient)
+            for part, count, has_gradient in zip(
+                ("query", "key", "value"), (size.tokens, keys, keys), (needs[0], needs[1], needs[1]), strict=True
+            )
+        )
+        flops = layers.attention_scores(pairs, model.width)
+        out = tally.scores(f"{kind}_scores", flops, query=query, key=key, value=value)
+        return tally.linear(qo, f"{path}.out_kernel", size.tokens, needs=out)
+
+    x = into.tokens
+    attended = attention("self", ("self_projections",) * 2, size.tokens, size.pairs, (x or modulation,) * 2)
+    x = x or attended or modulation
+    normed = x or tally.trains("blocks.cross_norm_scale", "blocks.cross_norm_bias")
+    crossed = attention("cross", ("cross_qo", "cross_kv"), text, size.tokens * text, (normed, into.text))
+    x = x or crossed
+    hidden = tally.linear("ffn", "blocks.mlp.up.kernel", size.tokens, needs=x or modulation)
+    # The last value of a block is needed by the gradient of its gate alone.
+    out = tally.linear("ffn", "blocks.mlp.down.kernel", size.tokens, needs=hidden, is_output_used=modulation)
+    return x or out or modulation
 
 
 def _chunked_pairs(rectangles: Iterable[tuple[int, int]]) -> int:

@@ -5,8 +5,10 @@ Feeds the 6NT estimate; a test holds it equal to the real model.
 
 from __future__ import annotations
 
+from wamjax.config.finetune import matches
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
+from wamjax.flops.kernels import model_kernels
 
 
 def linear_parameters(fan_in: int, fan_out: int) -> int:
@@ -15,7 +17,7 @@ def linear_parameters(fan_in: int, fan_out: int) -> int:
 
 
 def count_parameters(config: RunConfig) -> dict[str, int]:
-    """Returns the trained parameters of ``config`` by part; their sum is N of 6NT.
+    """Returns the parameters of ``config`` by part, trained or kept; their sum is N of 6NT.
 
     The codec's statistics are constants of the data and not in it.
     """
@@ -37,4 +39,9 @@ def count_parameters(config: RunConfig) -> dict[str, int]:
         "action_encoder": linear_parameters(data.action_dim, d) + linear_parameters(2 * d, d) + linear_parameters(d, d),
         "state_encoder": linear_parameters(data.state_dim, hidden) + linear_parameters(hidden, d),
         "action_decoder": linear_parameters(d, hidden) + linear_parameters(hidden, data.action_dim),
+        "lora": sum(
+            config.finetune.lora_rank * (kernel.fan_in + kernel.fan_out) * kernel.copies
+            for path, kernel in model_kernels(config).items()
+            if matches(path, config.finetune.lora_targets)
+        ),
     }

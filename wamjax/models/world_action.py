@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wamjax.config.backbone import block_config
+from wamjax.config.finetune import lora_config
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Pass, Role
@@ -24,6 +25,7 @@ from wamjax.nn.conditioning import TimeEmbedding
 from wamjax.nn.embeddings import ActionDecoder, ActionEncoder, PromptTable, StateEncoder
 from wamjax.nn.init import named
 from wamjax.nn.linear import Linear
+from wamjax.nn.lora import attach_lora
 from wamjax.nn.modulation import TIMESTEP_IDS, modulate, spread_slots
 from wamjax.nn.multihead import KeysValues
 from wamjax.nn.norm import layer_norm
@@ -168,9 +170,21 @@ class WorldActionModel(nnx.Module):
         return outputs
 
 
+def make_model(key: PRNGKey, config: RunConfig) -> WorldActionModel:
+    """Makes the model of a run, its low-rank updates included.
+
+    Raises:
+      ConfigError: As the constructor, or a target of ``config.finetune`` names no kernel.
+    """
+    model, lora = WorldActionModel(key, config), lora_config(config.finetune)
+    if lora is not None:
+        attach_lora(model, key, lora)
+    return model
+
+
 def abstract_model(config: RunConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
-    """Returns the model's structure and the shapes of its parameters, allocating nothing."""
-    model = nnx.eval_shape(lambda: WorldActionModel(jax.random.key(0), config))
+    """Returns the structure of ``make_model(config)`` and the shapes of its parameters, allocating nothing."""
+    model = nnx.eval_shape(lambda: make_model(jax.random.key(0), config))
     graphdef, state = nnx.split(model)
     return graphdef, state
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from wamjax.nn.init import fan_in, named, zeros
+from wamjax.nn.lora import LowRank
 from wamjax.types import PRNGKey
 
 
@@ -18,7 +19,10 @@ class Linear(nnx.Module):
     Attributes:
       kernel: ``[in out]``.
       bias: ``[out]``, or None.
+      lora: Low-rank update of the kernel, or None (``nn.lora``).
     """
+
+    KERNELS: ClassVar[dict[str, int]] = {"kernel": 1}
 
     def __init__(
         self,
@@ -45,10 +49,13 @@ class Linear(nnx.Module):
         self.dtype, self.precision = dtype, precision
         self.kernel = named(key, fan_in(scale) if scale else zeros, fan, axes)
         self.bias = named(key, zeros, fan[1:], axes[1:]) if use_bias else nnx.data(None)
+        self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[... in]`` to ``[... out]`` in the compute dtype."""
         y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), precision=self.precision)
+        if self.lora is not None:
+            y = y + self.lora(x)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 

@@ -5,7 +5,7 @@ Owns the parameters of one attention layer; which pairs attend, and how, is ``nn
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 
 from wamjax.config.backbone import BlockConfig
 from wamjax.nn.init import fan_in, named, zeros
+from wamjax.nn.lora import LowRank
 from wamjax.nn.norm import rms_norm
 from wamjax.types import Heads, KeyHeads, PRNGKey, Tokens
 
@@ -27,16 +28,21 @@ class KeysValues(NamedTuple):
 class HeadProjection(nnx.Module):
     """Projects tokens straight to heads: ``[b n in] -> [b n k e]``."""
 
+    KERNELS: ClassVar[dict[str, int]] = {"kernel": 1}
+
     def __init__(self, key: PRNGKey, in_width: int, shape: tuple[int, int], *, use_bias: bool, dtype: str) -> None:
         """Makes the projection from ``in_width`` to ``shape`` (heads, head dim)."""
         self.dtype = dtype
         init = fan_in(in_axis=0, out_axis=(1, 2))
         self.kernel = named(key, init, (in_width, *shape), ("embed", "heads", None))
         self.bias = named(key, zeros, shape, ("heads", None)) if use_bias else nnx.data(None)
+        self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: Tokens) -> Heads:
         """Projects ``[b n in]``."""
         heads = jnp.einsum("bnd,dke->bnke", x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        if self.lora is not None:
+            heads = heads + self.lora(x)
         return heads if self.bias is None else heads + self.bias[...].astype(self.dtype)
 
 
@@ -46,6 +52,8 @@ class Attention(nnx.Module):
     With ``image_branch`` there are keys and values of their own for image tokens (Wan I2V); queries and output
     projection are shared.
     """
+
+    KERNELS: ClassVar[dict[str, int]] = {"out_kernel": 2}
 
     def __init__(
         self, key: PRNGKey, config: BlockConfig, *, context_width: int | None = None, image_branch: bool = False
@@ -65,6 +73,7 @@ class Attention(nnx.Module):
         init = fan_in(in_axis=(0, 1), out_axis=2)
         self.out_kernel = named(keys[3], init, (*shape, width), ("heads", None, "embed"))
         self.out_bias = named(key, zeros, (width,), ("embed",)) if use_bias else nnx.data(None)
+        self.out_lora: LowRank | None = nnx.data(None)
         if image_branch:
             image_keys = jax.random.split(jax.random.fold_in(key, 1))
             self.image_key, self.image_value = (
@@ -88,6 +97,8 @@ class Attention(nnx.Module):
     def project_out(self, heads: Heads) -> Tokens:
         """Returns ``[b n d]`` of attended heads ``[b n k e]``."""
         x = jnp.einsum("bnke,ked->bnd", heads.astype(self.dtype), self.out_kernel[...].astype(self.dtype))
+        if self.out_lora is not None:
+            x = x + self.out_lora(heads)
         return x if self.out_bias is None else x + self.out_bias[...].astype(self.dtype)
 
     def _scale(self, key: PRNGKey, shape: tuple[int, int]) -> nnx.Param:

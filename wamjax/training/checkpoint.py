@@ -26,7 +26,7 @@ from orbax.checkpoint import v1 as ocp
 
 from wamjax.errors import ConfigError
 from wamjax.training.checkpoint_files import find_broken_files, write_manifest
-from wamjax.training.checkpoint_record import CheckpointError, CheckpointRecord, require_same_arrays
+from wamjax.training.checkpoint_record import CheckpointError, CheckpointRecord, require_same_arrays, require_same_base
 from wamjax.training.digest import digest_arrays, path_name
 
 _STATE = "state"  # name of the one checkpointable in a step's folder
@@ -78,17 +78,32 @@ class CheckpointStore:
         """Returns the folder of ``step``."""
         return self.directory / str(step)
 
-    def save(self, step: int, state: Any, *, position: int, ledger: dict[str, Any], config_hash: str) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        position: int,
+        ledger: dict[str, Any],
+        config_hash: str,
+        base_hash: str | None = None,
+    ) -> None:
         """Starts writing ``state`` as checkpoint ``step``; returns once the arrays are copied to the host.
 
-        A save still running is waited for first. The caller may donate ``state`` afterwards.
+        A save still running is waited for first. The caller may donate ``state`` afterwards. The rest is for the
+        record (``CheckpointRecord``).
 
         Raises:
           CheckpointError: This save could not start, or the one before it failed.
         """
         self.wait()
         record = CheckpointRecord(
-            step=step, position=position, ledger=ledger, config_hash=config_hash, digests=digest_arrays(state)
+            step=step,
+            position=position,
+            ledger=ledger,
+            config_hash=config_hash,
+            digests=digest_arrays(state),
+            base_hash=base_hash,
         )
         try:
             with _saving_options():
@@ -137,21 +152,33 @@ class CheckpointStore:
         except CheckpointError as error:
             raise CheckpointError(f"checkpoint {self.path(step)} is damaged: {error}") from error
 
-    def restore(self, step: int, abstract_state: Any) -> Restored:
+    def restore(
+        self, step: int, abstract_state: Any, *, base_hash: str | None = None, is_part: bool = False
+    ) -> Restored:
         """Loads checkpoint ``step`` onto the shardings of ``abstract_state`` and verifies every array.
 
         Args:
           step: A step of ``steps``.
           abstract_state: Pytree of ``jax.ShapeDtypeStruct`` with shardings, for any mesh.
+          base_hash: Hash of the kept parameters the state is completed with, if it is not whole.
+          is_part: Whether ``abstract_state`` is a part of what the checkpoint holds, for a use of its own: nothing
+            else is read.
 
         Raises:
-          ConfigError: The checkpoint holds other arrays than ``abstract_state``: it is of another configuration.
+          ConfigError: The checkpoint holds other arrays than ``abstract_state``: it is of another configuration, or it
+            was trained on another base.
           CheckpointError: It is unreadable, or an array does not match its digest.
         """
         self._check_files(step)
         record = self.read_record(step)
+        if is_part:
+            wanted = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(abstract_state)}
+            held = {path: digest for path, digest in record.digests.items() if path in wanted}
+            record = dataclasses.replace(record, digests=held)
+        else:
+            require_same_base(self.path(step), record, base_hash)
         require_same_arrays(self.path(step), record, abstract_state)
-        with _own_words(f"checkpoint {self.path(step)} is unreadable"):
+        with _own_words(f"checkpoint {self.path(step)} is unreadable"), _loading_options(is_part):
             state = ocp.load_checkpointables(str(self.path(step)), {_STATE: abstract_state})[_STATE]
         wrong = find_damage(record, state)
         if wrong:
@@ -175,11 +202,14 @@ class CheckpointStore:
             state = ocp.load_checkpointables(str(self.path(step)), {_STATE: abstract})[_STATE]
         return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
-    def restore_latest(self, abstract_state: Any, *, set_aside: bool = False) -> Restored | None:
+    def restore_latest(
+        self, abstract_state: Any, *, base_hash: str | None = None, set_aside: bool = False
+    ) -> Restored | None:
         """Loads the newest checkpoint that verifies, warning in one line about each newer one that does not.
 
         Args:
           abstract_state: As for ``restore``.
+          base_hash: As for ``restore``.
           set_aside: Whether a broken step is renamed to ``<step>.broken`` (so that the run can save that step again)
             and unfinished saves are deleted. Only the run that owns the folder may ask for it.
 
@@ -194,7 +224,7 @@ class CheckpointStore:
             self._drop_partial()
         steps = self.steps
         for step in reversed(steps):
-            restored, problem = self._try_restore(step, abstract_state)
+            restored, problem = self._try_restore(step, abstract_state, base_hash)
             if restored is not None:
                 return restored
             older = [other for other in steps if other < step]
@@ -227,11 +257,11 @@ class CheckpointStore:
         if not _is_true_everywhere(problem is None):
             raise problem or CheckpointError(f"checkpoint {self.path(step)} is damaged: seen by another process")
 
-    def _try_restore(self, step: int, abstract_state: Any) -> tuple[Restored | None, str]:
+    def _try_restore(self, step: int, abstract_state: Any, base_hash: str | None) -> tuple[Restored | None, str]:
         """Returns the checkpoint, or None and the problem; all processes return the same way."""
         restored, problem = None, ""
         try:
-            restored = self.restore(step, abstract_state)
+            restored = self.restore(step, abstract_state, base_hash=base_hash)
         except CheckpointError as error:
             problem = str(error)
         if not _is_true_everywhere(restored is not None):  # what one process cannot read is unusable for all
@@ -303,6 +333,13 @@ def _saving_options() -> ocp.Context:
     """
     context = ocp.Context()
     context.array.saving.min_slice_bytes_for_replica_parallel = _MIN_SLICE_BYTES
+    return context
+
+
+def _loading_options(is_part: bool) -> ocp.Context:
+    """Returns how Orbax reads: everything, or what is asked for alone."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = is_part
     return context
 
 

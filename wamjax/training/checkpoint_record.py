@@ -32,6 +32,7 @@ class CheckpointRecord:
       ledger: Totals of the run ledger.
       config_hash: Hash of the configuration that trained it.
       digests: Array path -> ``dtype[shape]:digest``.
+      base_hash: Hash of the parameters that were kept from a base and are not in the checkpoint; None if it has all.
     """
 
     step: int
@@ -39,6 +40,7 @@ class CheckpointRecord:
     ledger: dict[str, Any]
     config_hash: str
     digests: dict[str, str]
+    base_hash: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the record as JSON data with a checksum over itself."""
@@ -72,6 +74,16 @@ def require_same_arrays(path: Path, record: CheckpointRecord, abstract_state: An
                 f"checkpoint {path} does not fit this configuration: array {name} is {stored.get(name, 'absent')} "
                 f"there and {wanted.get(name, 'absent')} here; use the configuration in the run's run.json"
             )
+
+
+def require_same_base(path: Path, record: CheckpointRecord, base_hash: str | None) -> None:
+    """Raises ``ConfigError`` where the checkpoint was trained beside other kept parameters than those at hand."""
+    if record.base_hash != base_hash:
+        names = [f"base {name}" if name else "no base" for name in (record.base_hash, base_hash)]
+        raise ConfigError(
+            f"checkpoint {path} was trained on {names[0]} and this run has {names[1]}; set config.finetune.base to the "
+            "folder it was trained on"
+        )
 
 
 def _checksum(fields: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,13 +20,15 @@ from jax.sharding import Mesh
 from wamjax.batch import VideoStatistics, WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, build_layout
-from wamjax.models.world_action import WorldActionModel, abstract_model
+from wamjax.models.world_action import abstract_model, make_model
 from wamjax.objectives.world_action import StreamLoss, total_loss
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
-from wamjax.parallel.parameters import is_names, parameter_axes, parameter_shardings
+from wamjax.parallel.parameters import flatten_params, is_names, parameter_axes, parameter_shardings
 from wamjax.parallel.rules import placing
+from wamjax.training.base import Base, load_base
 from wamjax.training.optimizer import make_optimizer, make_schedule
 from wamjax.training.step import Metrics, State, make_sample_losses, make_train_step
+from wamjax.training.trainable import join_trees, split_tree, trained_paths
 from wamjax.types import PureDict
 
 
@@ -38,8 +41,11 @@ class TrainProgram:
       layout: Its layout.
       graphdef: The model without its parameters.
       mesh: The device mesh.
-      abstract_state: Shapes, dtypes and shardings of the state {"params", "opt", "ema", "step"}.
-      init: (statistics of the training frames, or None for plain [-1, 1] pixels) -> state, sharded.
+      trained: Dotted paths of the parameters that are trained.
+      abstract_state: Shapes, dtypes and shardings of the state {"params", "frozen", "opt", "ema", "step"}; ``params``,
+        ``opt`` and ``ema`` are of the trained parameters, ``frozen`` is everything else the model holds.
+      init: (statistics of the training frames, or None for plain [-1, 1] pixels; base, or None to start from scratch)
+        -> state, sharded. What a base holds is taken from it, the statistics too.
       step: (state, batch) -> (state, metrics); the state passed in is donated.
       evaluate: (params, batch, index) -> validation metrics, deterministic in ``index``.
       sample_losses: (params, batch, index, observed) -> per-sample losses by stream, at noise that depends on ``index``
@@ -50,6 +56,7 @@ class TrainProgram:
     layout: Layout
     graphdef: nnx.GraphDef[Any]
     mesh: Mesh
+    trained: frozenset[str]
     abstract_state: State
     init: Callable[..., State]
     step: Callable[[State, WamBatch], tuple[State, Metrics]]
@@ -57,8 +64,29 @@ class TrainProgram:
     sample_losses: Callable[[PureDict, WamBatch, int, WamBatch], dict[str, StreamLoss]]
 
     def evaluation_params(self, state: State) -> PureDict:
-        """Returns the parameters that are evaluated: the average if one is kept."""
-        return state["ema"] if self.config.optimizer.ema_decay else state["params"]
+        """Returns all parameters as they are evaluated: of the trained ones the average, if one is kept."""
+        return join_trees(state["ema"] if self.config.optimizer.ema_decay else state["params"], state["frozen"])
+
+    @property
+    def abstract_params(self) -> PureDict:
+        """Shapes, dtypes and shardings of all parameters."""
+        return join_trees(self.abstract_state["params"], self.abstract_state["frozen"])
+
+    def load_base(self) -> Base | None:
+        """Returns what the run starts from; None from scratch. Raises as ``training.base.load_base``."""
+        folder = self.config.finetune.base
+        return load_base(Path(folder), self.abstract_params) if folder else None
+
+    def saved(self, state: State) -> State:
+        """Returns what a checkpoint holds of ``state``: without what the base of the run holds for it."""
+        return {**state, "frozen": {}} if self.config.finetune.base else state
+
+    def complete(self, state: State, base: Base | None) -> State:
+        """Returns the whole of a ``saved`` state."""
+        return state if base is None else {**state, "frozen": split_tree(base.params, self._is_trained)[1]}
+
+    def _is_trained(self, path: str) -> bool:
+        return path in self.trained
 
 
 def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
@@ -70,26 +98,35 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     check_batch_divides(config.train.global_batch_size, mesh)
     layout = build_layout(config)
     graphdef, variables = abstract_model(config)
-    axes = parameter_axes(variables)
+    trained = trained_paths(variables, config.finetune)
+
+    def split(tree: PureDict) -> tuple[PureDict, PureDict]:
+        return split_tree(tree, lambda path: path in trained)
+
     params_sharding = parameter_shardings(variables, mesh)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, _decay_mask(axes))
+    optimizer = make_optimizer(config.optimizer, schedule, _decay_mask(split(parameter_axes(variables))[0]))
 
-    def init(statistics: VideoStatistics | None) -> State:
-        model = WorldActionModel(jax.random.key(config.train.seed), config)
-        if statistics is not None:
-            model.codec.calibrate(statistics)
-        params = nnx.to_pure_dict(nnx.state(model))
-        ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else {}
-        return {"params": params, "opt": optimizer.init(params), "ema": ema, "step": jnp.zeros((), jnp.int32)}
+    def make_state(params: PureDict) -> State:
+        own, frozen = split(params)
+        ema = jax.tree.map(jnp.copy, own) if config.optimizer.ema_decay else {}
+        return {
+            "params": own,
+            "frozen": frozen,
+            "opt": optimizer.init(own),
+            "ema": ema,
+            "step": jnp.zeros((), jnp.int32),
+        }
 
-    shape = jax.eval_shape(lambda: init(None))
+    shape = jax.eval_shape(make_state, nnx.to_pure_dict(variables))
+    own_sharding, frozen_sharding = split(params_sharding)
     sharding = {
-        "params": params_sharding,
+        "params": own_sharding,
+        "frozen": frozen_sharding,
         "opt": optax.tree.map_params(
-            optimizer, lambda _, s: s, shape["opt"], params_sharding, transform_non_params=lambda _: replicated(mesh)
+            optimizer, lambda _, s: s, shape["opt"], own_sharding, transform_non_params=lambda _: replicated(mesh)
         ),
-        "ema": params_sharding if config.optimizer.ema_decay else {},
+        "ema": own_sharding if config.optimizer.ema_decay else {},
         "step": replicated(mesh),
     }
     rows = batch_sharding(mesh)
@@ -105,10 +142,11 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         layout=layout,
         graphdef=graphdef,
         mesh=mesh,
+        trained=trained,
         abstract_state=jax.tree.map(
             lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shape, sharding
         ),
-        init=_make_init(init, mesh, sharding),
+        init=_make_init(config, make_state, mesh, sharding),
         step=jax.jit(
             _placed(train_step, mesh), in_shardings=(sharding, rows), out_shardings=(sharding, None), donate_argnums=0
         ),
@@ -123,24 +161,47 @@ def describe_sharding(program: TrainProgram) -> str:
     axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=is_names))
     sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
     lines = [f"mesh: {sizes}", f"{'parameter':44} {'shape':20} {'names':28} {'partition':24} {'bytes/device':>12}"]
-    total = on_device = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(program.abstract_state["params"]):
+    total = on_device = trained = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(program.abstract_params):
         local = leaf.sharding.shard_shape(leaf.shape)
         num_bytes = int(jnp.dtype(leaf.dtype).itemsize) * _product(local)
         total, on_device = total + _product(leaf.shape), on_device + num_bytes
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         names = ",".join(n or "-" for n in axes[path])
         partition = ",".join("-" if p is None else str(p) for p in leaf.sharding.spec)
-        lines.append(f"{name:44} {leaf.shape!s:20} {names:28} {partition:24} {num_bytes:12,}")
-    lines.append(f"{total:,} parameters, {on_device:,} bytes per device (fp32 master weights)")
+        is_trained = name in program.trained
+        trained += _product(leaf.shape) * is_trained
+        mark = "" if is_trained else "  kept"
+        lines.append(f"{name:44} {leaf.shape!s:20} {names:28} {partition:24} {num_bytes:12,}{mark}")
+    lines.append(
+        f"{total:,} parameters, {trained:,} of them trained, {on_device:,} bytes per device (fp32 master weights)"
+    )
     return "\n".join(lines)
 
 
-def _make_init(init: Callable[..., State], mesh: Mesh, sharding: State) -> Callable[..., State]:
-    """Returns the compiled initialisation; statistics are constants of it."""
+def _make_init(
+    config: RunConfig, make_state: Callable[[PureDict], State], mesh: Mesh, sharding: State
+) -> Callable[..., State]:
+    """Returns the initialisation, compiled; statistics are constants of it."""
+    all_sharding = join_trees(sharding["params"], sharding["frozen"])
 
-    def run(statistics: VideoStatistics | None = None) -> State:
-        return jax.jit(_placed(lambda: init(statistics), mesh), out_shardings=sharding)()
+    def make_params(statistics: VideoStatistics | None) -> PureDict:
+        model = make_model(jax.random.key(config.train.seed), config)
+        if statistics is not None:
+            model.codec.calibrate(statistics)
+        return nnx.to_pure_dict(nnx.state(model))
+
+    def run(statistics: VideoStatistics | None = None, base: Base | None = None) -> State:
+        if base is None:
+            return jax.jit(_placed(lambda: make_state(make_params(statistics)), mesh), out_shardings=sharding)()
+        held = flatten_params(base.params)
+
+        def missing(tree: PureDict) -> PureDict:
+            return split_tree(tree, lambda path: path not in held)[0]
+
+        # Only what the base lacks (low-rank updates) is ever made.
+        make_missing = jax.jit(_placed(lambda: missing(make_params(None)), mesh), out_shardings=missing(all_sharding))
+        return jax.jit(make_state, out_shardings=sharding)(join_trees(base.params, make_missing()))
 
     return run
 
@@ -156,12 +217,8 @@ def _placed(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def _decay_mask(axes: PureDict) -> PureDict:
-    """Returns which parameters decay: those with two or more dims of their own (the stack's dim is not one).
-
-    The codec's statistics are not trained: they get no gradient, and must not decay.
-    """
-    decays = jax.tree.map(lambda names: sum(n != "layers" for n in names) >= 2, axes, is_leaf=is_names)
-    return {**decays, "codec": jax.tree.map(lambda _: False, decays["codec"])}
+    """Returns which parameters decay: those with two or more dims of their own (the stack's dim is not one)."""
+    return jax.tree.map(lambda names: sum(n != "layers" for n in names) >= 2, axes, is_leaf=is_names)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -18,9 +18,10 @@ from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
 from wamjax.objectives.world_action import StreamLoss, draw_noise, total_loss, world_action_losses
 from wamjax.training.optimizer import update_ema
+from wamjax.training.trainable import join_trees
 from wamjax.types import PureDict
 
-State = dict[str, Any]  # {"params", "opt", "ema", "step"}
+State = dict[str, Any]  # {"params", "frozen", "opt", "ema", "step"}
 Metrics = dict[str, jax.Array]
 VALIDATION_STREAM = 1  # fold_in tag that keeps validation noise apart from training noise
 
@@ -32,14 +33,19 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
 ) -> Callable[[State, WamBatch], tuple[State, Metrics]]:
-    """Returns the step function (not jitted)."""
+    """Returns the step function (not jitted).
+
+    Gradients, optimizer and average know the trained parameters ``state["params"]`` only; ``state["frozen"]`` passes
+    through.
+    """
 
     def train_step(state: State, batch: WamBatch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state["step"])
         noise = draw_noise(key, batch.video.shape[0], config, layout)
 
         def loss_fn(params: PureDict) -> tuple[jax.Array, dict[str, StreamLoss]]:
-            losses = world_action_losses(nnx.merge(graphdef, params), batch, noise, config, layout)
+            model = nnx.merge(graphdef, join_trees(params, state["frozen"]))
+            losses = world_action_losses(model, batch, noise, config, layout)
             return total_loss(losses, config), losses
 
         (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
@@ -53,7 +59,7 @@ def make_train_step(
             "optimizer/update_norm": optax.tree.norm(updates),
             "optimizer/lr": jnp.asarray(schedule(state["step"]), jnp.float32),
         }
-        return {"params": params, "opt": opt, "ema": ema, "step": state["step"] + 1}, metrics
+        return {**state, "params": params, "opt": opt, "ema": ema, "step": state["step"] + 1}, metrics
 
     return train_step
 
