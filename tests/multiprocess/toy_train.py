@@ -40,11 +40,12 @@ def build_toy_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
             "down": jax.random.normal(second, (WIDTH, config.data.action_dim)) / WIDTH,
         }
         step = jnp.zeros((), jnp.int32)
-        return {"params": params, "ema": jax.tree.map(jnp.copy, params), "opt": optimizer.init(params), "step": step}
+        ema, opt = jax.tree.map(jnp.copy, params), optimizer.init(params)
+        return {"params": params, "frozen": {}, "ema": ema, "opt": opt, "step": step}
 
     shapes = jax.eval_shape(init)
 
-    def init_without_statistics(statistics: object) -> dict[str, Any]:  # the toy never looks at frames
+    def init_without_statistics(statistics: object, base: None) -> dict[str, Any]:  # the toy never looks at frames
         return jax.jit(init, out_shardings=sharding)()
 
     def place(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -72,7 +73,7 @@ def build_toy_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
             "optimizer/grad_norm": optax.tree.norm(grads),
             "data/order": order.astype(jnp.float32),
         }
-        return {"params": params, "ema": ema, "opt": opt, "step": state["step"] + 1}, metrics
+        return {**state, "params": params, "ema": ema, "opt": opt, "step": state["step"] + 1}, metrics
 
     def evaluate(params: dict[str, Any], batch: WamBatch, index: jax.Array) -> dict[str, jax.Array]:
         return {"loss/total": loss_of(params, batch, jax.random.key(index))}
@@ -89,6 +90,7 @@ def build_toy_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         layout=build_layout(config),
         graphdef=nnx.graphdef(nnx.Dict()),
         mesh=mesh,
+        trained=frozenset(shapes["params"]),
         abstract_state=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, sharding),
         init=init_without_statistics,
         step=slow_step,

@@ -215,7 +215,7 @@ def test_eight_devices_train_updates_as_one_does():
     losses = []
     for devices, parallel in ((1, TINY.parallel), (8, ParallelConfig(fsdp=2, tensor=2, context=2))):
         program = program_of(dataclasses.replace(LORA, trained=("video_head",)), parallel=parallel, devices=devices)
-        state = program.init()
+        state, metrics = program.init(), {}
         for _ in range(3):
             state, metrics = program.step(state, batch_of(program))
         losses.append((float(metrics["loss/total"]), host(state["params"])))

@@ -135,6 +135,10 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
     )
 
 
+# Attention layer -> components of what queries (and the output), and keys and values, are projected by.
+_ATTENTION_COMPONENTS = {"self": ("self_projections", "self_projections"), "cross": ("cross_qo", "cross_kv")}
+
+
 class _BlockTokens(NamedTuple):
     """What goes through a block: tokens, and query-key pairs of self-attention."""
 
@@ -206,30 +210,28 @@ def _tally_block(tally: Tally, config: RunConfig, size: _BlockTokens, into: _Gra
     model, text = config.model, config.model.text_tokens
     modulation = into.timesteps or tally.trains("blocks.modulation")
 
-    def attention(kind: str, component: tuple[str, str], keys: int, pairs: int, needs: tuple[bool, bool]) -> bool:
-        path = f"blocks.{kind}_attention"
-        qo, kv = component
-
-        def project(part: str, tokens: int, has_gradient: bool) -> bool:
-            is_norm_trained = part != "value" and tally.trains(f"{path}.{part}_scale")
-            where = qo if part == "query" else kv
-            return tally.linear(where, f"{path}.{part}.kernel", tokens, needs=has_gradient) or is_norm_trained
-
+    def attention(kind: str, keys: int, pairs: int, *, own: bool, seen: bool) -> bool:
+        """Adds one attention layer whose queries read tokens that need gradients if ``own``, its keys if ``seen``."""
+        path, flops = f"blocks.{kind}_attention", layers.attention_scores(pairs, model.width)
+        into_queries, into_keys = _ATTENTION_COMPONENTS[kind]
         query, key, value = (
-            project(part, count, has_gradient)
-            for part, count, has_gradient in zip(
-                ("query", "key", "value"), (size.tokens, keys, keys), (needs[0], needs[1], needs[1]), strict=True
+            tally.linear(component, f"{path}.{part}.kernel", tokens, needs=needs)
+            or (part != "value" and tally.trains(f"{path}.{part}_scale"))
+            for part, component, tokens, needs in (
+                ("query", into_queries, size.tokens, own),
+                ("key", into_keys, keys, seen),
+                ("value", into_keys, keys, seen),
             )
         )
-        flops = layers.attention_scores(pairs, model.width)
         out = tally.scores(f"{kind}_scores", flops, query=query, key=key, value=value)
-        return tally.linear(qo, f"{path}.out_kernel", size.tokens, needs=out)
+        return tally.linear(into_queries, f"{path}.out_kernel", size.tokens, needs=out)
 
     x = into.tokens
-    attended = attention("self", ("self_projections",) * 2, size.tokens, size.pairs, (x or modulation,) * 2)
+    modulated = x or modulation
+    attended = attention("self", size.tokens, size.pairs, own=modulated, seen=modulated)
     x = x or attended or modulation
     normed = x or tally.trains("blocks.cross_norm_scale", "blocks.cross_norm_bias")
-    crossed = attention("cross", ("cross_qo", "cross_kv"), text, size.tokens * text, (normed, into.text))
+    crossed = attention("cross", text, size.tokens * text, own=normed, seen=into.text)
     x = x or crossed
     hidden = tally.linear("ffn", "blocks.mlp.up.kernel", size.tokens, needs=x or modulation)
     # The last value of a block is needed by the gradient of its gate alone.
