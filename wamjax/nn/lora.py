@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,7 +22,7 @@ from jax.nn.initializers import Initializer
 
 from wamjax.config.finetune import UPDATE_OF, LoraConfig, matches, require_matches
 from wamjax.nn.init import AXES_KEY, named, zeros
-from wamjax.types import PRNGKey, PureDict
+from wamjax.types import PRNGKey
 
 
 class LowRank(nnx.Module):
@@ -71,7 +70,7 @@ def attach_lora(model: nnx.Module, key: PRNGKey, config: LoraConfig) -> list[str
     Raises:
       ConfigError: A target names no kernel (gives some of the model's).
     """
-    kernels = {f"{path}.{name}" if path else name: layer for path, layer, name in _kernels(model)}
+    kernels = _kernels(model)
     require_matches(config.targets, kernels, "lora_targets", "kernel")
     adapted = [path for path in kernels if matches(path, config.targets)]
     for path in adapted:
@@ -82,31 +81,36 @@ def attach_lora(model: nnx.Module, key: PRNGKey, config: LoraConfig) -> list[str
     return adapted
 
 
-def merged_kernel(kernel: jax.Array, lora: PureDict, scale: float, *, num_inputs: int, is_stacked: bool) -> jax.Array:
+def adaptable_kernels(model: nnx.Module) -> dict[str, int]:
+    """Returns dotted path -> number of summed dims of every kernel of ``model`` that can take an update."""
+    return {path: layer.KERNELS[path.rpartition(".")[2]] for path, layer in _kernels(model).items()}
+
+
+def merged_kernel(kernel: jax.Array, down: jax.Array, up: jax.Array, scale: float) -> jax.Array:
     """Returns ``W + scale down up`` in the kernel's dtype, computed in fp32.
 
     Args:
-      kernel: ``[*in *out]``, with a layer dim in front if ``is_stacked``.
-      lora: ``down`` and ``up`` of its update.
+      kernel: ``[*in *out]``, or a stack with a layer dim in front.
+      down: ``[*in r]``, or a stack.
+      up: ``[r *out]``, or a stack.
       scale: alpha / rank.
-      num_inputs: Dims that are summed over when the kernel is applied.
-      is_stacked: Whether there is a layer dim.
     """
 
     def merge(kernel: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
         update = jnp.tensordot(down, up, 1, precision=jax.lax.Precision.HIGHEST)
         return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
 
-    assert num_inputs == lora["down"].ndim - 1 - is_stacked, "update of another kernel"
-    parts = (kernel, lora["down"].astype(jnp.float32), lora["up"].astype(jnp.float32))
-    return jax.vmap(merge)(*parts) if is_stacked else merge(*parts)
+    is_stack = kernel.ndim == down.ndim + up.ndim - 3
+    return jax.vmap(merge)(kernel, down, up) if is_stack else merge(kernel, down, up)
 
 
-def _kernels(model: nnx.Module) -> Iterator[tuple[str, Any, str]]:
-    """Yields (dotted path of the layer, layer, kernel) of all kernels that can take an update."""
-    for path, module in nnx.iter_modules(model):
-        for name in getattr(module, "KERNELS", ()):
-            yield ".".join(map(str, path)), module, name
+def _kernels(model: nnx.Module) -> dict[str, Any]:
+    """Returns dotted path -> layer of every kernel that can take an update."""
+    return {
+        ".".join(map(str, (*path, name))): module
+        for path, module in nnx.iter_modules(model)
+        for name in getattr(module, "KERNELS", ())
+    }
 
 
 def _uniform(limit: float) -> Initializer:
