@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from wamjax.errors import DataError
 from wamjax.parallel.parameters import parameter_shardings
 from wamjax.types import PureDict
+from wamjax.weights.adapter import load_adapter, merge_adapter
 from wamjax.weights.exchange import load_reference
 from wamjax.weights.kinds.registry import find_kind
 from wamjax.weights.store import RECORD, load_weights, read_record
@@ -58,12 +59,12 @@ class PipelineFolder:
         """Returns whether there is a sub-folder ``name``."""
         return (self.path / name).is_dir()
 
-    def load(self, name: str, mesh: Mesh, compute_dtype: str) -> Part:
-        """Loads the part in sub-folder ``name``.
+    def load(self, name: str, mesh: Mesh, compute_dtype: str, *, lora: Path | None = None) -> Part:
+        """Loads the part in sub-folder ``name``; the updates in the adapter file ``lora`` are added to its kernels.
 
         Raises:
-          DataError: It is missing, or its weights cannot be read.
-          ConfigError: Its class is not known.
+          DataError: It is missing, its weights cannot be read, or the adapter does not fit it.
+          ConfigError: Its class is not known, or the adapter was trained on other weights.
         """
         folder = self.path / name
         if not folder.is_dir():
@@ -79,11 +80,15 @@ class PipelineFolder:
             abstract = jax.tree.map(
                 lambda shape, place: jax.ShapeDtypeStruct(shape.shape, compute_dtype, sharding=place), shapes, shardings
             )
-            return Part(config=config, graphdef=graphdef, params=load_weights(folder, abstract))
-        loaded = load_reference(folder, mesh, dtype=compute_dtype)
-        config = with_compute_dtype(loaded.config, compute_dtype)
-        graphdef = nnx.split(nnx.eval_shape(lambda: loaded.kind.build(jax.random.key(0), config)))[0]
-        return Part(config=config, graphdef=graphdef, params=loaded.params)
+            adapter = load_adapter(lora, kind, config, base_hash=record.parent_hash) if lora else None
+            params = load_weights(folder, abstract)
+        else:
+            loaded = load_reference(folder, mesh, dtype=compute_dtype)
+            config = with_compute_dtype(loaded.config, compute_dtype)
+            graphdef = nnx.split(nnx.eval_shape(lambda: loaded.kind.build(jax.random.key(0), config)))[0]
+            adapter = load_adapter(lora, loaded.kind, config, base_hash=loaded.folder.hash()) if lora else None
+            params = loaded.params
+        return Part(config=config, graphdef=graphdef, params=merge_adapter(params, adapter) if adapter else params)
 
     @functools.cached_property
     def scheduler(self) -> dict[str, Any]:

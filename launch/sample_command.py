@@ -50,6 +50,8 @@ def define_flags() -> None:
     flags.DEFINE_string("prompt", None, "What the clip shows.", required=True)
     flags.DEFINE_string("negative_prompt", "", "What guidance leads away from.")
     flags.DEFINE_string("image", None, "First frame, of the clip's size; for models that take one.")
+    flags.DEFINE_string("lora", None, "Adapter file whose low-rank updates are added to the transformer.")
+    flags.DEFINE_string("lora_low", None, "The adapter file of the low-noise expert (A14B).")
     flags.DEFINE_string("out", None, "The mp4 to write.", required=True)
     flags.DEFINE_integer("frames", 81, "Frames, 4 n + 1.")
     flags.DEFINE_integer("height", 480, "Height in pixels.")
@@ -82,7 +84,7 @@ def run(argv: list[str]) -> int:
     mesh = build_mesh(ParallelConfig(data=1, fsdp=-1, context=1, tensor=1))
     texts = _encode_prompts(folder, mesh, [values.prompt, values.negative_prompt], values.dtype)
     vae = folder.load("vae", mesh, "float32")  # it decides how sharp a clip can be, and is small
-    transformer = folder.load("transformer", mesh, values.dtype)
+    transformer = folder.load("transformer", mesh, values.dtype, lora=_path_or_none(values.lora))
     shape = ClipShape(frames=values.frames, height=values.height, width=values.width)
     latent_shape = shape.latent_shape(vae.config, transformer.config.patch)
     condition = None if picture is None else _condition(folder, mesh, vae, transformer, shape, picture)
@@ -158,7 +160,7 @@ def _generate(
     boundary = 0.0
     if folder.has("transformer_2"):
         boundary = float(folder.index.get("boundary_ratio", _DEFAULT_BOUNDARY)) * TIMESTEP_IDS
-        parts.append(folder.load("transformer_2", mesh, values.dtype))
+        parts.append(folder.load("transformer_2", mesh, values.dtype, lora=_path_or_none(values.lora_low)))
     guidance_low = values.guidance if values.guidance_low is None else values.guidance_low
 
     def guidance(time: jax.Array) -> jax.Array:
@@ -181,6 +183,10 @@ def _generate(
         return generate_latents(backbone, schedule, noise, texts[:1], texts[1:], guidance=guidance, condition=condition)
 
     return sample([part.params for part in parts], noise, texts, condition)
+
+
+def _path_or_none(value: str | None) -> Path | None:
+    return Path(value) if value else None
 
 
 def _bound(part: Part) -> Any:

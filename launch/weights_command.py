@@ -65,6 +65,7 @@ def _run_import(argv: list[str]) -> int:
 def _define_export_flags() -> None:
     flags.DEFINE_string("out", None, "Folder for config.json and safetensors.", required=True)
     flags.DEFINE_string("naming", None, "Whose tensor names to write: diffusers or original; as imported by default.")
+    flags.DEFINE_string("lora", None, "Adapter file whose low-rank updates are added to the weights.")
     flags.DEFINE_float("max_file_gb", 5.0, "A file is closed before it would grow beyond this (1 GB = 1e9 bytes).")
     distributed.define_device_flags()
 
@@ -77,6 +78,7 @@ def _run_export(argv: list[str]) -> int:
         Path(values.out),
         _mesh(values.cpu_devices),
         naming=values.naming,
+        lora=Path(values.lora) if values.lora else None,
         max_file_bytes=int(values.max_file_gb * 1e9),
     )
     for path in files:
@@ -140,8 +142,8 @@ SUBCOMMANDS = {
     ),
     "export": Command(
         summary="write a folder of weights as a diffusers or original checkpoint",
-        description="Usage: wamjax weights export DIR --out=DEST [--naming=original]\n\nThe tensors are byte for byte "
-        "those that were imported, as far as training has not changed them.",
+        description="Usage: wamjax weights export DIR --out=DEST [--naming=original] [--lora=FILE]\n\nThe tensors are "
+        "byte for byte those that were imported; an adapter's updates are added to the kernels they are of.",
         define_flags=_define_export_flags,
         run=_run_export,
     ),

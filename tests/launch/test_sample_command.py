@@ -14,8 +14,12 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from launch import cli
+from wamjax.config.finetune import LoraConfig
+from wamjax.nn.lora import attach_lora
 from wamjax.parallel.parameters import flatten_params
+from wamjax.weights.adapter import save_adapter
 from wamjax.weights.kinds.registry import find_kind
+from wamjax.weights.tensors import TensorFolder
 from wamjax.weights.write import write_tensors
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -138,6 +142,32 @@ def test_imported_parts_give_the_same_clip(pipeline: Path) -> None:
     assert cli.main(["weights", "import", str(source), f"--out={pipeline / 'transformer'}"]) == 0
     assert sample(pipeline) == 0
     np.testing.assert_array_equal(read_clip(pipeline), expected)
+
+
+@pytest.mark.slow
+def test_adapter_changes_the_clip_as_its_merged_weights_do(pipeline: Path) -> None:
+    """From a reference checkpoint, from imported weights, and from an export with the updates added."""
+    write_part(pipeline / "transformer", TRANSFORMER)
+    kind = find_kind(TRANSFORMER)
+    config, lora = kind.parse_config(TRANSFORMER), LoraConfig(rank=2, alpha=8.0, targets=("blocks",))
+    model = kind.build(jax.random.key(0), config)
+    attach_lora(model, jax.random.key(1), lora)
+    params = jax.tree.map(lambda leaf: leaf + 0.2, nnx.to_pure_dict(nnx.state(model)))
+    adapter, base_hash = pipeline.parent / "a.safetensors", TensorFolder(pipeline / "transformer").hash()
+    save_adapter(adapter, kind, config, params, lora, base_hash=base_hash)
+    assert sample(pipeline) == 0
+    plain = read_clip(pipeline)
+    assert sample(pipeline, f"--lora={adapter}") == 0
+    adapted = read_clip(pipeline)
+    assert (adapted != plain).any()
+    imported, merged = pipeline.parent / "imported", pipeline.parent / "merged"
+    assert cli.main(["weights", "import", str(pipeline / "transformer"), f"--out={imported}"]) == 0
+    assert cli.main(["weights", "export", str(imported), f"--out={merged}", f"--lora={adapter}"]) == 0
+    for folder, flags in ((imported, [f"--lora={adapter}"]), (merged, [])):
+        shutil.rmtree(pipeline / "transformer")
+        shutil.copytree(folder, pipeline / "transformer")
+        assert sample(pipeline, *flags) == 0
+        assert np.abs(read_clip(pipeline).astype(int) - adapted).max() <= 2  # rounding, then an 8-bit codec
 
 
 @pytest.mark.slow

@@ -72,6 +72,33 @@ def test_import_then_export_gives_back_every_tensor_byte_for_byte(
     assert json.loads((final / "config.json").read_text()) == json.loads((checkpoint / "config.json").read_text())
 
 
+def test_export_adds_the_updates_of_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "published").mkdir()
+    for file in ("config.json", WEIGHTS):
+        shutil.copy(GOLDEN / "wan_transformer" / "t2v" / file, tmp_path / "published")
+    adapter = GOLDEN / "lora" / "lora.safetensors"
+    assert weights("import", tmp_path / "published", f"--out={tmp_path / 'in'}") == 0
+    assert weights("export", tmp_path / "in", f"--out={tmp_path / 'out'}", f"--lora={adapter}") == 0
+    before, update = load_file(tmp_path / "published" / WEIGHTS), load_file(adapter)
+    after = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    for name, weight in before.items():
+        pair = [f"transformer.{name.removesuffix('.weight')}.lora_{letter}.weight" for letter in "BA"]
+        delta = 2.0 * (update[pair[0]] @ update[pair[1]]) if pair[0] in update else 0.0
+        np.testing.assert_allclose(after[name], weight + delta, atol=1e-6, err_msg=name)
+
+    capsys.readouterr()
+    save_file(update, tmp_path / "other.safetensors", metadata={"base_hash": "0123"})
+    assert (
+        weights("export", tmp_path / "in", f"--out={tmp_path / 'no'}", f"--lora={tmp_path / 'other.safetensors'}") == 2
+    )
+    assert "was trained on the weights with hash 0123; those at hand have" in only_line(capsys)
+    assert not (tmp_path / "no").exists()
+    assert (
+        weights("export", tmp_path / "in", f"--out={tmp_path / 'no'}", f"--lora={tmp_path / 'none.safetensors'}") == 3
+    )
+    assert "does not exist" in only_line(capsys)
+
+
 @pytest.mark.parametrize("name", ["autoencoder_kl_wan_2_1", "autoencoder_kl_wan_2_2"])
 def test_model_of_listed_modules_comes_back_byte_for_byte_too(tmp_path: Path, name: str) -> None:
     """Their numbers are keys, which a folder of weights must not turn into text."""

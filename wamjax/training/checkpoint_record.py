@@ -45,6 +45,8 @@ class CheckpointRecord:
     def to_json(self) -> dict[str, Any]:
         """Returns the record as JSON data with a checksum over itself."""
         fields = dataclasses.asdict(self)
+        if self.base_hash is None:
+            del fields["base_hash"]
         return {**fields, "checksum": _checksum(fields)}
 
     @classmethod
@@ -54,10 +56,10 @@ class CheckpointRecord:
         Raises:
           CheckpointError: ``data`` has other fields, or does not match its checksum.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(data, dict) or sorted(data) != sorted([*names, "checksum"]):
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or {*data, "base_hash"} != {*names, "checksum"}:
             raise CheckpointError("its record is missing or has unknown fields")
-        fields = {name: data[name] for name in names}
+        fields = {name: value for name, value in data.items() if name != "checksum"}
         if _checksum(fields) != data["checksum"]:
             raise CheckpointError("its record does not match the record's checksum")
         return cls(**fields)

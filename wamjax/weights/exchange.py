@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.parameters import flatten_params, parameter_shardings
 from wamjax.types import PureDict
+from wamjax.weights.adapter import load_adapter, merge_adapter
 from wamjax.weights.kinds.kind import ModelKind
 from wamjax.weights.kinds.registry import find_kind
 from wamjax.weights.load import load_params
@@ -164,7 +165,13 @@ def import_weights(
 
 
 def export_weights(
-    directory: Path, out: Path, mesh: Mesh, *, naming: str | None = None, max_file_bytes: int
+    directory: Path,
+    out: Path,
+    mesh: Mesh,
+    *,
+    naming: str | None = None,
+    lora: Path | None = None,
+    max_file_bytes: int,
 ) -> list[Path]:
     """Writes a folder of weights as a reference checkpoint: ``config.json`` and safetensors.
 
@@ -173,11 +180,12 @@ def export_weights(
       out: New folder.
       mesh: Where the parameters are loaded on the way.
       naming: Whose tensor names to write; None takes those it was imported with.
+      lora: Adapter file of low-rank updates to add to their kernels.
       max_file_bytes: Files are closed before they grow beyond this.
 
     Raises:
-      ConfigError: The kind has no such naming.
-      DataError: ``directory`` cannot be read or ``out`` not be written.
+      ConfigError: The kind has no such naming, or the adapter was trained on other weights.
+      DataError: ``directory`` cannot be read or ``out`` not be written, or the adapter does not fit.
     """
     require_empty(out)
     record, reference_config = read_record(directory)
@@ -190,7 +198,9 @@ def export_weights(
     shardings = parameter_shardings(variables, mesh)
     stored = stored_dtypes(directory, shardings)
     abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), stored, shardings)
-    flat = flatten_params(load_weights(directory, abstract))
+    adapter = load_adapter(lora, kind, config, base_hash=record.parent_hash) if lora else None
+    params = load_weights(directory, abstract)
+    flat = flatten_params(merge_adapter(params, adapter) if adapter else params)
     source_names = {rule.path: rule for rule in kind.rules(config, record.naming)}
     places: dict[str, tuple[Any, int, np.dtype]] = {}
     for rule in kind.rules(config, naming):
