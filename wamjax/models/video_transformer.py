@@ -206,13 +206,16 @@ class VideoTransformer(nnx.Module):
 
     def head(self, tokens: Tokens, conditioning: Conditioning) -> jax.Array:
         """Returns fp32 patches ``[b n out_patch_channels]`` of the blocks' output."""
+        return self.head_out(self.modulate_out(tokens, conditioning)).astype(jnp.float32)
+
+    def modulate_out(self, tokens: Tokens, conditioning: Conditioning) -> jax.Array:
+        """Returns the blocks' output ``[b n d]`` normed and modulated in fp32, as a linear head reads it."""
         if isinstance(self.head_modulation, LowRankModulation):
             vectors = self.head_modulation(conditioning.embedding, conditioning.modulation)
         else:
             vectors = conditioning.embedding[:, :, None] + self.head_modulation[...]
         normed = layer_norm(tokens, self.config.block.norm_eps)
-        modulated = modulate(normed, vectors[:, :, 0], vectors[:, :, 1], conditioning.runs)
-        return self.head_out(modulated).astype(jnp.float32)
+        return modulate(normed, vectors[:, :, 0], vectors[:, :, 1], conditioning.runs)
 
     def unpatch(self, patches: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
         """Returns ``[b t h w c]`` of patches ``[b n (pt ph pw c)]`` on ``grid``, in patches."""
