@@ -153,7 +153,7 @@ class ActionExpertTransformer(nnx.Module):
         self.expert = ActionExpert(keys[1], config)
         self.state_embed = nnx.data(None)
         if config.state_dim is not None:
-            self.state_embed = Linear(keys[2], (config.state_dim, text_width), (None, "embed"), dtype=dtype)
+            self.state_embed = Linear(keys[2], (config.state_dim, text_width), (None, None), dtype=dtype)
 
     def append_state(self, text: jax.Array, state: jax.Array) -> jax.Array:
         """Returns ``text`` ``[b l text_width]`` with ``state`` ``[b p]`` as one more token, before any embedding."""

@@ -52,7 +52,7 @@ def begin_config(
     """
     recipe = kind.recipe
     assert recipe is not None
-    stated = backbone_config.get("_class_name", recipe.base)
+    stated = backbone_config.get("_class_name") or next(iter(backbone_config.get("architectures") or ()), recipe.base)
     if KINDS.get(stated) not in (KINDS[recipe.base], kind):
         raise ConfigError(f"{source} holds a {stated}; {kind.class_name} is begun from a {recipe.base}")
     if initialise is None:
@@ -97,7 +97,7 @@ def make_params(
     root, params, words = jax.random.key(seed), {}, {}
     for path, how in kind.recipe.made(config).items():
         rule, shape, sharding = own[path], shapes[path], shardings[path]
-        words[rule.name] = how.words
+        words[rule.name] = how.words if isinstance(how, Drawn) else f"{how.words} from {base[how.source].name}"
         if isinstance(how, Drawn):
             key = jax.random.fold_in(root, zlib.crc32(path.encode()))
             draw = jax.jit(how.init, static_argnums=(1, 2), out_shardings=sharding)

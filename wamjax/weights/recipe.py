@@ -39,7 +39,7 @@ class Derived:
     Attributes:
       source: Path of the backbone's parameter in the backbone's own module; stacked exactly if the new one is.
       function: (tensor, shape) -> the new tensor of ``shape``, both of one layer and in the reference's layout.
-      words: How, for the report.
+      words: How, for the report, which adds the name of the source's tensor.
     """
 
     source: str
@@ -107,12 +107,12 @@ def copied(source: str) -> Derived:
         assert tensor.shape == shape, f"{source} {tensor.shape} for {shape}"
         return tensor
 
-    return Derived(source, same, f"copied from {source}")
+    return Derived(source, same, "copied")
 
 
 def interpolated(source: str) -> Derived:
     """Returns how a parameter of a narrower expert is made from the backbone's ``source`` (``interpolate_expert``)."""
-    return Derived(source, interpolate_expert, f"interpolated from {source}")
+    return Derived(source, interpolate_expert, "interpolated")
 
 
 def interpolate_expert(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -142,7 +142,7 @@ def resize_linear(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Resizes ``tensor`` to ``shape`` in fp32 by linear interpolation along one dim after the other.
 
     y_i = (1 - w) x_j + w x_(j+1), j + w = i (size - 1) / (new size - 1): the first and last entries stay (PyTorch's
-    ``align_corners``). A new size of 1 takes the first entry.
+    ``align_corners``), and places are rounded to fp32 as PyTorch's. A new size of 1 takes the first entry.
     """
     assert tensor.ndim == len(shape), f"{tensor.shape} cannot be resized to {shape}"
     out = tensor.astype(np.float32)
@@ -153,7 +153,7 @@ def resize_linear(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         step = np.float32((old - 1) / (size - 1)) if size > 1 else np.float32(0)
         places = np.minimum(np.arange(size, dtype=np.float32) * step, np.float32(old - 1))
         first = places.astype(np.int64)
-        weight = (places - first).reshape(-1, *(1,) * (out.ndim - dim - 1))
+        weight = (places - first.astype(np.float32)).reshape(-1, *(1,) * (out.ndim - dim - 1))
         last = np.minimum(first + 1, old - 1)
         out = np.take(out, first, axis=dim) * (1 - weight) + np.take(out, last, axis=dim) * weight
     return out
