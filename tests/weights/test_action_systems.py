@@ -284,7 +284,7 @@ def test_backbone_of_another_class_is_refused(tmp_path: Path, capsys) -> None:
     assert "UMT5EncoderModel; dreamzero is begun from a WanTransformer3DModel" in only_line(capsys)
 
 
-@pytest.mark.parametrize("kind", SYSTEMS)
+@pytest.mark.parametrize("kind", ["lingbot_va", "fast_wam"])
 def test_verify_of_a_kind_without_a_forward_pass_is_one_line(tmp_path: Path, capsys, kind: str) -> None:
     config, shapes = SYSTEMS[kind]
     source = write_checkpoint(tmp_path / "source", config, random_tensors(shapes))

@@ -22,6 +22,8 @@ class CategoryActionConfig:
       state_dim: Dims p of a state, padding included.
       hidden_width: Hidden width of the state encoder and the action decoder.
       num_categories: Embodiments with weights of their own.
+      frames_per_block: Latent frames of one temporal block, after the first frame: what the weights were trained on.
+      states_per_block: States of one temporal block.
     """
 
     video: VideoTransformerConfig
@@ -29,9 +31,12 @@ class CategoryActionConfig:
     state_dim: int = 64
     hidden_width: int = 1024
     num_categories: int = 1
+    frames_per_block: int = 1
+    states_per_block: int = 1
 
     def __post_init__(self) -> None:
         _check_positive(self, "action_dim", "state_dim", "hidden_width", "num_categories")
+        _check_positive(self, "frames_per_block", "states_per_block")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -54,8 +54,8 @@ def joint_layout(
       clean_last_block: Whether the last block also appears clean; nothing looks at it there.
       order: ``natural`` is clean | noisy | actions | states; ``grouped`` puts what one block denoises together.
       pad_multiple: Padding tokens are appended up to a multiple of this.
-      token_causal_context: Clean video sees clean video token by token instead of block by block, as DreamZero's
-        released kernel does.
+      token_causal_context: Clean video sees clean video token by token instead of block by block, but for the first
+        frame, which sees itself whole: as DreamZero's released kernel does.
 
     Source: DreamZero, arXiv 2602.15922, and its released code.
     """
@@ -78,6 +78,7 @@ def joint_layout(
             rotary=Rotary.VIDEO,
             noised=noisy,
             has_loss=noisy,
+            is_whole=block == 0,
         )
 
     def vector(role: Role, block: int, count: int) -> list[Segment]:

@@ -1,20 +1,22 @@
 """Video transformers with action modules: the parameters of published systems, one class per way actions enter.
 
 Each holds a whole video transformer as ``video`` and what the system adds to it. They own the ways of actions and
-states into tokens and back; which tokens see which is a layout's, and the joint pass over it is not here: the category
-and shared forms run the video's own blocks (``VideoTransformer.run``).
+states into tokens and back; which tokens see which is a layout's. The category form also has its pass over the layout
+it was trained on; the shared form and the expert's joint attention have none here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig
-from wamjax.layout import Pass
+from wamjax.errors import DataError
+from wamjax.layout import Layout, Pass, joint_layout
 from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning, stack_blocks
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.nn.category import CategoryActionEncoder, CategoryMlp
@@ -22,6 +24,30 @@ from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
 from wamjax.nn.linear import Linear
 from wamjax.nn.rotary import rotary_table
 from wamjax.types import Actions, PRNGKey, States, Tokens
+
+
+class TeacherForced(NamedTuple):
+    """What the category form is trained on: every frame clean and noisy, the actions noisy.
+
+    Attributes:
+      clean: ``[b t h w c]`` latents, condition channels included.
+      noisy: The same, noised.
+      clean_ids: Timestep ids ``[b t]`` of the clean frames; zeros.
+      noisy_ids: Timestep ids ``[b t]`` of the noisy frames.
+      actions: ``[b a u]``, noised.
+      action_ids: Timestep ids ``[b a]``.
+      states: ``[b s p]``. A state has the timestep of the first of its block's actions.
+      category: int ``[b]`` embodiments.
+    """
+
+    clean: jax.Array
+    noisy: jax.Array
+    clean_ids: jax.Array
+    noisy_ids: jax.Array
+    actions: jax.Array
+    action_ids: jax.Array
+    states: jax.Array
+    category: jax.Array
 
 
 class CategoryActionTransformer(nnx.Module):
@@ -42,6 +68,59 @@ class CategoryActionTransformer(nnx.Module):
         )
         self.action_decoder = CategoryMlp(
             keys[3], categories, (width, hidden, config.action_dim), ("embed", "mlp", None), dtype=dtype
+        )
+
+    def __call__(
+        self, inputs: TeacherForced, text: jax.Array, *, image: jax.Array | None = None
+    ) -> tuple[jax.Array, Actions]:
+        """Predicts the velocities of the noisy frames and actions of one sample, as in training.
+
+        Args:
+          inputs: Clean and noisy frames, actions and states.
+          text: ``[b l text_width]`` tokens of the text encoder.
+          image: ``[b m image_width]`` tokens of the image encoder.
+
+        Returns:
+          fp32 ``[b t h w out_channels]`` and ``[b a u]``.
+
+        Raises:
+          DataError: Sizes do not fit each other or the configuration.
+        """
+        grid = self.video.check(inputs.noisy)
+        layout_pass = self._layout(inputs, grid).full_pass()
+        ids, runs = _token_times(inputs, grid)
+        conditioning = self.video.condition(ids, text, layout_pass, runs=runs, image=image)
+        tokens = [self.video.embed(inputs.clean), self.video.embed(inputs.noisy)]
+        tokens.append(self.embed_actions(inputs.actions, inputs.action_ids, inputs.category))
+        tokens.append(self.embed_states(inputs.states, inputs.category))
+        x, _ = self.video.run(jnp.concatenate(tokens, axis=1), layout_pass, conditioning)
+        num_video = tokens[1].shape[1]
+        # The head reads the noisy frames only, whose timesteps follow the clean ones'.
+        own = conditioning._replace(runs=runs[grid[0] : 2 * grid[0]])
+        video = self.video.head(x[:, num_video : 2 * num_video], own)
+        actions = x[:, 2 * num_video : 2 * num_video + inputs.actions.shape[1]]
+        return self.video.unpatch(video, grid), self.decode_actions(actions, inputs.category)
+
+    def _layout(self, inputs: TeacherForced, grid: tuple[int, int, int]) -> Layout:
+        """Returns the released model's layout of ``inputs`` on ``grid``: clean | noisy | actions | states."""
+        config, counts = self.config, (grid[0] - 1, inputs.actions.shape[1], inputs.states.shape[1])
+        num_blocks = counts[0] // config.frames_per_block
+        if num_blocks < 1 or counts[0] % config.frames_per_block or counts[1] % num_blocks or not counts[1]:
+            raise DataError(
+                f"{grid[0]} latent frames and {counts[1]} actions; expected one frame and then blocks of "
+                f"{config.frames_per_block} frames, each with the same number of actions"
+            )
+        if counts[2] != num_blocks * config.states_per_block:
+            raise DataError(f"{counts[2]} states for {num_blocks} blocks; expected {config.states_per_block} for each")
+        if inputs.clean.shape != inputs.noisy.shape:
+            raise DataError(f"clean frames of shape {inputs.clean.shape}, noisy ones of {inputs.noisy.shape}")
+        return joint_layout(
+            num_blocks=num_blocks,
+            frames_per_block=config.frames_per_block,
+            grid=grid[1:],
+            actions_per_block=counts[1] // num_blocks,
+            states_per_block=config.states_per_block,
+            token_causal_context=True,
         )
 
     def embed_actions(self, actions: Actions, ids: jax.Array, category: jax.Array) -> Tokens:
@@ -159,3 +238,12 @@ class ActionExpertTransformer(nnx.Module):
         """Returns ``text`` ``[b l text_width]`` with ``state`` ``[b p]`` as one more token, before any embedding."""
         assert self.state_embed is not None, "this model has no state token"
         return jnp.concatenate([text, self.state_embed(state)[:, None].astype(text.dtype)], axis=1)
+
+
+def _token_times(inputs: TeacherForced, grid: tuple[int, int, int]) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:
+    """Returns timestep ids ``[b slots]`` and the (slot, tokens) runs of clean | noisy | actions | states."""
+    num_actions, num_states = inputs.action_ids.shape[1], inputs.states.shape[1]
+    state_ids = inputs.action_ids[:, :: num_actions // num_states]
+    ids = jnp.concatenate([inputs.clean_ids, inputs.noisy_ids, inputs.action_ids, state_ids], axis=1)
+    sizes = [grid[1] * grid[2]] * (2 * grid[0]) + [1] * (num_actions + num_states)
+    return ids, tuple(enumerate(sizes))

@@ -118,7 +118,7 @@ class VideoTransformer(nnx.Module):
         Raises:
           DataError: Shapes do not fit the configuration.
         """
-        grid = self._check(latents, padding_mask)
+        grid = self.check(latents, padding_mask)
         layout_pass = layout_pass or video_layout(grid).full_pass()
         num_tokens = grid[0] * grid[1] * grid[2]
         if layout_pass.num_tokens != num_tokens:
@@ -234,8 +234,12 @@ class VideoTransformer(nnx.Module):
             raise DataError(f"{image.shape[1]} image tokens; this model has positions for {wanted} (all its images)")
         return self.image_embedding(image)
 
-    def _check(self, latents: jax.Array, padding_mask: jax.Array | None) -> tuple[int, int, int]:
-        """Returns the grid of patches (frames, rows, columns)."""
+    def check(self, latents: jax.Array, padding_mask: jax.Array | None = None) -> tuple[int, int, int]:
+        """Returns the grid of patches (frames, rows, columns) of ``latents`` ``[b t h w c]``.
+
+        Raises:
+          DataError: They do not fit the configuration.
+        """
         config, (sizes, channels) = self.config, (latents.shape[1:4], latents.shape[4])
         if channels != config.in_channels:
             raise DataError(

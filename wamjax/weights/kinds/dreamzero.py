@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from einops import rearrange
 
 from wamjax.config.systems import CategoryActionConfig
-from wamjax.models.action_transformers import CategoryActionTransformer
+from wamjax.errors import DataError
+from wamjax.models.action_transformers import CategoryActionTransformer, TeacherForced
 from wamjax.nn.category import INIT
 from wamjax.weights.kinds import wan_transformer
 from wamjax.weights.kinds.kind import ModelKind
@@ -36,9 +39,12 @@ DEFAULTS: Mapping[str, Any] = {
     "action_dim": 32,
     "max_state_dim": 64,
     "hidden_size": 1024,
+    "num_frame_per_block": 1,
+    "num_state_per_block": 1,
 }
 # One, whatever max_num_embodiments says: the class sets it so itself. Another number is ours to say.
 _NUM_CATEGORIES = "num_categories"
+_REQUIRED_INPUTS = ("x", "clean_x", "timestep", "action", "timestep_action", "state", "context")
 _PREFIX = "action_head.model."  # in checkpoints of the whole policy
 # Ours -> the reference's: linear layers per category, whose tensors are W [category in out] and b [category out].
 _LAYERS = {
@@ -71,6 +77,8 @@ def parse_config(values: Mapping[str, Any]) -> CategoryActionConfig:
         state_dim=given["max_state_dim"],
         hidden_width=given["hidden_size"],
         num_categories=given.get(_NUM_CATEGORIES, 1),
+        frames_per_block=given["num_frame_per_block"],
+        states_per_block=given["num_state_per_block"],
     )
 
 
@@ -110,6 +118,53 @@ def made(config: CategoryActionConfig) -> dict[str, Made]:
     return {f"{layer}.{leaf}": how for layer in _LAYERS for leaf, how in (("kernel", kernel), ("bias", bias))}
 
 
+def outputs(module: CategoryActionTransformer, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Runs the model as the reference's ``forward`` is called in training (teacher forcing, with actions).
+
+    Args:
+      module: The model.
+      inputs: ``x`` and ``clean_x`` [b c t h w], ``timestep`` [b t], ``action`` [b a u], ``timestep_action`` [b a],
+        ``state`` [b s p], ``context`` [b l c], optionally ``y`` [b c t h w] (channels beside both), ``clip_feature``
+        [b m c], ``aug_t`` [b t] and ``embodiment_id`` [b]; the reference uses embodiment 0 whatever it says.
+
+    Returns:
+      ``video_noise_pred`` [b c t h w], ``action_noise_pred`` [b a u], and ``out``, both as vectors [b v] one after the
+      other.
+
+    Raises:
+      DataError: An input is missing, or sizes do not fit.
+    """
+    missing = [name for name in _REQUIRED_INPUTS if name not in inputs]
+    if missing:
+        raise DataError(f"inputs.npz has no {missing[0]!r}; dreamzero takes {', '.join(_REQUIRED_INPUTS)}")
+    clean, noisy = (
+        rearrange(
+            jnp.concatenate([inputs[name], inputs["y"]], axis=1) if "y" in inputs else inputs[name],
+            "b c t h w -> b t h w c",
+        )
+        for name in ("clean_x", "x")
+    )
+    batch_size, timestep = clean.shape[0], inputs["timestep"]
+    has_choice = module.config.num_categories > 1 and "embodiment_id" in inputs
+    video, actions = module(
+        TeacherForced(
+            clean=clean,
+            noisy=noisy,
+            clean_ids=inputs.get("aug_t", jnp.zeros_like(timestep)),
+            noisy_ids=timestep,
+            actions=inputs["action"],
+            action_ids=inputs["timestep_action"],
+            states=inputs["state"],
+            category=inputs["embodiment_id"] if has_choice else jnp.zeros(batch_size, jnp.int32),
+        ),
+        inputs["context"],
+        image=inputs.get("clip_feature"),
+    )
+    video = rearrange(video, "b t h w c -> b c t h w")
+    out = jnp.concatenate([video.reshape(batch_size, -1), actions.reshape(batch_size, -1)], axis=1)
+    return {"video_noise_pred": video, "action_noise_pred": actions, "out": out}
+
+
 KIND = ModelKind(
     class_name="dreamzero",
     class_aliases=("CausalWanModel",),
@@ -117,6 +172,7 @@ KIND = ModelKind(
     build=CategoryActionTransformer,
     rules=rules,
     namings=("original",),
+    outputs=outputs,
     ignored={
         "action_head.text_encoder.*": "a model of its own: UMT5EncoderModel",
         "action_head.image_encoder.*": "a model of its own: CLIPVisionModel",
@@ -126,7 +182,12 @@ KIND = ModelKind(
         base="WanTransformer3DModel",
         path="video.",
         own_tensor="*action_encoder.W1.W",
-        options={"action_dim": 32, "max_state_dim": 64, "hidden_size": 1024, _NUM_CATEGORIES: 1},
+        # Blocks of two latent frames: the paper's and the published checkpoints'.
+        options={
+            **{key: DEFAULTS[key] for key in ("action_dim", "max_state_dim", "hidden_size")},
+            _NUM_CATEGORIES: 1,
+            "num_frame_per_block": 2,
+        },
         reference_config=reference_config,
         made=made,
     ),
