@@ -46,7 +46,7 @@ def test_action_encoder_puts_sines_before_cosines_of_the_timestep_after_the_acti
     encoder = CategoryActionEncoder(jax.random.key(0), CATEGORIES, 3, width, dtype="float32")
     values = randomised(encoder)
     rng, category = np.random.default_rng(1), np.array([2, 1])
-    actions, ids = rng.normal(size=(2, 5, 3)).astype(np.float32), np.float32(rng.integers(0, 1000, (2, 5)))
+    actions, ids = rng.normal(size=(2, 5, 3)).astype(np.float32), rng.integers(0, 1000, (2, 5)).astype(np.float32)
     out = encoder(jnp.asarray(actions), jnp.asarray(ids), jnp.asarray(category))
     for b, c in enumerate(category):
         angles = ids[b, :, None] * 10_000.0 ** (-np.arange(width // 2) / (width // 2))

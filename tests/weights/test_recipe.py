@@ -22,11 +22,11 @@ from wamjax.weights.recipe import interpolate_expert, resize_linear, torch_linea
     ],
 )
 def test_resizing_equals_the_hand_computed_case(values, shape, expected):
-    np.testing.assert_allclose(resize_linear(np.float32(values), shape), expected, rtol=1e-6)
+    np.testing.assert_allclose(resize_linear(np.array(values, np.float32), shape), expected, rtol=1e-6)
 
 
 def test_expert_weight_is_scaled_where_the_summed_dim_shrinks_and_nowhere_else():
-    weight = np.float32([[0, 2, 4, 6], [8, 10, 12, 14]])
+    weight = np.array([[0, 2, 4, 6], [8, 10, 12, 14]], np.float32)
     # sqrt(4 / 2) for two inputs instead of four; a change of outputs, or a vector, is not scaled.
     np.testing.assert_allclose(interpolate_expert(weight, (2, 2)), np.sqrt(2) * np.array([[0, 6], [8, 14]]), rtol=1e-6)
     np.testing.assert_allclose(interpolate_expert(weight, (3, 4))[1], [4, 6, 8, 10], rtol=1e-6)
@@ -38,7 +38,7 @@ def test_half_precision_weight_is_interpolated_in_fp32():
     weight = np.array([1, 1.0078125], ml_dtypes.bfloat16)  # neighbours in bfloat16
     resized = resize_linear(weight, (3,))
     assert resized.dtype == np.float32
-    np.testing.assert_array_equal(resized, np.float32([1, 1.00390625, 1.0078125]))
+    np.testing.assert_array_equal(resized, [1, 1.00390625, 1.0078125])
 
 
 def test_linear_layer_is_drawn_within_the_bound_of_its_inputs():
