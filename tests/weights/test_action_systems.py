@@ -33,6 +33,8 @@ from tests.weights.system_checkpoints import (
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
 from wamjax.parallel.mesh import build_mesh
+from wamjax.weights.exchange import load_reference
+from wamjax.weights.initialise import Initialise
 from wamjax.weights.kinds.registry import KINDS
 
 Tensors = dict[str, np.ndarray]
@@ -336,3 +338,22 @@ def test_published_sizes_have_the_parameters_of_the_hand_count() -> None:
     embedder = 256 * w + w + w * w + w + 6 * (w * w + w) + 4096 * w + w + w * w + w
     config = {"action_dit_config": {"action_dim": u}, "proprio_dim": u}
     assert _own_parameters("fast_wam", config) == 30 * block + embedder + ends == 1_020_961_806
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BEGUN)
+def test_system_begun_on_eight_devices_equals_one_begun_on_one(tmp_path: Path, kind: str) -> None:
+    config, backbone, options, _ = BEGUN[kind]
+    source = write_checkpoint(tmp_path / "source", config, random_tensors(backbone))
+    given = dict(option.removeprefix("--option=").split("=") for option in options)
+    initialise = Initialise(seed=5, options={name: int(value) for name, value in given.items()})
+    loaded = [
+        load_reference(
+            source,
+            build_mesh(ParallelConfig(data=1, fsdp=count, context=1, tensor=1), jax.devices()[:count]),
+            kind_name=kind,
+            initialise=initialise,
+        ).params
+        for count in (1, 8)
+    ]
+    jax.tree.map(lambda one, eight: np.testing.assert_array_equal(np.asarray(one), np.asarray(eight)), *loaded)
