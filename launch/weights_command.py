@@ -30,7 +30,11 @@ _GRADIENTS = "grads.safetensors"
 
 
 def _define_kind_flag() -> None:
-    flags.DEFINE_string("kind", None, "Model class, where config.json does not say it, as WanTransformer3DModel.")
+    flags.DEFINE_string(
+        "kind",
+        None,
+        "Model class, where config.json does not say it, as WanTransformer3DModel; or a system with action modules.",
+    )
 
 
 def _define_import_flags() -> None:
