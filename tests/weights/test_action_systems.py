@@ -263,10 +263,12 @@ def test_system_that_lacks_a_tensor_of_its_own_is_refused_with_the_flag_too(tmp_
         ("fast_wam", [BEGIN, "--option=action_dim=three"], "expected a name and a whole number"),
         ("fast_wam", ["--option=action_dim=3"], f"needs {BEGIN}"),
         ("dreamzero", [BEGIN, "--option=action_dim=0"], "action_dim=0"),
+        ("WanTransformer3DModel", [BEGIN], "a WanTransformer3DModel has none; say --kind="),
     ],
 )
 def test_wrong_option_is_one_line(tmp_path: Path, capsys, kind: str, flags: list[str], words: str) -> None:
-    source = write_checkpoint(tmp_path / "source", BEGUN[kind][0], random_tensors(BEGUN[kind][1]))
+    config, backbone = BEGUN.get(kind, BEGUN["fast_wam"])[:2]
+    source = write_checkpoint(tmp_path / "source", config, random_tensors(backbone))
     assert weights("import", source, f"--out={tmp_path / 'in'}", f"--kind={kind}", *flags) == 2
     assert words in only_line(capsys)
 

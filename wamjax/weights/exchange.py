@@ -113,6 +113,10 @@ def load_reference(
     recipe = kind.recipe if kind.recipe is not None and kind.recipe.is_backbone(folder) else None
     if recipe is not None:
         reference_config = begin_config(kind, reference_config, source, initialise)
+    elif initialise is not None and kind.recipe is None:
+        raise ConfigError(
+            f"--initialise_missing makes action modules, and a {kind.class_name} has none; say --kind=..., a system"
+        )
     elif initialise is not None and initialise.options:
         raise ConfigError(f"--option has no use for {source}, which holds all of a {kind.class_name}")
     config = kind.parse_config(reference_config)
