@@ -18,9 +18,11 @@ from launch.command import Command
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.mesh import build_mesh
-from wamjax.weights.exchange import export_weights, import_weights, load_reference
+from wamjax.weights.exchange import export_weights, import_weights, load_reference, read_reference_config
+from wamjax.weights.initialise import Initialise
+from wamjax.weights.kinds.registry import find_kind
 from wamjax.weights.tensors import TensorFolder
-from wamjax.weights.verify import Row, verify
+from wamjax.weights.verify import Row, require_outputs, verify
 
 DIFFERENT = 1  # exit status: outputs or gradients beyond the limit
 _RECORDED = ("inputs.npz", "outputs.npz")
@@ -28,7 +30,11 @@ _GRADIENTS = "grads.safetensors"
 
 
 def _define_kind_flag() -> None:
-    flags.DEFINE_string("kind", None, "Model class, where config.json does not say it, as WanTransformer3DModel.")
+    flags.DEFINE_string(
+        "kind",
+        None,
+        "Model class, where config.json does not say it, as WanTransformer3DModel; or a system with action modules.",
+    )
 
 
 def _define_import_flags() -> None:
@@ -40,6 +46,11 @@ def _define_import_flags() -> None:
     flags.DEFINE_multi_string(
         "ignore", [], "Pattern (*) of tensors that may be left out; they are named in weights.json."
     )
+    flags.DEFINE_boolean(
+        "initialise_missing", False, "Make the action modules that a plain backbone lacks, by the recipe of --kind."
+    )
+    flags.DEFINE_multi_string("option", [], "Size of what is made: action_dim=14. For --initialise_missing.")
+    flags.DEFINE_integer("seed", 0, "Of what is drawn. For --initialise_missing.", lower_bound=0)
     distributed.define_device_flags()
 
 
@@ -48,18 +59,43 @@ def _run_import(argv: list[str]) -> int:
     source, values = _one_path(argv, "import"), flags.FLAGS
     mesh, started = _mesh(values.cpu_devices), time.perf_counter()
     loaded = import_weights(
-        source, Path(values.out), mesh, kind_name=values.kind, dtype=values.dtype, ignore=values.ignore
+        source,
+        Path(values.out),
+        mesh,
+        kind_name=values.kind,
+        dtype=values.dtype,
+        ignore=values.ignore,
+        initialise=_initialise(values.initialise_missing, values.option, values.seed),
     )
     num_bytes = sum(tensor.num_bytes for tensor in loaded.folder.values())
     num_params = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
     print(f"{loaded.kind.class_name}, {loaded.naming} names: {loaded.comparison.describe()}")
     for name in loaded.comparison.ignored:
         print(f"  ignored: {name}")
+    for name, how in loaded.made.items():
+        print(f"  made: {name}, {how}")
     print(
         f"{num_params:,} parameters ({num_bytes / 1e9:.2f} GB) imported into {values.out} in "
         f"{time.perf_counter() - started:.1f} s"
     )
     return 0
+
+
+def _initialise(is_wanted: bool, options: list[str], seed: int) -> Initialise | None:
+    """Returns the consent to make parameters that the flags give.
+
+    Raises:
+      ConfigError: An option is not ``name=integer``, or comes without the consent.
+    """
+    given = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if not value.isdecimal():
+            raise ConfigError(f"--option={option}; expected a name and a whole number, as in --option=action_dim=14")
+        given[name] = int(value)
+    if given and not is_wanted:
+        raise ConfigError(f"--option={options[0]} says how something is made; it needs --initialise_missing")
+    return Initialise(seed=seed, options=given) if is_wanted else None
 
 
 def _define_export_flags() -> None:
@@ -98,6 +134,7 @@ def _run_verify(argv: list[str]) -> int:
     directory, values = _one_path(argv, "verify"), flags.FLAGS
     if not directory.is_dir():
         raise DataError(f"{directory} is not a folder; expected config.json, *.safetensors, {' and '.join(_RECORDED)}")
+    require_outputs(find_kind(read_reference_config(directory), values.kind))  # before anything large is read
     inputs, outputs = (_read_arrays(directory / name) for name in _RECORDED)
     weights = [path for path in sorted(directory.glob("*.safetensors")) if path.name != _GRADIENTS]
     loaded = load_reference(
@@ -136,7 +173,10 @@ SUBCOMMANDS = {
     "import": Command(
         summary="read a diffusers, transformers or original checkpoint into a folder of weights",
         description="Usage: wamjax weights import SRC --out=DIR\n\nSRC holds config.json and safetensors (one file, or "
-        "several with an index). Every tensor must fit a parameter and every parameter must get a tensor.",
+        "several with an index). Every tensor must fit a parameter and every parameter must get a tensor.\n\n"
+        "--kind may also name a system with action modules (dreamzero, lingbot_va, fast_wam). Where SRC is only its "
+        "backbone, --initialise_missing makes those modules by the system's recipe; each is printed and in "
+        "weights.json.",
         define_flags=_define_import_flags,
         run=_run_import,
     ),

@@ -50,6 +50,7 @@ COSMOS = VideoTransformerConfig(
     padding_mask=True,
 )
 T2V = dataclasses.replace(WAN, block=dataclasses.replace(WAN.block, image_branch=False), image_width=None)
+WIDE_ATTENTION = dataclasses.replace(WAN, block=dataclasses.replace(WAN.block, attention_width=32))
 
 
 @pytest.mark.parametrize(
@@ -104,8 +105,8 @@ def test_cosmos_2b_components_equal_hand_counts():
 
 @pytest.mark.parametrize(
     ("config", "slots", "image_tokens"),
-    [(WAN, 1, 9), (T2V, 2, 0), (T2V, 2 * 6, 0), (COSMOS, 1, 0), (COSMOS, 2, 0)],
-    ids=["i2v", "t2v per frame", "t2v per token", "cosmos", "cosmos per frame"],
+    [(WAN, 1, 9), (T2V, 2, 0), (T2V, 2 * 6, 0), (WIDE_ATTENTION, 1, 9), (COSMOS, 1, 0), (COSMOS, 2, 0)],
+    ids=["i2v", "t2v per frame", "t2v per token", "attention wider than the width", "cosmos", "cosmos per frame"],
 )
 def test_forward_flops_equal_the_jaxpr_of_the_module(config, slots, image_tokens):
     graphdef, state = nnx.split(nnx.eval_shape(lambda: VideoTransformer(jax.random.key(0), config)))

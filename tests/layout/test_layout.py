@@ -149,10 +149,13 @@ def test_joint_layout_padding_sees_and_is_seen_by_nothing():
     assert layout.num_pairs == _small().num_pairs
 
 
-def test_token_causal_context_is_a_triangle_over_the_clean_stream():
+def test_token_causal_context_is_a_triangle_after_a_whole_first_frame():
     layout = _small(token_causal_context=True)
     clean = sum(s.num_tokens for s in layout.stream(Role.CLEAN_VIDEO))
-    np.testing.assert_array_equal(layout.dense_mask()[:clean, :clean], np.tri(clean, dtype=bool))
+    first = layout.segments[0].num_tokens
+    expected = np.tri(clean, dtype=bool)
+    expected[:first, :first] = True
+    np.testing.assert_array_equal(layout.dense_mask()[:clean, :clean], expected)
     assert layout.num_pairs == int(layout.dense_mask().sum())
 
 

@@ -48,11 +48,11 @@ def parameter_shapes(kind: ModelKind[Any], config: Any) -> dict[str, tuple[int, 
 
 def to_ours(kind: ModelKind[Any], config: Any, naming: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Dotted path -> array, from reference tensors; every tensor must be used exactly once."""
-    left = dict(tensors)
+    left, shapes = dict(tensors), parameter_shapes(kind, config)
     arrays = {}
     for rule in kind.rules(config, naming):
         if rule.is_stacked:
-            layers = [rule.to_ours(left.pop(rule.name_of(layer))) for layer in range(config.num_layers)]
+            layers = [rule.to_ours(left.pop(rule.name_of(layer))) for layer in range(shapes[rule.path][0])]
             arrays[rule.path] = np.stack(layers)
         else:
             arrays[rule.path] = rule.to_ours(left.pop(rule.name_of(0)))
@@ -65,7 +65,7 @@ def to_reference(kind: ModelKind[Any], config: Any, naming: str, arrays: dict[st
     tensors = {}
     for rule in kind.rules(config, naming):
         array = np.asarray(arrays[rule.path])
-        for layer in range(config.num_layers if rule.is_stacked else 1):
+        for layer in range(array.shape[0] if rule.is_stacked else 1):
             tensors[rule.name_of(layer)] = rule.to_reference(array[layer] if rule.is_stacked else array)
     return tensors
 
@@ -100,7 +100,7 @@ def check_golden(
     reference gradient must have none. Returns the largest difference of each output and of all gradients.
     """
     config = kind.parse_config(golden.config)
-    params = nest(to_ours(kind, config, "diffusers", golden.tensors))
+    params = nest(to_ours(kind, config, kind.namings[0], golden.tensors))
     inputs = {name: jnp.asarray(array) for name, array in golden.inputs.items()}
     target = inputs.pop("target")
 
@@ -119,7 +119,7 @@ def check_golden(
     for name, expected in golden.outputs.items():
         assert outputs[name].shape == expected.shape, name
         errors[name] = float(np.abs(np.asarray(outputs[name]) - expected).max())
-    ours = to_reference(kind, config, "diffusers", flatten(gradients))
+    ours = to_reference(kind, config, kind.namings[0], flatten(gradients))
     assert golden.gradients.keys() <= ours.keys()
     assert not any(np.any(ours[name]) for name in ours.keys() - golden.gradients.keys())
     norms = {name: np.linalg.norm(expected) for name, expected in golden.gradients.items()}

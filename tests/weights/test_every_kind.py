@@ -18,9 +18,9 @@ def _namings() -> list[tuple[Path, str]]:
     return [(folder, naming) for folder, kind in zip(FOLDERS, kinds, strict=True) for naming in kind.namings]
 
 
-def test_every_kind_has_a_golden_folder() -> None:
+def test_every_kind_with_a_forward_pass_has_a_golden_folder() -> None:
     held = {find_kind(json.loads((folder / "config.json").read_text())).class_name for folder in FOLDERS}
-    assert held == {kind.class_name for kind in KINDS.values()}
+    assert held == {kind.class_name for kind in KINDS.values() if kind.has_outputs}
 
 
 @pytest.mark.parametrize(("folder", "naming"), _namings(), ids=str)

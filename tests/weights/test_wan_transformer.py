@@ -20,6 +20,7 @@ from tests.weights.golden_folder import (
     to_ours,
     to_reference,
 )
+from wamjax.config import presets
 from wamjax.errors import ConfigError, DataError
 from wamjax.weights.kinds.wan_transformer import KIND
 
@@ -108,6 +109,22 @@ def test_wan_in_bfloat16_stays_near_fp32():
     expected = golden.outputs["out"]
     assert out.dtype == jnp.float32
     assert 1e-4 < np.linalg.norm(out - expected) / np.linalg.norm(expected) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("original", "preset"),
+    [
+        # config.json of Wan-AI/Wan2.1-T2V-1.3B, Wan2.1-I2V-14B-480P, Wan2.1-FLF2V-14B-720P and Wan2.2-TI2V-5B
+        (("t2v", 1536, 8960, 12, 30, 16, 16), presets.WAN_2_1_T2V_1_3B),
+        (("i2v", 5120, 13824, 40, 40, 36, 16), presets.WAN_2_1_I2V_14B),
+        (("flf2v", 5120, 13824, 40, 40, 36, 16), presets.WAN_2_1_FLF2V_14B),
+        (("ti2v", 3072, 14336, 24, 30, 48, 48), presets.WAN_2_2_TI2V_5B),
+    ],
+)
+def test_wan_original_config_is_read_like_diffusers(original, preset):
+    keys = ("model_type", "dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim")
+    config = {"_class_name": "WanModel", "eps": 1e-6, "freq_dim": 256, "text_len": 512}
+    assert KIND.parse_config({**config, **dict(zip(keys, original, strict=True))}) == preset
 
 
 @pytest.mark.parametrize(

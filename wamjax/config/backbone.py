@@ -20,8 +20,10 @@ class BlockConfig:
 
     Attributes:
       width: Residual stream width D.
-      num_heads: Attention heads K; the head dimension is ``width / num_heads`` and must be even.
+      num_heads: Attention heads K; the head dimension is ``attention_width / num_heads`` and must be even.
       ffn_width: Hidden width of the feed-forward layer.
+      attention_width: Width of all heads together; None means ``width``. Experts of different widths that attend
+        jointly have it in common.
       context_width: Width of the text tokens that the blocks read; None means ``width``.
       image_branch: Whether cross-attention has keys and values of its own for image tokens of width D (Wan I2V).
       qk_norm: RMS norm of queries and keys over the full ``width`` (Wan) or within each ``head`` (Cosmos).
@@ -40,6 +42,7 @@ class BlockConfig:
     width: int
     num_heads: int
     ffn_width: int
+    attention_width: int | None = None
     context_width: int | None = None
     image_branch: bool = False
     qk_norm: Literal["width", "head"] = "width"
@@ -53,16 +56,23 @@ class BlockConfig:
     compute_dtype: DType = "float32"
 
     def __post_init__(self) -> None:
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+        inner = self.inner_width
+        if inner % self.num_heads or (inner // self.num_heads) % 2:
+            name = "width" if self.attention_width is None else "attention_width"
             raise ConfigError(
-                f"width {self.width} over {self.num_heads} heads must give an even head dimension; change width or "
+                f"{name} {inner} over {self.num_heads} heads must give an even head dimension; change {name} or "
                 "num_heads of the model"
             )
 
     @property
+    def inner_width(self) -> int:
+        """Width of all heads together, K e."""
+        return self.width if self.attention_width is None else self.attention_width
+
+    @property
     def head_dim(self) -> int:
         """Head dimension e."""
-        return self.width // self.num_heads
+        return self.inner_width // self.num_heads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -50,13 +50,13 @@ def video_transformer_flops(
 
 
 def _block_flops(block: BlockConfig, tokens: int, pairs: int, text_tokens: int, image_tokens: int) -> dict[str, int]:
-    width, context = block.width, block.context_width or block.width
+    width, inner, context = block.width, block.inner_width, block.context_width or block.width
     return {
-        "self_projections": layers.self_projections(tokens, width),
-        "self_scores": layers.attention_scores(pairs, width),
-        "cross_qo": layers.cross_qo(tokens, width),
-        "cross_kv": 2 * layers.linear(text_tokens, context, width) + layers.cross_kv(image_tokens, width),
-        "cross_scores": layers.cross_scores(tokens, text_tokens + image_tokens, width),
+        "self_projections": 4 * layers.linear(tokens, width, inner),
+        "self_scores": layers.attention_scores(pairs, inner),
+        "cross_qo": 2 * layers.linear(tokens, width, inner),
+        "cross_kv": 2 * layers.linear(text_tokens, context, inner) + 2 * layers.linear(image_tokens, width, inner),
+        "cross_scores": layers.cross_scores(tokens, text_tokens + image_tokens, inner),
         "ffn": layers.ffn(tokens, width, block.ffn_width),
     }
 

@@ -54,8 +54,8 @@ def joint_layout(
       clean_last_block: Whether the last block also appears clean; nothing looks at it there.
       order: ``natural`` is clean | noisy | actions | states; ``grouped`` puts what one block denoises together.
       pad_multiple: Padding tokens are appended up to a multiple of this.
-      token_causal_context: Clean video sees clean video token by token instead of block by block, as DreamZero's
-        released kernel does.
+      token_causal_context: Clean video after the first frame sees clean video token by token instead of block by
+        block, as DreamZero's released kernel does.
 
     Source: DreamZero, arXiv 2602.15922, and its released code.
     """
@@ -64,8 +64,7 @@ def joint_layout(
     per_frame = grid[0] * grid[1]
 
     def video(role: Role, block: int) -> Segment:
-        first_frame = 0 if block == 0 else 1 + (block - 1) * frames_per_block
-        frames = 1 if block == 0 else frames_per_block
+        first_frame, frames = (1 + (block - 1) * frames_per_block, frames_per_block) if block else (0, 1)
         skipped = 1 if role is Role.NOISY_VIDEO and not noisy_first_frame else 0
         noisy = role is Role.NOISY_VIDEO
         return Segment(
@@ -78,6 +77,7 @@ def joint_layout(
             rotary=Rotary.VIDEO,
             noised=noisy,
             has_loss=noisy,
+            is_whole=not block,
         )
 
     def vector(role: Role, block: int, count: int) -> list[Segment]:

@@ -94,7 +94,7 @@ def build_schedule(queries: Sequence[Segment], keys: Sequence[Segment], visibili
             relation = visibility.get((query.role, key.role))
             if relation is None or not relation.admits(query.order, key.order):
                 continue
-            if relation.kind is RelationKind.CAUSAL and key == query:
+            if relation.kind is RelationKind.CAUSAL and key == query and not query.is_whole:
                 diagonal = key_span
             else:
                 full.append(key_span)

@@ -112,6 +112,7 @@ class Segment:
       noised: Whether the tokens carry noise at their order's timestep (otherwise they are clean, t = 0).
       has_loss: Whether the tokens are predicted and enter the loss.
       expert: Name of the set of weights that processes the tokens.
+      is_whole: Whether under ``CAUSAL`` the segment's tokens see each other in both directions.
     """
 
     role: Role
@@ -124,6 +125,7 @@ class Segment:
     noised: bool = False
     has_loss: bool = False
     expert: str = "shared"
+    is_whole: bool = False
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1:

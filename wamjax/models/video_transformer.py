@@ -118,7 +118,7 @@ class VideoTransformer(nnx.Module):
         Raises:
           DataError: Shapes do not fit the configuration.
         """
-        grid = self._check(latents, padding_mask)
+        grid = self.check(latents, padding_mask)
         layout_pass = layout_pass or video_layout(grid).full_pass()
         num_tokens = grid[0] * grid[1] * grid[2]
         if layout_pass.num_tokens != num_tokens:
@@ -206,13 +206,16 @@ class VideoTransformer(nnx.Module):
 
     def head(self, tokens: Tokens, conditioning: Conditioning) -> jax.Array:
         """Returns fp32 patches ``[b n out_patch_channels]`` of the blocks' output."""
+        return self.head_out(self.modulate_out(tokens, conditioning)).astype(jnp.float32)
+
+    def modulate_out(self, tokens: Tokens, conditioning: Conditioning) -> jax.Array:
+        """Returns the blocks' output ``[b n d]`` normed and modulated in fp32, as a linear head reads it."""
         if isinstance(self.head_modulation, LowRankModulation):
             vectors = self.head_modulation(conditioning.embedding, conditioning.modulation)
         else:
             vectors = conditioning.embedding[:, :, None] + self.head_modulation[...]
         normed = layer_norm(tokens, self.config.block.norm_eps)
-        modulated = modulate(normed, vectors[:, :, 0], vectors[:, :, 1], conditioning.runs)
-        return self.head_out(modulated).astype(jnp.float32)
+        return modulate(normed, vectors[:, :, 0], vectors[:, :, 1], conditioning.runs)
 
     def unpatch(self, patches: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
         """Returns ``[b t h w c]`` of patches ``[b n (pt ph pw c)]`` on ``grid``, in patches."""
@@ -231,8 +234,12 @@ class VideoTransformer(nnx.Module):
             raise DataError(f"{image.shape[1]} image tokens; this model has positions for {wanted} (all its images)")
         return self.image_embedding(image)
 
-    def _check(self, latents: jax.Array, padding_mask: jax.Array | None) -> tuple[int, int, int]:
-        """Returns the grid of patches (frames, rows, columns)."""
+    def check(self, latents: jax.Array, padding_mask: jax.Array | None = None) -> tuple[int, int, int]:
+        """Returns the grid of patches (frames, rows, columns) of ``latents`` ``[b t h w c]``.
+
+        Raises:
+          DataError: They do not fit the configuration.
+        """
         config, (sizes, channels) = self.config, (latents.shape[1:4], latents.shape[4])
         if channels != config.in_channels:
             raise DataError(

@@ -131,14 +131,27 @@ def gate(x: jax.Array, factor: jax.Array, runs: Sequence[tuple[int, int]]) -> ja
 def _over_runs(
     function: Callable[..., jax.Array], x: jax.Array, runs: Sequence[tuple[int, int]], *per_slot: jax.Array
 ) -> jax.Array:
-    """Applies ``function(tokens, *vectors)`` to each run of tokens with its slot's vectors ``[b slots d]``."""
-    num_slots = per_slot[0].shape[1]
-    if x.shape[1] % num_slots == 0 and tuple(runs) == even_runs(num_slots, x.shape[1]):
-        tiled = x.reshape(x.shape[0], num_slots, -1, x.shape[-1])
-        return function(tiled, *(vectors[:, :, None] for vectors in per_slot)).reshape(x.shape)
+    """Applies ``function(tokens, *vectors)`` to each run of tokens with its slot's vectors ``[b slots d]``.
+
+    Consecutive slots with equally many tokens are taken at once.
+    """
     pieces, offset = [], 0
+    for first, num_slots, count in _stretches(runs):
+        part = jax.lax.slice_in_dim(x, offset, offset + num_slots * count, axis=1)
+        tiled = part.reshape(x.shape[0], num_slots, count, x.shape[-1])
+        vectors = (jax.lax.slice_in_dim(slots, first, first + num_slots, axis=1)[:, :, None] for slots in per_slot)
+        pieces.append(function(tiled, *vectors).reshape(part.shape))
+        offset += num_slots * count
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+
+
+def _stretches(runs: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Returns (first slot, number of slots, tokens of each) of runs joined where slots follow one another evenly."""
+    joined: list[tuple[int, int, int]] = []
     for slot, count in runs:
-        part = jax.lax.slice_in_dim(x, offset, offset + count, axis=1)
-        pieces.append(function(part, *(vectors[:, slot, None] for vectors in per_slot)))
-        offset += count
-    return jnp.concatenate(pieces, axis=1)
+        if joined and (slot, count) == (joined[-1][0] + joined[-1][1], joined[-1][2]):
+            first, num_slots, _ = joined.pop()
+            joined.append((first, num_slots + 1, count))
+        else:
+            joined.append((slot, 1, count))
+    return joined

@@ -68,7 +68,7 @@ def save_adapter(
       base_hash: Hash of the weights they were trained on (``WeightsRecord.parent_hash``).
 
     Raises:
-      ConfigError: There are no updates.
+      ConfigError: There are no updates, or such models have no names in adapter files.
       DataError: The file cannot be written.
     """
     flat = {name: leaf for name, leaf in flatten_params(params).items() if is_update(name)}
@@ -110,7 +110,7 @@ def load_adapter(path: Path, kind: ModelKind[Any], model_config: Any, *, base_ha
       base_hash: Hash of the weights at hand.
 
     Raises:
-      ConfigError: It was trained on other weights.
+      ConfigError: It was trained on other weights, or is of a model that adapter files have no names for.
       DataError: The file is damaged, or holds tensors that do not fit the model.
     """
     folder, metadata = TensorFolder(path), _read_metadata(path)
@@ -234,7 +234,13 @@ class _Pair:
 
 
 def _pairs(kind: ModelKind[Any], config: Any) -> list[_Pair]:
-    """Returns where the updates of a model lie in a file."""
+    """Returns where the updates of a model lie in a file.
+
+    Raises:
+      ConfigError: Nobody exchanges updates of such a model.
+    """
+    if _NAMING not in kind.namings:
+        raise ConfigError(f"{kind.class_name} has no {_NAMING} names; adapter files carry those alone")
     model = nnx.eval_shape(lambda: kind.build(jax.random.key(0), config))
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten_params(nnx.to_pure_dict(nnx.state(model))).items()}
     num_inputs = adaptable_kernels(model)

@@ -19,10 +19,12 @@ from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.parameters import flatten_params, parameter_shardings
 from wamjax.types import PureDict
 from wamjax.weights.adapter import load_adapter, merge_adapter
+from wamjax.weights.initialise import Initialise, begin_config, make_params
 from wamjax.weights.kinds.kind import ModelKind
-from wamjax.weights.kinds.registry import find_kind
+from wamjax.weights.kinds.registry import KINDS, find_kind
 from wamjax.weights.load import load_params
 from wamjax.weights.report import Comparison, compare_names
+from wamjax.weights.rules import TensorRule, nested
 from wamjax.weights.store import (
     CONFIG,
     WeightsRecord,
@@ -48,6 +50,8 @@ class Loaded:
       params: Pure dict on the mesh.
       comparison: Names on both sides.
       folder: Its tensors.
+      rules: Of the tensors that were read; not those of ``naming`` where the checkpoint is a plain backbone.
+      made: Tensor, as ``naming`` calls it -> how its parameter was made, of each that the checkpoint does not hold.
     """
 
     kind: ModelKind[Any]
@@ -57,6 +61,8 @@ class Loaded:
     params: PureDict
     comparison: Comparison
     folder: TensorFolder
+    rules: tuple[TensorRule, ...]
+    made: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_reference_config(source: Path) -> dict[str, Any]:
@@ -85,6 +91,7 @@ def load_reference(
     dtype: str = "preserve",
     ignore: Sequence[str] = (),
     folder: TensorFolder | None = None,
+    initialise: Initialise | None = None,
 ) -> Loaded:
     """Loads a reference checkpoint onto ``mesh``.
 
@@ -95,19 +102,62 @@ def load_reference(
       dtype: ``preserve``, or a dtype to cast to.
       ignore: Patterns of tensors that may be left out.
       folder: The tensors, where they are not all of ``source``.
+      initialise: How to make the modules that a system adds, where ``source`` is a plain backbone; None refuses it.
 
     Raises:
-      ConfigError: The class or a value of ``config.json`` is not supported.
+      ConfigError: The class or a value of ``config.json`` is not supported, or a plain backbone is refused.
       DataError: Files are damaged, or names and shapes do not fit.
     """
     reference_config = read_reference_config(source)
     kind = find_kind(reference_config, kind_name)
-    config = kind.parse_config(reference_config)
     folder = TensorFolder(source) if folder is None else folder
+    recipe = kind.recipe if kind.recipe is not None and kind.recipe.is_backbone(folder) else None
+    if recipe is not None:
+        reference_config = begin_config(kind, reference_config, source, initialise)
+    elif initialise is not None and kind.recipe is None:
+        raise ConfigError(
+            f"--initialise_missing makes action modules, and a {kind.class_name} has none; say --kind=..., a system"
+        )
+    elif initialise is not None and initialise.options:
+        raise ConfigError(f"--option has no use for {source}, which holds all of a {kind.class_name}")
+    config = kind.parse_config(reference_config)
     variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))[1]
     abstract = flatten_params(nnx.to_pure_dict(variables))
-    shapes = {name: tensor.shape for name, tensor in folder.items()}
-    naming, comparison = _best_naming(kind, config, abstract, shapes, ignore)
+    shardings = flatten_params(parameter_shardings(variables, mesh))
+    sizes = {path: tuple(leaf.shape) for path, leaf in abstract.items()}
+
+    # What the checkpoint holds: the model, or the part of it that is a model of another kind.
+    held, its_config, its_path = (
+        (kind, config, "") if recipe is None else (KINDS[recipe.base], config.video, recipe.path)
+    )
+    part = {path.removeprefix(its_path): leaf for path, leaf in abstract.items() if path.startswith(its_path)}
+    naming, comparison = _best_naming(held, its_config, part, folder, ignore)
+    _require_exact(source, held, naming, comparison, folder)
+    part_rules = held.rules(its_config, naming)
+    rules = nested(part_rules, its_path)
+    flat, made = load_params(folder, rules, shardings, sizes, comparison.matched, dtype), {}
+    if initialise is not None and recipe is not None:
+        found = (folder, comparison.matched, shardings, sizes)
+        added, made = make_params(kind, config, part_rules, *found, seed=initialise.seed, dtype=dtype)
+        flat |= added
+    treedef = jax.tree.structure(nnx.to_pure_dict(variables))
+    return Loaded(
+        kind=kind,
+        config=config,
+        reference_config=reference_config or {"_class_name": kind.class_name},
+        naming=naming if recipe is None else kind.namings[0],
+        params=jax.tree.unflatten(treedef, [flat[path] for path in abstract]),
+        comparison=comparison,
+        folder=folder,
+        rules=rules,
+        made=made,
+    )
+
+
+def _require_exact(
+    source: Path, kind: ModelKind[Any], naming: str, comparison: Comparison, folder: TensorFolder
+) -> None:
+    """Raises ``DataError`` unless every parameter of ``kind`` has its tensor, and copies of one tensor are equal."""
     if not comparison.is_exact:
         raise DataError(
             f"{source} does not fit {kind.class_name} ({naming} names): {comparison.describe()}"
@@ -116,24 +166,6 @@ def load_reference(
     for alias, name in comparison.duplicates:
         if not np.array_equal(folder.view(alias).view(np.uint8), folder.view(name).view(np.uint8)):
             raise DataError(f"{source}: {alias} and {name} are one parameter of {kind.class_name} but differ")
-    flat = load_params(
-        folder,
-        kind.rules(config, naming),
-        flatten_params(parameter_shardings(variables, mesh)),
-        {path: tuple(leaf.shape) for path, leaf in abstract.items()},
-        comparison.matched,
-        dtype,
-    )
-    treedef = jax.tree.structure(nnx.to_pure_dict(variables))
-    return Loaded(
-        kind=kind,
-        config=config,
-        reference_config=reference_config or {"_class_name": kind.class_name},
-        naming=naming,
-        params=jax.tree.unflatten(treedef, [flat[path] for path in abstract]),
-        comparison=comparison,
-        folder=folder,
-    )
 
 
 def import_weights(
@@ -144,21 +176,28 @@ def import_weights(
     kind_name: str | None = None,
     dtype: str = "preserve",
     ignore: Sequence[str] = (),
+    initialise: Initialise | None = None,
 ) -> Loaded:
     """Imports a reference checkpoint into the folder ``out``; arguments and errors as ``load_reference``."""
     require_empty(out)
     folder = TensorFolder(source)
     with ThreadPoolExecutor(max_workers=1) as pool:
         parent = pool.submit(folder.hash)  # reads the same bytes at the same time
-        loaded = load_reference(source, mesh, kind_name=kind_name, dtype=dtype, ignore=ignore, folder=folder)
+        loaded = load_reference(
+            source, mesh, kind_name=kind_name, dtype=dtype, ignore=ignore, folder=folder, initialise=initialise
+        )
+        # A backbone's own names mean nothing to the system it became part of: it is exported under the system's.
+        comparison = loaded.comparison if not loaded.made else None
         record = WeightsRecord(
             kind=loaded.kind.class_name,
             naming=loaded.naming,
             parent_hash=parent.result(),
             dtypes=_narrower_dtypes(loaded) if dtype == "preserve" else {},
-            renamed={name: held for name, held in loaded.comparison.matched.items() if name != held},
-            duplicates=loaded.comparison.duplicates,
+            renamed={name: held for name, held in comparison.matched.items() if name != held} if comparison else {},
+            duplicates=comparison.duplicates if comparison else (),
             ignored=loaded.comparison.ignored,
+            made=loaded.made,
+            seed=initialise.seed if initialise is not None and loaded.made else None,
         )
     save_weights(out, loaded.params, loaded.reference_config, record)
     return loaded
@@ -219,26 +258,22 @@ def export_weights(
         piece = np.asarray(jax.device_get(array[layer] if rule.is_stacked else array))
         return rule.to_reference(piece).astype(dtype, copy=False)
 
-    planned = [(name, dtype, _reference_shape(rule, flat[rule.path])) for name, (rule, _, dtype) in places.items()]
+    planned = [(name, dtype, rule.reference_shape(flat[rule.path].shape)) for name, (rule, _, dtype) in places.items()]
     out.mkdir(parents=True, exist_ok=True)
     files = write_tensors(out, kind.file_stem, planned, read, max_file_bytes=max_file_bytes)
     (out / CONFIG).write_text(json.dumps(reference_config, indent=2) + "\n", encoding="utf-8")
     return files
 
 
-def _reference_shape(rule: Any, array: jax.Array) -> tuple[int, ...]:
-    layer = array.shape[1:] if rule.is_stacked else array.shape
-    return rule.to_reference(np.broadcast_to(np.zeros((), np.uint8), layer)).shape
-
-
 def _best_naming(
     kind: ModelKind[Any],
     config: Any,
     abstract: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
+    folder: TensorFolder,
     ignore: Sequence[str],
 ) -> tuple[str, Comparison]:
     """Returns the naming under which most tensors match."""
+    shapes = {name: tensor.shape for name, tensor in folder.items()}
     patterns = (*ignore, *kind.ignored)
     compared = {
         naming: compare_names(kind.rules(config, naming), abstract, shapes, patterns) for naming in kind.namings
@@ -248,12 +283,13 @@ def _best_naming(
 
 
 def _narrower_dtypes(loaded: Loaded) -> dict[str, str]:
-    """Returns the tensors whose dtype is not the one their parameter was given."""
+    """Returns the tensors, as ``loaded.naming`` calls them, whose dtype is not the one their parameter was given."""
     flat, narrower = flatten_params(loaded.params), {}
-    for rule in loaded.kind.rules(loaded.config, loaded.naming):
+    names = {rule.path: rule for rule in loaded.kind.rules(loaded.config, loaded.naming)}
+    for rule in loaded.rules:
         array = flat[rule.path]
         for layer in range(array.shape[0] if rule.is_stacked else 1):
             stored = loaded.folder[loaded.comparison.matched[rule.name_of(layer)]].dtype
             if stored != array.dtype:
-                narrower[rule.name_of(layer)] = stored.name
+                narrower[names[rule.path].name_of(layer)] = stored.name
     return narrower

@@ -8,7 +8,7 @@ round trip is exact. Knows nothing of files.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import einops
 import numpy as np
@@ -63,3 +63,29 @@ class TensorRule:
             name: size for name, size in self.sizes.items() if name in ours.replace("(", " ").replace(")", " ").split()
         }
         return einops.rearrange(array, f"{ours} -> {reference}", **sizes)
+
+    def reference_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of one tensor in the reference's layout, of a parameter of ``shape`` (layers included)."""
+        layer = shape[1:] if self.is_stacked else shape
+        return self.to_reference(np.broadcast_to(np.zeros((), np.uint8), layer)).shape
+
+
+def nested(rules: Iterable[TensorRule], path: str) -> tuple[TensorRule, ...]:
+    """Returns ``rules`` for a model that holds theirs under ``path``; the tensors' names stay."""
+    return tuple(dataclasses.replace(rule, path=path + rule.path) for rule in rules)
+
+
+def also_named(rules: Iterable[TensorRule], *prefixes: str) -> tuple[TensorRule, ...]:
+    """Returns ``rules`` that are also read where a checkpoint's names begin with one of ``prefixes``."""
+    return tuple(
+        dataclasses.replace(rule, aliases=(*rule.aliases, *(prefix + rule.name for prefix in prefixes)))
+        for rule in rules
+    )
+
+
+def linear_rules(path: str, name: str) -> tuple[TensorRule, ...]:
+    """Returns the rules of a linear layer whose weight the reference stores as [out in]."""
+    return (
+        TensorRule(path=f"{path}.kernel", name=f"{name}.weight", pattern="o i -> i o"),
+        TensorRule(path=f"{path}.bias", name=f"{name}.bias"),
+    )

@@ -37,6 +37,8 @@ class WeightsRecord:
       renamed: Reference name -> the alias under which the source held the tensor.
       duplicates: (alias, name) of tensors the source held a second time.
       ignored: Tensors of the source that were left out as told.
+      made: Tensor -> how its parameter was made, of each that the source, a plain backbone, did not hold.
+      seed: Of what was drawn among them.
     """
 
     kind: str
@@ -46,6 +48,8 @@ class WeightsRecord:
     renamed: dict[str, str]
     duplicates: tuple[tuple[str, str], ...]
     ignored: tuple[str, ...]
+    made: dict[str, str] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
 
 
 def save_weights(directory: Path, params: PureDict, config: dict[str, Any], record: WeightsRecord) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wamjax.errors import DataError
+from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.parameters import flatten_params
 from wamjax.weights.kinds.kind import ModelKind
 from wamjax.weights.rules import TensorRule
@@ -41,6 +41,15 @@ class Row:
     max_error: float
     relative_error: float
     is_close: bool
+
+
+def require_outputs(kind: ModelKind[Any]) -> None:
+    """Raises ``ConfigError`` unless ``kind`` computes something to compare."""
+    if not kind.has_outputs:
+        raise ConfigError(
+            f"{kind.class_name} has no forward pass to compare outputs with; its checkpoints can be imported and "
+            "exported (wamjax weights import | export)"
+        )
 
 
 def verify(

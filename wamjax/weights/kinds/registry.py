@@ -11,6 +11,9 @@ from wamjax.weights.kinds import (
     autoencoder_kl_wan,
     clip_vision,
     cosmos_transformer,
+    dreamzero,
+    fast_wam,
+    lingbot_va,
     umt5_encoder,
     wan_transformer,
 )
@@ -22,6 +25,9 @@ _ALL: tuple[ModelKind[Any], ...] = (
     autoencoder_kl_wan.KIND,
     umt5_encoder.KIND,
     clip_vision.KIND,
+    dreamzero.KIND,
+    lingbot_va.KIND,
+    fast_wam.KIND,
 )
 
 KINDS: Mapping[str, ModelKind[Any]] = {name: kind for kind in _ALL for name in (kind.class_name, *kind.class_aliases)}

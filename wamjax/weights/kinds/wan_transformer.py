@@ -5,7 +5,6 @@ Source: diffusers, ``transformer_wan.py`` and ``scripts/convert_wan_to_diffusers
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.weights.kinds.kind import ModelKind
-from wamjax.weights.rules import TensorRule
+from wamjax.weights.rules import TensorRule, also_named, linear_rules
 
 # What diffusers' configuration means where a key is absent: the defaults of WanTransformer3DModel.
 DEFAULTS: Mapping[str, Any] = {
@@ -37,6 +36,9 @@ DEFAULTS: Mapping[str, Any] = {
     "added_kv_proj_dim": None,
     "pos_embed_seq_len": None,
 }
+CLIP_WIDTH, CLIP_TOKENS = 1280, 257  # of one image, from CLIP ViT-H/14
+# Original Wan's model_type -> images whose tokens cross-attention reads beside the text.
+_IMAGES_OF_TYPE = {"t2v": 0, "ti2v": 0, "i2v": 1, "flf2v": 2}
 TEXT_TOKENS = 512  # where the reference splits image tokens from text tokens
 
 # The pairs (ours, diffusers, original) of what is a Linear with weight and bias outside the blocks.
@@ -58,12 +60,45 @@ _PROJECTIONS = (("query", "to_q", "q"), ("key", "to_k", "k"), ("value", "to_v", 
 _IMAGE_PROJECTIONS = (("image_key", "add_k_proj", "k_img"), ("image_value", "add_v_proj", "v_img"))
 
 
+def diffusers_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a ``config.json`` of original Wan (``WanModel``) with the keys that diffusers has for the same.
+
+    A key of diffusers that is there too wins, and a configuration that is diffusers' already comes back as it is.
+
+    Raises:
+      ConfigError: Heads do not divide the width, or ``model_type`` is not known.
+    """
+    if "dim" not in values:
+        return dict(values)
+    width, num_heads = values["dim"], values.get("num_heads", 16)
+    if width % num_heads:
+        raise ConfigError(f"config.json has dim={width} and num_heads={num_heads}, which does not divide it")
+    model_type = values.get("model_type", "t2v")
+    if model_type not in _IMAGES_OF_TYPE:
+        raise ConfigError(f"config.json has model_type={model_type!r}; only {', '.join(_IMAGES_OF_TYPE)} are supported")
+    num_images = _IMAGES_OF_TYPE[model_type]
+    renamed = {
+        "num_attention_heads": num_heads,
+        "attention_head_dim": width // num_heads,
+        "in_channels": values.get("in_dim", DEFAULTS["in_channels"]),
+        "out_channels": values.get("out_dim", DEFAULTS["out_channels"]),
+        "image_dim": CLIP_WIDTH if num_images else None,
+        "added_kv_proj_dim": width if num_images else None,
+        "pos_embed_seq_len": num_images * CLIP_TOKENS if num_images > 1 else None,
+    }
+    same = {key: value for key, value in values.items() if key in DEFAULTS}
+    if same.get("qk_norm") is True:
+        same["qk_norm"] = DEFAULTS["qk_norm"]
+    return {**renamed, **same}
+
+
 def parse_config(values: Mapping[str, Any]) -> VideoTransformerConfig:
-    """Returns the configuration of a diffusers ``config.json``.
+    """Returns the configuration of a ``config.json`` of diffusers or of original Wan.
 
     Raises:
       ConfigError: A value is one that no Wan model has and ours does not support.
     """
+    values = diffusers_config(values)
     given = {**DEFAULTS, **{key: value for key, value in values.items() if key in DEFAULTS}}
     width = given["num_attention_heads"] * given["attention_head_dim"]
     if given["qk_norm"] != DEFAULTS["qk_norm"]:
@@ -119,20 +154,18 @@ def rules(config: VideoTransformerConfig, naming: str) -> tuple[TensorRule, ...]
         ),
     ]
     for ours, diffusers, original in _LINEARS:
-        found += _linear(ours, original if is_original else diffusers)
+        found += linear_rules(ours, original if is_original else diffusers)
     if config.image_width is not None:
         found += _image_rules(config, is_original)
-    found += _block_rules(config, is_original)
-    if is_original:
-        found = [dataclasses.replace(rule, aliases=(f"model.diffusion_model.{rule.name}",)) for rule in found]
-    return tuple(found)
+    found += block_rules(config.block, is_original=is_original)
+    return also_named(found, "model.diffusion_model.") if is_original else tuple(found)
 
 
 def _image_rules(config: VideoTransformerConfig, is_original: bool) -> list[TensorRule]:
     found: list[TensorRule] = []
     for ours, (diffusers, original) in _IMAGE.items():
         name = f"img_emb.proj.{original}" if is_original else f"condition_embedder.image_embedder.{diffusers}"
-        make = _norm if ours.startswith("norm") else _linear
+        make = _norm if ours.startswith("norm") else linear_rules
         found += make(f"image_embedding.{ours}", name)
     if config.image_positions is not None:
         name = "img_emb.emb_pos" if is_original else "condition_embedder.image_embedder.pos_embed"
@@ -140,7 +173,8 @@ def _image_rules(config: VideoTransformerConfig, is_original: bool) -> list[Tens
     return found
 
 
-def _block_rules(config: VideoTransformerConfig, is_original: bool) -> list[TensorRule]:
+def block_rules(config: BlockConfig, *, is_original: bool) -> list[TensorRule]:
+    """Returns the rules of a stack of Wan's blocks: ``blocks.`` in ours, ``blocks.{layer}.`` in the checkpoint."""
     block = "blocks.{layer}."
     names = ("self_attn", "cross_attn") if is_original else ("attn1", "attn2")
     found = [
@@ -149,15 +183,15 @@ def _block_rules(config: VideoTransformerConfig, is_original: bool) -> list[Tens
             name=block + ("modulation" if is_original else "scale_shift_table"),
             pattern="1 s d -> s d",
         ),
-        *_linear("blocks.mlp.up", block + ("ffn.0" if is_original else "ffn.net.0.proj")),
-        *_linear("blocks.mlp.down", block + ("ffn.2" if is_original else "ffn.net.2")),
+        *linear_rules("blocks.mlp.up", block + ("ffn.0" if is_original else "ffn.net.0.proj")),
+        *linear_rules("blocks.mlp.down", block + ("ffn.2" if is_original else "ffn.net.2")),
     ]
-    if config.block.cross_norm == "affine":
+    if config.cross_norm == "affine":
         norm = block + ("norm3" if is_original else "norm2")
         found.append(TensorRule(path="blocks.cross_norm_scale", name=f"{norm}.weight"))
         found.append(TensorRule(path="blocks.cross_norm_bias", name=f"{norm}.bias"))
     for ours, name in zip(("self_attention", "cross_attention"), names, strict=True):
-        found += _attention_rules(config.block, f"blocks.{ours}", block + name, is_original)
+        found += _attention_rules(config, f"blocks.{ours}", block + name, is_original)
     return found
 
 
@@ -190,13 +224,6 @@ def _attention_rules(config: BlockConfig, ours: str, name: str, is_original: boo
     found.append(TensorRule(path=f"{ours}.out_kernel", name=f"{out}.weight", pattern="d (k e) -> k e d", sizes=k))
     found.append(TensorRule(path=f"{ours}.out_bias", name=f"{out}.bias"))
     return found
-
-
-def _linear(ours: str, name: str) -> list[TensorRule]:
-    return [
-        TensorRule(path=f"{ours}.kernel", name=f"{name}.weight", pattern="o i -> i o"),
-        TensorRule(path=f"{ours}.bias", name=f"{name}.bias"),
-    ]
 
 
 def _norm(ours: str, name: str) -> list[TensorRule]:
@@ -244,5 +271,6 @@ KIND = ModelKind(
     rules=rules,
     namings=("diffusers", "original"),
     outputs=outputs,
+    class_aliases=("WanModel",),
     ignored={"*.norm_added_q.weight": "written by early converters; nothing reads it"},
 )

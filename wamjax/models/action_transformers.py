@@ -1,0 +1,249 @@
+"""Video transformers with action modules: the parameters of published systems, one class per way actions enter.
+
+Each holds a whole video transformer as ``video`` and what the system adds to it. They own the ways of actions and
+states into tokens and back; which tokens see which is a layout's. The category form also has its pass over the layout
+it was trained on; the shared form and the expert's joint attention have none here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig
+from wamjax.errors import DataError
+from wamjax.layout import Layout, Pass, joint_layout
+from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning, stack_blocks
+from wamjax.models.video_transformer import VideoTransformer
+from wamjax.nn.category import CategoryActionEncoder, CategoryMlp
+from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
+from wamjax.nn.linear import Linear
+from wamjax.nn.rotary import rotary_table
+from wamjax.types import Actions, PRNGKey, States, Tokens
+
+
+class TeacherForced(NamedTuple):
+    """What the category form is trained on: every frame clean and noisy, the actions noisy.
+
+    Attributes:
+      clean: ``[b t h w c]`` latents, condition channels included.
+      noisy: The same, noised.
+      clean_ids: Timestep ids ``[b t]`` of the clean frames; zeros.
+      noisy_ids: Timestep ids ``[b t]`` of the noisy frames.
+      actions: ``[b a u]``, noised.
+      action_ids: Timestep ids ``[b a]``.
+      states: ``[b s p]``. A state has the timestep of the first of its block's actions.
+      category: int ``[b]`` embodiments.
+    """
+
+    clean: jax.Array
+    noisy: jax.Array
+    clean_ids: jax.Array
+    noisy_ids: jax.Array
+    actions: jax.Array
+    action_ids: jax.Array
+    states: jax.Array
+    category: jax.Array
+
+
+class CategoryActionTransformer(nnx.Module):
+    """A video transformer whose blocks also read action and state tokens, encoded per embodiment.
+
+    Source: DreamZero, groot/vla/model/dreamzero/modules/wan_video_dit_action_casual_chunk.py, ``CausalWanModel``.
+    """
+
+    def __init__(self, key: PRNGKey, config: CategoryActionConfig) -> None:
+        """Makes the model of ``config``."""
+        keys, self.config = jax.random.split(key, 4), config
+        block, categories, hidden = config.video.block, config.num_categories, config.hidden_width
+        width, dtype = block.width, block.compute_dtype
+        self.video = VideoTransformer(keys[0], config.video)
+        self.action_encoder = CategoryActionEncoder(keys[1], categories, config.action_dim, width, dtype=dtype)
+        self.state_encoder = CategoryMlp(
+            keys[2], categories, (config.state_dim, hidden, width), (None, "mlp", "embed"), dtype=dtype
+        )
+        self.action_decoder = CategoryMlp(
+            keys[3], categories, (width, hidden, config.action_dim), ("embed", "mlp", None), dtype=dtype
+        )
+
+    def __call__(
+        self, inputs: TeacherForced, text: jax.Array, *, image: jax.Array | None = None
+    ) -> tuple[jax.Array, Actions]:
+        """Predicts the velocities of the noisy frames and actions of one sample, as in training.
+
+        Args:
+          inputs: Clean and noisy frames, actions and states.
+          text: ``[b l text_width]`` tokens of the text encoder.
+          image: ``[b m image_width]`` tokens of the image encoder.
+
+        Returns:
+          fp32 ``[b t h w out_channels]`` and ``[b a u]``.
+
+        Raises:
+          DataError: Sizes do not fit each other or the configuration.
+        """
+        grid = self.video.check(inputs.noisy)
+        layout_pass = self._layout(inputs, grid).full_pass()
+        ids, runs = _token_times(inputs, grid)
+        conditioning = self.video.condition(ids, text, layout_pass, runs=runs, image=image)
+        tokens = [self.video.embed(inputs.clean), self.video.embed(inputs.noisy)]
+        tokens.append(self.embed_actions(inputs.actions, inputs.action_ids, inputs.category))
+        tokens.append(self.embed_states(inputs.states, inputs.category))
+        x, _ = self.video.run(jnp.concatenate(tokens, axis=1), layout_pass, conditioning)
+        num_video = tokens[1].shape[1]
+        # The head reads the noisy frames only, whose timesteps follow the clean ones'.
+        own = conditioning._replace(runs=runs[grid[0] : 2 * grid[0]])
+        video = self.video.head(x[:, num_video : 2 * num_video], own)
+        actions = x[:, 2 * num_video : 2 * num_video + inputs.actions.shape[1]]
+        return self.video.unpatch(video, grid), self.decode_actions(actions, inputs.category)
+
+    def _layout(self, inputs: TeacherForced, grid: tuple[int, int, int]) -> Layout:
+        """Returns the released model's layout of ``inputs`` on ``grid``: clean | noisy | actions | states."""
+        config, counts = self.config, (grid[0] - 1, inputs.actions.shape[1], inputs.states.shape[1])
+        num_blocks = counts[0] // config.frames_per_block
+        if num_blocks < 1 or counts[0] % config.frames_per_block or counts[1] % num_blocks or not counts[1]:
+            raise DataError(
+                f"{grid[0]} latent frames and {counts[1]} actions; expected one frame and then blocks of "
+                f"{config.frames_per_block} frames, each with the same number of actions"
+            )
+        if counts[2] != num_blocks * config.states_per_block:
+            raise DataError(f"{counts[2]} states for {num_blocks} blocks; expected {config.states_per_block} for each")
+        if inputs.clean.shape != inputs.noisy.shape:
+            raise DataError(f"clean frames of shape {inputs.clean.shape}, noisy ones of {inputs.noisy.shape}")
+        return joint_layout(
+            num_blocks=num_blocks,
+            frames_per_block=config.frames_per_block,
+            grid=grid[1:],
+            actions_per_block=counts[1] // num_blocks,
+            states_per_block=config.states_per_block,
+            token_causal_context=True,
+        )
+
+    def embed_actions(self, actions: Actions, ids: jax.Array, category: jax.Array) -> Tokens:
+        """Returns tokens ``[b a d]`` of ``actions`` ``[b a u]``, noised at timestep ``ids`` ``[b a]``."""
+        return self.action_encoder(actions, ids, category)
+
+    def embed_states(self, states: States, category: jax.Array) -> Tokens:
+        """Returns tokens ``[b s d]`` of ``states`` ``[b s p]``."""
+        return self.state_encoder(states, category)
+
+    def decode_actions(self, tokens: Tokens, category: jax.Array) -> Actions:
+        """Returns the fp32 prediction ``[b a u]`` of the blocks' output ``[b a d]``, which is not normed before."""
+        return self.action_decoder(tokens, category).astype(jnp.float32)
+
+
+class SharedActionTransformer(nnx.Module):
+    """A video transformer whose blocks also read action tokens, with timesteps embedded apart.
+
+    ``action_text`` is a copy of the text embedding that released checkpoints hold and nothing reads.
+
+    Source: LingBot-VA, wan_va/modules/model.py, ``WanTransformer3DModel``.
+    """
+
+    def __init__(self, key: PRNGKey, config: SharedActionConfig) -> None:
+        """Makes the model of ``config``."""
+        keys, self.config = jax.random.split(key, 5), config
+        video = config.video
+        width, dtype = video.block.width, video.block.compute_dtype
+        self.video = VideoTransformer(keys[0], video)
+        self.action_embed = Linear(keys[1], (config.action_dim, width), (None, "embed"), dtype=dtype)
+        self.action_time = TimeEmbedding(keys[2], video.time_width, width, NUM_TABLE_VECTORS)
+        self.action_text = TextEmbedding(keys[3], video.text_width, width, dtype=dtype)
+        self.action_out = Linear(keys[4], (width, config.action_dim), ("embed", None), dtype=dtype)
+
+    def embed_actions(self, actions: Actions) -> Tokens:
+        """Returns tokens ``[b a d]`` of ``actions`` ``[b a u]``."""
+        return self.action_embed(actions)
+
+    def embed_action_times(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns what ``TimeEmbedding`` does of the actions' timestep ids ``[b slots]``."""
+        return self.action_time(ids)
+
+    def decode_actions(self, tokens: Tokens, conditioning: Conditioning) -> Actions:
+        """Returns the fp32 prediction ``[b a u]`` of the blocks' output: the video's modulated norm, another head.
+
+        Args:
+          tokens: ``[b a d]``.
+          conditioning: Of these tokens, with the actions' own embedding of timesteps.
+        """
+        return self.action_out(self.video.modulate_out(tokens, conditioning)).astype(jnp.float32)
+
+
+class ActionExpert(nnx.Module):
+    """A stack of blocks for action tokens, narrower than the video's, with the same heads.
+
+    Source: Fast-WAM, src/fastwam/models/wan22/action_dit.py, ``ActionDiT``: its head has neither norm nor modulation.
+    """
+
+    def __init__(self, key: PRNGKey, config: ActionExpertConfig) -> None:
+        """Makes the stack of ``config``, as deep as the video's."""
+        keys, self.config = jax.random.split(key, 5), config
+        video, block = config.video, config.expert
+        width, dtype = block.width, block.compute_dtype
+        self.action_embed = Linear(keys[0], (config.action_dim, width), (None, "embed"), dtype=dtype)
+        self.text_embedding = TextEmbedding(keys[1], video.text_width, width, dtype=dtype)
+        self.time_embedding = TimeEmbedding(keys[2], video.time_width, width, NUM_TABLE_VECTORS)
+        self.blocks = stack_blocks(keys[3], block, video.num_layers)
+        self.action_out = Linear(keys[4], (width, config.action_dim), ("embed", None), dtype=dtype)
+
+    def embed(self, actions: Actions) -> Tokens:
+        """Returns tokens ``[b a d]`` of ``actions`` ``[b a u]``."""
+        return self.action_embed(actions)
+
+    def condition(
+        self,
+        ids: jax.Array,
+        text: jax.Array,
+        layout_pass: Pass,
+        runs: Sequence[tuple[int, int]],
+        text_mask: jax.Array | None = None,
+    ) -> Conditioning:
+        """Returns what the expert's blocks read besides their tokens; arguments as ``VideoTransformer.condition``."""
+        embedding, modulation = self.time_embedding(ids)
+        return Conditioning(
+            embedding=embedding,
+            modulation=modulation,
+            runs=runs,
+            rotation=rotary_table(layout_pass, self.config.expert.head_dim, self.config.video.rotary.theta),
+            text=self.text_embedding(text),
+            text_mask=text_mask,
+        )
+
+    def decode(self, tokens: Tokens) -> Actions:
+        """Returns the fp32 prediction ``[b a u]`` of the blocks' output ``[b a d]``."""
+        return self.action_out(tokens).astype(jnp.float32)
+
+
+class ActionExpertTransformer(nnx.Module):
+    """A video transformer and an action expert that attend jointly (mixture of transformers).
+
+    Source: Fast-WAM, src/fastwam/models/wan22/{fastwam,mot}.py.
+    """
+
+    def __init__(self, key: PRNGKey, config: ActionExpertConfig) -> None:
+        """Makes the model of ``config``."""
+        keys, self.config = jax.random.split(key, 3), config
+        text_width, dtype = config.video.text_width, config.video.block.compute_dtype
+        self.video = VideoTransformer(keys[0], config.video)
+        self.expert = ActionExpert(keys[1], config)
+        self.state_embed = nnx.data(None)
+        if config.state_dim is not None:
+            self.state_embed = Linear(keys[2], (config.state_dim, text_width), (None, None), dtype=dtype)
+
+    def append_state(self, text: jax.Array, state: jax.Array) -> jax.Array:
+        """Returns ``text`` ``[b l text_width]`` with ``state`` ``[b p]`` as one more token, before any embedding."""
+        assert self.state_embed is not None, "this model has no state token"
+        return jnp.concatenate([text, self.state_embed(state)[:, None].astype(text.dtype)], axis=1)
+
+
+def _token_times(inputs: TeacherForced, grid: tuple[int, int, int]) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:
+    """Returns timestep ids ``[b slots]`` and the (slot, tokens) runs of clean | noisy | actions | states."""
+    num_actions, num_states = inputs.action_ids.shape[1], inputs.states.shape[1]
+    state_ids = inputs.action_ids[:, :: num_actions // num_states]
+    ids = jnp.concatenate([inputs.clean_ids, inputs.noisy_ids, inputs.action_ids, state_ids], axis=1)
+    sizes = [grid[1] * grid[2]] * (2 * grid[0]) + [1] * (num_actions + num_states)
+    return ids, tuple(enumerate(sizes))
