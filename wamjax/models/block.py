@@ -9,7 +9,6 @@ attention follows a layout's schedule, keys of earlier tokens may come from a ca
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -19,9 +18,9 @@ from flax import nnx
 
 from wamjax.config.backbone import BlockConfig
 from wamjax.layout import Pass, Rectangle, Schedule
-from wamjax.nn.attention import attend
+from wamjax.nn.attention import ATTENTION_OUT, ATTENTION_WEIGHTS, attend
 from wamjax.nn.init import AXES_KEY, named
-from wamjax.nn.linear import Mlp
+from wamjax.nn.linear import MLP_HIDDEN, Mlp
 from wamjax.nn.modulation import LowRankModulation, Modulation, gate, modulate
 from wamjax.nn.multihead import Attention, KeysValues
 from wamjax.nn.norm import layer_norm
@@ -31,6 +30,14 @@ from wamjax.types import Heads, PRNGKey, TextTokens, Tokens
 
 NUM_TABLE_VECTORS = 6  # shift, scale and gate, for attention and for the feed-forward layer
 NUM_LOW_RANK_VECTORS = 3  # shift, scale and gate, of each part
+
+_policies = jax.checkpoint_policies
+_KEPT = {
+    "none": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(ATTENTION_OUT, ATTENTION_WEIGHTS, MLP_HIDDEN)
+    ),
+    "full": _policies.save_only_these_names(ATTENTION_OUT),
+}
 
 
 class Conditioning(NamedTuple):
@@ -209,6 +216,5 @@ def run_blocks(
         x, own = block(x, layout_pass, conditioning, layer_past)
         return x, own if return_cache else None
 
-    if remat == "full":
-        body = functools.partial(jax.checkpoint, prevent_cse=False)(body)
+    body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[remat])
     return jax.lax.scan(body, x, (blocks, past))

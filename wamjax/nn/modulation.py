@@ -133,6 +133,8 @@ def _over_runs(
 ) -> jax.Array:
     """Applies ``function(tokens, *vectors)`` to each run of tokens with its slot's vectors ``[b slots d]``."""
     num_slots = per_slot[0].shape[1]
+    if num_slots == 1:
+        return function(x, *per_slot)
     if x.shape[1] % num_slots == 0 and tuple(runs) == even_runs(num_slots, x.shape[1]):
         tiled = x.reshape(x.shape[0], num_slots, -1, x.shape[-1])
         return function(tiled, *(vectors[:, :, None] for vectors in per_slot)).reshape(x.shape)
