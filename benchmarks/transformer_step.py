@@ -46,7 +46,9 @@ ADAMW = {"lr": 1e-4, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01}
 LATENTS = (2, 16, 4, 32, 32)  # [b c t h w]: 1,024 tokens
 TEXT_TOKENS = 64
 SIDES = ("wamjax", "wamjax, remat", "diffusers")
-MAX_LOSS_DIFFERENCE = 1e-3  # relative, over all steps; AdamW divides rounding errors of gradients near zero by themselves
+MAX_LOSS_DIFFERENCE = (
+    1e-3  # relative, over all steps; AdamW divides rounding errors of gradients near zero by themselves
+)
 
 
 def make_batch() -> dict[str, np.ndarray]:
@@ -236,7 +238,7 @@ def report(sides: list[Side], num_params: int) -> Iterator[str]:
     tokens = frames * height * width // 4
     yield (
         f"{num_params / 1e6:.1f} M parameters, batch {batch} of {tokens} tokens and {TEXT_TOKENS} of text, fp32, "
-        f"{len(os.sched_getaffinity(0))} cores of {platform.machine()}, fastest of {len(sides[0].seconds)} steps in turn"
+        f"{len(os.sched_getaffinity(0))} cores of {platform.machine()}, fastest of {len(sides[0].seconds)} steps each"
     )
     reference = next((side for side in sides if side.name == "diffusers"), None)
     yield f"{'':54s}{'s/step':>8s}{'x':>7s}{'peak MB':>10s}{'x':>7s}{'last loss':>12s}"

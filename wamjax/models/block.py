@@ -34,7 +34,8 @@ NUM_LOW_RANK_VECTORS = 3  # shift, scale and gate, of each part
 _policies = jax.checkpoint_policies
 _KEPT = {
     "none": _policies.save_from_both_policies(
-        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names(ATTENTION_OUT, ATTENTION_WEIGHTS, MLP_HIDDEN)
+        _policies.dots_with_no_batch_dims_saveable,
+        _policies.save_only_these_names(ATTENTION_OUT, ATTENTION_WEIGHTS, MLP_HIDDEN),
     ),
     "full": _policies.save_only_these_names(ATTENTION_OUT),
 }

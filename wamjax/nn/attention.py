@@ -96,7 +96,9 @@ def _attend_rectangle(
         chunked = None if limits is None else limits[:first_rest].reshape(num_chunks, QUERY_CHUNK)
         pieces.append(_attend_chunks(_chunk(q[:, :, :first_rest]), k, v, chunked, seen))
     if rest:
-        pieces.append(_softmax_attention(q[:, :, first_rest:], k, v, None if limits is None else limits[first_rest:], seen))
+        pieces.append(
+            _softmax_attention(q[:, :, first_rest:], k, v, None if limits is None else limits[first_rest:], seen)
+        )
     out = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
     return jnp.swapaxes(out, 1, 2)
 
@@ -186,7 +188,7 @@ def _attend_chunks_backward(kept: tuple[Any, ...], grad: jax.Array) -> tuple[Any
         grad_v = jnp.einsum("bkmn,bkne->bkme", weights.astype(v.dtype), grad, preferred_element_type=jnp.float32)
         return (sums[0] + grad_k, sums[1] + grad_v), grad_q
 
-    zeros = tuple(jnp.zeros(part.shape, jnp.float32) for part in (k, v))
+    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     chunks = (q, _chunk(grad), limits, highest, scale, _chunk(grad_dot_out))
     (grad_k, grad_v), grad_q = jax.lax.scan(grad_chunk, zeros, chunks)
     return jnp.swapaxes(grad_q, 3, 4), grad_k.astype(k.dtype), grad_v.astype(v.dtype), None, None

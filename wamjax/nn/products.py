@@ -6,15 +6,10 @@ one, and behind which it computes the whole chain of elementwise gradients a sec
 
 from __future__ import annotations
 
-import functools
-
 import jax
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def project(
-    x: jax.Array, kernel: jax.Array, num_in: int = 1, precision: jax.lax.Precision | None = None
-) -> jax.Array:
+def project(x: jax.Array, kernel: jax.Array, num_in: int = 1, precision: jax.lax.Precision | None = None) -> jax.Array:
     """Multiplies the last dims of ``x`` with the first of ``kernel``.
 
     Args:
@@ -26,12 +21,16 @@ def project(
     Returns:
       ``[... out]``.
     """
-    return _product(x, kernel, num_in, precision)
+    product: jax.Array = _project(x, kernel, num_in, precision)
+    return product
 
 
 def _product(x: jax.Array, kernel: jax.Array, num_in: int, precision: jax.lax.Precision | None) -> jax.Array:
     dims = (tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in)))
     return jax.lax.dot_general(x, kernel, (dims, ((), ())), precision=precision)
+
+
+_project = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
 
 
 def _forward(
@@ -51,4 +50,4 @@ def _backward(
     return grad_x, grad_kernel
 
 
-project.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward)

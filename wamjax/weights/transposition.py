@@ -18,7 +18,8 @@ def copy_transposed(out: np.ndarray, source: np.ndarray) -> None:
       out: C-contiguous.
       source: Of the same shape, with its dims in any order in memory.
     """
-    assert out.shape == source.shape and out.flags.c_contiguous, (out.shape, source.shape)
+    assert out.shape == source.shape, (out.shape, source.shape)
+    assert out.flags.c_contiguous
     if out.dtype == source.dtype:  # values are not looked at: NumPy copies integers faster than bfloat16
         out, source = (array.view(f"u{out.dtype.itemsize}") for array in (out, source))
     shape = _merged_shape(source)
