@@ -112,8 +112,9 @@ def start_ours(folder: Path, remat: str) -> tuple[str, int, Callable[[], float]]
     loaded = load_reference(folder, mesh)
     config = dataclasses.replace(loaded.config, remat=remat)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: VideoTransformer(jax.random.key(0), config)))
-    adamw = dict(ADAMW)
-    optimizer = optax.adamw(adamw.pop("lr"), **adamw)
+    optimizer = optax.adamw(
+        ADAMW["lr"], b1=ADAMW["b1"], b2=ADAMW["b2"], eps=ADAMW["eps"], weight_decay=ADAMW["weight_decay"]
+    )
     given = make_batch()
     batch = {name: jnp.asarray(value) for name, value in given.items()}
     for name in ("hidden_states", "target"):

@@ -32,7 +32,8 @@ COMPONENTS = (*BLOCK_COMPONENTS, "patch", "head", "text_embed", "image_embed", "
 
 # Rectangles with more queries than this are attended a chunk at a time, and the scores of a whole chunk are computed
 # again in the backward pass: ``nn.attention.QUERY_CHUNK``, a sibling this module may not import; a test compares them.
-ATTENTION_QUERY_CHUNK = 1024
+ATTENTION_QUERY_CHUNK = 256
+_ATTENTION = ("self_scores", "cross_scores")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,13 +110,14 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
     needed = _tally(config, layout, needed_tokens, layout.num_pairs, needed_tokens * text)
     executed = _tally(config, layout, padded, schedule.num_executed_pairs, padded * text)
     hardware = executed.training()
+    # Scores, not weighted values, are computed once more: half of the forward FLOPs. Of chunks always, of the rest
+    # where a block is rematerialised (which keeps what attention returned).
+    for name, spans in zip(_ATTENTION, (rectangles, [(padded, text)]), strict=True):
+        chunked = config.model.num_layers * layers.attention_scores(_chunked_pairs(spans), config.model.width)
+        hardware[name] += (executed.forward[name] if config.model.remat == "full" else chunked) // 2
     if config.model.remat == "full":
-        for name in BLOCK_COMPONENTS:
+        for name in set(BLOCK_COMPONENTS) - set(_ATTENTION):
             hardware[name] += executed.forward[name]
-    # The scores of a chunk, not its weighted values, are computed once more: half of its forward FLOPs.
-    for name, spans in (("self_scores", rectangles), ("cross_scores", [(padded, text)])):
-        again = layers.attention_scores(_chunked_pairs(spans), config.model.width) // 2
-        hardware[name] += config.model.num_layers * again
     return FlopCount(
         forward=dict(needed.forward),
         model=needed.training(),

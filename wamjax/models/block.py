@@ -18,7 +18,7 @@ from flax import nnx
 
 from wamjax.config.backbone import BlockConfig
 from wamjax.layout import Pass, Rectangle, Schedule
-from wamjax.nn.attention import ATTENTION_OUT, ATTENTION_WEIGHTS, attend
+from wamjax.nn.attention import ATTENTION_OUT, ATTENTION_SCORES, attend
 from wamjax.nn.init import AXES_KEY, named
 from wamjax.nn.linear import MLP_HIDDEN, Mlp
 from wamjax.nn.modulation import LowRankModulation, Modulation, gate, modulate
@@ -35,7 +35,7 @@ _policies = jax.checkpoint_policies
 _KEPT = {
     "none": _policies.save_from_both_policies(
         _policies.dots_with_no_batch_dims_saveable,
-        _policies.save_only_these_names(ATTENTION_OUT, ATTENTION_WEIGHTS, MLP_HIDDEN),
+        _policies.save_only_these_names(ATTENTION_OUT, ATTENTION_SCORES, MLP_HIDDEN),
     ),
     "full": _policies.save_only_these_names(ATTENTION_OUT),
 }

@@ -21,7 +21,7 @@ QUERY_CHUNK = 256  # queries whose scores exist at one time
 
 # Names by which a rematerialisation policy keeps values of this module.
 ATTENTION_OUT = "attention_out"  # outputs, and the softmax's normalisers
-ATTENTION_WEIGHTS = "attention_weights"  # of rectangles with too few queries for chunks
+ATTENTION_SCORES = "attention_scores"  # of rectangles with too few queries for chunks
 
 
 def attend(
@@ -110,8 +110,8 @@ def _softmax_attention(
 
     Query i sees the first ``limits[i]`` keys if ``limits`` is given, and of those the ones ``seen`` ``[b m]`` shows.
     """
-    weights = jax.nn.softmax(_scores(q, k, limits, seen), axis=-1).astype(v.dtype)
-    weights = checkpoint_name(weights, ATTENTION_WEIGHTS)
+    scores = checkpoint_name(_scores(q, k, limits, seen), ATTENTION_SCORES)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return checkpoint_name(jnp.einsum("bknm,bkme->bkne", weights, v), ATTENTION_OUT)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxlib.xla_client import Device
 
 from wamjax.weights.rules import TensorRule
 from wamjax.weights.tensors import TensorFolder
@@ -118,7 +117,7 @@ class _Reader:
             self.folder.release()
 
 
-def _finish(shard: jax.Array | tuple[np.ndarray, list[Future[None]]], device: Device) -> jax.Array:
+def _finish(shard: jax.Array | tuple[np.ndarray, list[Future[None]]], device: Any) -> jax.Array:
     """Returns what was begun, once it is there; the memory of a host array becomes the device's."""
     if isinstance(shard, jax.Array):
         return shard
@@ -136,7 +135,7 @@ def _start_on_host(
     index: tuple[slice, ...],
     shape: tuple[int, ...],
     dtype: np.dtype,
-    device: Device,
+    device: Any,
 ) -> tuple[np.ndarray, list[Future[None]]]:
     """Begins to read one shard into host memory; returns the memory and what is still to happen."""
     del device
@@ -165,7 +164,7 @@ def _load_on_device(
     index: tuple[slice, ...],
     shape: tuple[int, ...],
     dtype: np.dtype,
-    device: Device,
+    device: Any,
 ) -> jax.Array:
     """Returns one shard, layer by layer."""
     if not rule.is_stacked:
