@@ -104,11 +104,14 @@ def start_ours(folder: Path, remat: str) -> tuple[str, int, Callable[[], float]]
 
     from wamjax.config.schema import ParallelConfig
     from wamjax.models.video_transformer import VideoTransformer
+    from wamjax.parallel.host_memory import keep_freed_memory
     from wamjax.parallel.mesh import build_mesh
     from wamjax.weights.exchange import load_reference
 
-    mesh = build_mesh(ParallelConfig(data=1, fsdp=-1, context=1, tensor=1))
+    if remat == "none":
+        keep_freed_memory()  # as `wamjax train --cpu_devices` does
     imported = resident_bytes()
+    mesh = build_mesh(ParallelConfig(data=1, fsdp=-1, context=1, tensor=1))
     loaded = load_reference(folder, mesh)
     config = dataclasses.replace(loaded.config, remat=remat)
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: VideoTransformer(jax.random.key(0), config)))

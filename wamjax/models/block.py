@@ -31,6 +31,9 @@ from wamjax.types import Heads, PRNGKey, TextTokens, Tokens
 NUM_TABLE_VECTORS = 6  # shift, scale and gate, for attention and for the feed-forward layer
 NUM_LOW_RANK_VECTORS = 3  # shift, scale and gate, of each part
 
+# What the backward pass finds, by ``remat``; all else is computed again. Layers multiply without batch dims, attention
+# with them, which is why its scores (of rectangles that are not chunked) have a name. Units of the feed-forward layer
+# could be recomputed, but XLA on a CPU does so column by column, at three times the price of keeping them.
 _policies = jax.checkpoint_policies
 _KEPT = {
     "none": _policies.save_from_both_policies(
@@ -205,7 +208,7 @@ def run_blocks(
       layout_pass: Which segments are computed and which keys come from ``past``.
       conditioning: What every block reads besides its tokens.
       past: Keys and values of all layers, ``[layers b m k e]``; None if the pass has no past.
-      remat: ``full`` recomputes each block in the backward pass.
+      remat: What the backward pass computes again, as ``VideoTransformerConfig.remat`` says.
       return_cache: Whether the computed tokens' keys and values are returned.
 
     Returns:
