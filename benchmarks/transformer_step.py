@@ -134,8 +134,10 @@ def start_ours(folder: Path, remat: str) -> tuple[str, int, Callable[[], float]]
         return optax.apply_updates(params, updates), opt, loss
 
     compiled = jax.jit(train_step, donate_argnums=(0, 1))
-    state = [loaded.params, optimizer.init(loaded.params)]
+    params = jax.tree.map(jnp.copy, loaded.params)  # loading filled memory of the host, which no step may write to
     del loaded
+    state = [params, optimizer.init(params)]
+    del params
 
     def step() -> float:
         *state[:], loss = jax.block_until_ready(compiled(*state, batch))
