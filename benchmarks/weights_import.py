@@ -2,8 +2,9 @@
 
 Command:   python benchmarks/weights_import.py [--folder=DIR] [--repeats=2]
 Prints:    the rate of `weights import`'s loading, and that of reading the same files front to back, both with the files
-           dropped from the page cache first, alternating (the parameters are fresh memory, the reader's buffer is used
-           again); and the peak of memory above the parameters themselves, in units of the largest tensor. At least 0.5 of the disk and under 2 tensors are expected.
+           dropped from the page cache first, alternating (parameters are fresh memory, the reader uses one buffer
+           again and again); and the peak of memory above the parameters themselves, in units of the largest tensor.
+           At least 0.5 of the disk and under 2 tensors are expected.
 """
 
 from __future__ import annotations
