@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax train takes flags only (see wamjax train --help)")
     values = flags.FLAGS
     config, workdir = config_from_flags(), WorkDir(Path(values.workdir))
-    distributed.start_devices(values.cpu_devices)
+    distributed.start_devices(values.cpu_devices, keep_memory=config.model.remat == "none")
     distributed.start_processes(
         values.coordinator_address, values.num_processes, values.process_id, values.connect_timeout_s
     )

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax.layout import joint_layout
+from wamjax.layout import Rectangle, Schedule, joint_layout
 from wamjax.nn import attention
 from wamjax.nn.attention import attend
 
@@ -78,3 +78,37 @@ def test_attend_sequence_of_another_length_is_refused():
     layout = joint_layout(num_blocks=1, frames_per_block=1, grid=(1, 1), actions_per_block=1, states_per_block=1)
     with pytest.raises(ValueError, match="schedule holds"):
         attend(*_inputs(layout.num_tokens + 1), schedule=layout.full_pass().schedule)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attend_key_mask_in_chunks_equals_at_once_with_gradients(dtype, monkeypatch):
+    # 13 queries over 9 keys: two chunks of 5 and a rest. One sample hides some keys, the other all of them.
+    q, k, v = (x.astype(dtype) for x in _inputs(13))
+    k, v = k[:, :9], v[:, :9]
+    seen = jnp.array([[True, False, True, True, False, True, True, True, False], [False] * 9])
+    schedule = Schedule(13, 9, (Rectangle(((0, 13),), ((0, 9),)),))
+    probe = jax.random.normal(jax.random.key(9), q.shape)
+
+    def run(chunk):
+        monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+        out, pull = jax.vjp(lambda *args: attend(*args, schedule=schedule, key_mask=seen), q, k, v)
+        return out, *pull(probe.astype(dtype))
+
+    tolerance = 1e-5 if dtype == jnp.float32 else 5e-2
+    chunked, whole = run(5), run(1024)
+    for a, b in zip(chunked, whole, strict=True):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance)
+    mean = jnp.broadcast_to(v[1].astype(jnp.float32).mean(0), q[1].shape)
+    np.testing.assert_allclose(chunked[0][1].astype(jnp.float32), mean, atol=tolerance)
+    hidden = np.asarray(~seen)
+    np.testing.assert_array_equal(np.asarray(chunked[2])[hidden], 0)  # nothing reaches a hidden key
+    np.testing.assert_array_equal(np.asarray(chunked[3][0])[hidden[0]], 0)
+
+
+def test_chunked_attention_keeps_no_scores_for_the_backward_pass(monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 8)
+    q, k, v = _inputs(32)
+    schedule = Schedule(32, 32, (Rectangle(((0, 32),), ((0, 32),)),))
+    _, pull = jax.vjp(lambda *args: attend(*args, schedule=schedule), q, k, v)
+    assert max(leaf.size for leaf in jax.tree.leaves(pull)) == q.size  # all scores would be twice that

@@ -114,7 +114,8 @@ class VideoTransformerConfig:
       learned_positions: Patches along frames, rows and columns for which every block adds a learned position embedding
         (Cosmos 1); None without.
       padding_mask: Whether a mask of padded pixels enters as one more channel (Cosmos).
-      remat: ``none`` keeps all activations of a block; ``full`` recomputes each block in the backward pass.
+      remat: ``none`` keeps what matrix products and attention return and recomputes what lies between, such as norms;
+        ``full`` keeps a block's input and what its attention returns, and recomputes all else in the backward pass.
     """
 
     block: BlockConfig

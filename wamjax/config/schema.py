@@ -37,7 +37,8 @@ class ModelConfig:
       rope_theta: Base of the rotary frequencies.
       norm_eps: Epsilon of every norm.
       compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
-      remat: ``none`` keeps all activations of a block; ``full`` recomputes each block in the backward pass.
+      remat: ``none`` keeps what matrix products and attention return and recomputes what lies between, such as norms;
+        ``full`` keeps a block's input and what its attention returns, and recomputes all else in the backward pass.
     """
 
     width: int = 128

@@ -36,7 +36,8 @@ COMPONENTS = (*BLOCK_COMPONENTS, "patch", "head", "text_embed", "image_embed", "
 
 # Rectangles with more queries than this are attended a chunk at a time, and the scores of a whole chunk are computed
 # again in the backward pass: ``nn.attention.QUERY_CHUNK``, a sibling this module may not import; a test compares them.
-ATTENTION_QUERY_CHUNK = 1024
+ATTENTION_QUERY_CHUNK = 256
+_ATTENTION = ("self_scores", "cross_scores")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,14 +115,16 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
     needed, _ = _tally(config, layout, _BlockTokens(needed_tokens, layout.num_pairs), is_scanned=False)
     executed, blocks = _tally(config, layout, _BlockTokens(padded, schedule.num_executed_pairs), is_scanned=True)
     hardware = executed.training()
-    has_backward = any(blocks.backward.values())
-    if config.model.remat == "full" and has_backward:
+    is_rematerialised = config.model.remat == "full" and any(blocks.backward.values())
+    # Scores, not weighted values, are computed once more: half of the forward FLOPs. Of chunks always, of the rest
+    # where a block is rematerialised (which keeps what attention returned).
+    for name, rectangles in zip(_ATTENTION, spans, strict=True):
+        chunked = config.model.num_layers * layers.attention_scores(_chunked_pairs(rectangles), config.model.width)
+        again = blocks.forward[name] if is_rematerialised else chunked
+        hardware[name] += again // 2 * bool(blocks.backward[name])
+    if is_rematerialised:
         for name, flops in blocks.recomputed().items():
-            hardware[name] += flops
-    # The scores of a chunk, not its weighted values, are computed once more: half of its forward FLOPs.
-    for name, rectangles in zip(("self_scores", "cross_scores"), spans, strict=True):
-        again = layers.attention_scores(_chunked_pairs(rectangles), config.model.width) // 2
-        hardware[name] += config.model.num_layers * again * bool(blocks.backward[name])
+            hardware[name] += 0 if name in _ATTENTION else flops
     return FlopCount(
         forward=dict(needed.forward),
         model=needed.training(),

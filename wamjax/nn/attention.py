@@ -6,17 +6,22 @@ many queries is taken a chunk of queries at a time. Kernels for other hardware r
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool
 
 from wamjax.layout.schedule import Rectangle, Schedule, Span
 from wamjax.types import Heads, KeyHeads
 
-QUERY_CHUNK = 1024  # queries whose scores exist at one time
+QUERY_CHUNK = 256  # queries whose scores exist at one time
+
+# Names by which a rematerialisation policy keeps values of this module.
+ATTENTION_OUT = "attention_out"  # outputs, and the softmax's normalisers
+ATTENTION_SCORES = "attention_scores"  # of rectangles with too few queries for chunks
 
 
 def attend(
@@ -82,42 +87,124 @@ def _attend_rectangle(
 ) -> jax.Array:
     """Attends all queries to all keys (the last ones triangularly if there is a diagonal)."""
     num_queries, num_full = q.shape[1], k.shape[1] - (q.shape[1] if rectangle.diagonal else 0)
-
-    def limits(first: int | jax.Array, count: int) -> jax.Array | None:
-        return num_full + 1 + first + jnp.arange(count) if rectangle.diagonal else None
-
-    if num_queries <= QUERY_CHUNK:
-        return _softmax_attention(q, k, v, limits(0, num_queries), seen)
-
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def chunk(first: jax.Array) -> jax.Array:
-        queries = jax.lax.dynamic_slice_in_dim(q, first, QUERY_CHUNK, axis=1)
-        return _softmax_attention(queries, k, v, limits(first, QUERY_CHUNK), seen)
-
-    whole = num_queries // QUERY_CHUNK
-    out = jax.lax.map(chunk, jnp.arange(whole) * QUERY_CHUNK)  # [chunks b n k e]
-    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], whole * QUERY_CHUNK, *q.shape[2:])
-    rest = num_queries - whole * QUERY_CHUNK
-    if not rest:
-        return out
-    tail = _softmax_attention(q[:, -rest:], k, v, limits(whole * QUERY_CHUNK, rest), seen)
-    return jnp.concatenate([out, tail], axis=1)
+    q, k, v = (jnp.swapaxes(part, 1, 2) for part in (q, k, v))  # heads first: each is a matrix of its own
+    num_chunks, rest = divmod(num_queries, QUERY_CHUNK) if num_queries > QUERY_CHUNK else (0, num_queries)
+    first_rest = num_chunks * QUERY_CHUNK
+    limits = num_full + 1 + jnp.arange(num_queries) if rectangle.diagonal else None
+    pieces = []
+    if num_chunks:
+        chunked = None if limits is None else limits[:first_rest].reshape(num_chunks, QUERY_CHUNK)
+        pieces.append(_attend_chunks(_chunk(q[:, :, :first_rest]), k, v, chunked, seen))
+    if rest:
+        pieces.append(
+            _softmax_attention(q[:, :, first_rest:], k, v, None if limits is None else limits[first_rest:], seen)
+        )
+    out = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
+    return jnp.swapaxes(out, 1, 2)
 
 
 def _softmax_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
 ) -> jax.Array:
-    """Dense attention with fp32 softmax.
+    """Dense attention with fp32 softmax, heads first: ``[b k n e]``.
 
     Query i sees the first ``limits[i]`` keys if ``limits`` is given, and of those the ones ``seen`` ``[b m]`` shows.
     """
-    scores = jnp.einsum("bnke,bmke->bknm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = checkpoint_name(_scores(q, k, limits, seen), ATTENTION_SCORES)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return checkpoint_name(jnp.einsum("bknm,bkme->bkne", weights, v), ATTENTION_OUT)
+
+
+def _scores(q: jax.Array, k: jax.Array, limits: jax.Array | None, seen: jax.Array | None) -> jax.Array:
+    """Returns fp32 scores ``[b k n m]``, hidden pairs at (or next to) minus infinity."""
+    scores = jnp.einsum("bkne,bkme->bknm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if limits is not None:
-        scores = jnp.where(jnp.arange(k.shape[1]) < limits[:, None], scores, -jnp.inf)
+        scores = jnp.where(jnp.arange(k.shape[2]) < limits[:, None], scores, -jnp.inf)
     if seen is not None:
         scores = jnp.where(seen[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bknm,bmke->bnke", weights, v)
+    return scores
+
+
+@jax.custom_vjp
+def _attend_chunks(
+    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
+) -> jax.Array:
+    """Dense attention a chunk of queries at a time, whose backward pass computes the scores again.
+
+    Args:
+      q: ``[chunks b k c e]``.
+      k: ``[b k m e]``.
+      v: ``[b k m e]``.
+      limits: ``[chunks c]``, how many keys each query sees; None for all.
+      seen: bool ``[b m]``; None for all.
+
+    Returns:
+      ``[b k n e]`` with n = chunks c.
+    """
+    return _attend_chunks_forward(q, k, v, limits, seen)[0]
+
+
+def _attend_chunks_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    def attend_chunk(chunk: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        scores = _scores(chunk[0], k, chunk[1], seen)
+        highest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - highest)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        out = jnp.einsum("bknm,bkme->bkne", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out / total).astype(v.dtype), highest[..., 0], 1.0 / total[..., 0]
+
+    out, highest, scale = jax.lax.map(attend_chunk, (q, limits))
+    kept = tuple(checkpoint_name(part, ATTENTION_OUT) for part in (_unchunk(out), highest, scale))
+    return kept[0], (q, k, v, limits, seen, *kept)
+
+
+def _attend_chunks_backward(kept: tuple[Any, ...], grad: jax.Array) -> tuple[Any, ...]:
+    """Returns the gradients of ``_attend_chunks``.
+
+    Scores are computed as ``[b k m c]``, keys first: then no product of the five has its large operand transposed.
+    """
+    q, k, v, limits, seen, out, highest, scale = kept
+    k_columns, rate = jnp.swapaxes(k, 2, 3), q.shape[-1] ** -0.5
+    grad_dot_out = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+
+    def grad_chunk(sums: tuple[jax.Array, jax.Array], chunk: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        q, grad, limits, highest, scale, grad_dot_out = chunk
+        q_columns, grad_columns = jnp.swapaxes(q, 2, 3), jnp.swapaxes(grad, 2, 3)
+        scores = jnp.einsum("bkme,bken->bkmn", k, q_columns, preferred_element_type=jnp.float32) * rate
+        if limits is not None:
+            scores = jnp.where(jnp.arange(k.shape[2])[:, None] < limits, scores, -jnp.inf)
+        if seen is not None:
+            scores = jnp.where(seen[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - highest[:, :, None]) * scale[:, :, None]
+        grad_weights = jnp.einsum("bkme,bken->bkmn", v, grad_columns, preferred_element_type=jnp.float32)
+        grad_scores = weights * (grad_weights - grad_dot_out[:, :, None, :, 0]) * rate
+        if seen is not None:
+            grad_scores = jnp.where(seen[:, None, :, None], grad_scores, 0.0)
+        grad_scores = grad_scores.astype(q.dtype)
+        grad_q = jnp.einsum("bkem,bkmn->bken", k_columns, grad_scores)
+        grad_k = jnp.einsum("bkmn,bkne->bkme", grad_scores, q, preferred_element_type=jnp.float32)
+        grad_v = jnp.einsum("bkmn,bkne->bkme", weights.astype(v.dtype), grad, preferred_element_type=jnp.float32)
+        return (sums[0] + grad_k, sums[1] + grad_v), grad_q
+
+    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
+    chunks = (q, _chunk(grad), limits, highest, scale, _chunk(grad_dot_out))
+    (grad_k, grad_v), grad_q = jax.lax.scan(grad_chunk, zeros, chunks)
+    return jnp.swapaxes(grad_q, 3, 4), grad_k.astype(k.dtype), grad_v.astype(v.dtype), None, None
+
+
+_attend_chunks.defvjp(_attend_chunks_forward, _attend_chunks_backward)
+
+
+def _chunk(x: jax.Array) -> jax.Array:
+    """Returns ``[chunks b k c e]`` of ``[b k n e]``."""
+    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, QUERY_CHUNK, x.shape[-1]), 2, 0)
+
+
+def _unchunk(x: jax.Array) -> jax.Array:
+    """Returns ``[b k n e]`` of ``[chunks b k c e]``."""
+    return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])
 
 
 def _take(x: jax.Array, spans: Sequence[Span]) -> jax.Array:

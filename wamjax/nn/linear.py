@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.nn.init import fan_in, named, zeros
 from wamjax.nn.lora import LowRank
+from wamjax.nn.products import project
 from wamjax.types import PRNGKey
+
+MLP_HIDDEN = "mlp_hidden"  # name by which a rematerialisation policy keeps the units of an ``Mlp``
 
 
 class Linear(nnx.Module):
@@ -53,7 +56,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[... in]`` to ``[... out]`` in the compute dtype."""
-        y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), precision=self.precision)
+        y = project(x.astype(self.dtype), self.kernel[...].astype(self.dtype), 1, self.precision)
         if self.lora is not None:
             y = y + self.lora(x)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
@@ -80,4 +83,5 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[b n d]`` to ``[b n d]``."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=self.is_approximate))
+        hidden = jax.nn.gelu(self.up(x), approximate=self.is_approximate)
+        return self.down(checkpoint_name(hidden, MLP_HIDDEN))

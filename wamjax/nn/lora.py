@@ -22,6 +22,7 @@ from jax.nn.initializers import Initializer
 
 from wamjax.config.finetune import UPDATE_OF, LoraConfig, matches, require_matches
 from wamjax.nn.init import AXES_KEY, named, zeros
+from wamjax.nn.products import project
 from wamjax.types import PRNGKey
 
 
@@ -49,9 +50,7 @@ class LowRank(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[... *in]`` to the update ``[... *out]`` in the compute dtype."""
         down, up = (part[...].astype(self.dtype) for part in (self.down, self.up))
-        inputs = tuple(range(x.ndim - self.num_inputs, x.ndim))
-        hidden = jnp.tensordot(x.astype(self.dtype), down, (inputs, tuple(range(self.num_inputs))))
-        return self.scale * jnp.tensordot(hidden, up, 1)
+        return self.scale * project(project(x.astype(self.dtype), down, self.num_inputs), up)
 
 
 def attach_lora(model: nnx.Module, key: PRNGKey, config: LoraConfig) -> list[str]:

@@ -135,6 +135,8 @@ def _over_runs(
 
     Consecutive slots with equally many tokens are taken at once.
     """
+    if per_slot[0].shape[1] == 1:
+        return function(x, *per_slot)
     pieces, offset = [], 0
     for first, num_slots, count in _stretches(runs):
         part = jax.lax.slice_in_dim(x, offset, offset + num_slots * count, axis=1)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from wamjax.config.backbone import BlockConfig
 from wamjax.nn.init import fan_in, named, zeros
 from wamjax.nn.lora import LowRank
 from wamjax.nn.norm import rms_norm
+from wamjax.nn.products import project
 from wamjax.types import Heads, KeyHeads, PRNGKey, Tokens
 
 
@@ -40,7 +40,7 @@ class HeadProjection(nnx.Module):
 
     def __call__(self, x: Tokens) -> Heads:
         """Projects ``[b n in]``."""
-        heads = jnp.einsum("bnd,dke->bnke", x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        heads = project(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         if self.lora is not None:
             heads = heads + self.lora(x)
         return heads if self.bias is None else heads + self.bias[...].astype(self.dtype)
@@ -96,7 +96,7 @@ class Attention(nnx.Module):
 
     def project_out(self, heads: Heads) -> Tokens:
         """Returns ``[b n d]`` of attended heads ``[b n k e]``."""
-        x = jnp.einsum("bnke,ked->bnd", heads.astype(self.dtype), self.out_kernel[...].astype(self.dtype))
+        x = project(heads.astype(self.dtype), self.out_kernel[...].astype(self.dtype), 2)
         if self.out_lora is not None:
             x = x + self.out_lora(heads)
         return x if self.out_bias is None else x + self.out_bias[...].astype(self.dtype)
