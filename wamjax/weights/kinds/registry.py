@@ -50,7 +50,9 @@ def find_kind(config: Mapping[str, Any], name: str | None = None) -> ModelKind[A
             return KINDS[candidate]
     known = ", ".join(sorted(KINDS))
     if not stated:
-        raise ConfigError(f"config.json has neither _class_name nor architectures; say --kind=..., one of {known}")
+        raise ConfigError(
+            f"config.json is missing, or has neither _class_name nor architectures; say --kind=..., one of {known}"
+        )
     near = difflib.get_close_matches(str(stated[0]), KINDS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"model class {stated[0]!r} is not known{hint} (known: {known})")
