@@ -15,10 +15,11 @@ import numpy as np
 from wamjax.batch import WamBatch
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
-from wamjax.layout import Layout, Pass, Role, Segment
-from wamjax.models.world_action import Streams, WorldActionModel
+from wamjax.layout import Layout, Pass, Role, Segment, build_layout
+from wamjax.models.world_action import Streams, WorldActionModel, make_model
 from wamjax.nn.modulation import spread_slots
 from wamjax.objectives.flow_matching import add_noise, draw_times, velocity_from
+from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.types import PRNGKey
 
 
@@ -40,21 +41,34 @@ class Noise:
     actions: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamLoss:
-    """Summed weighted squared error and its count, per sample, both fp32 ``[b]``."""
+@dataclasses.dataclass(frozen=True)
+class WorldActionObjective:
+    """Video and actions denoised together by the small world-action model (``objectives.objective.Objective``)."""
 
-    total: jax.Array
-    count: jax.Array
+    config: RunConfig
 
-    def mean(self) -> jax.Array:
-        """Returns the masked mean over the whole (global) batch; 0 if nothing is unmasked."""
-        return jnp.sum(self.total) / jnp.maximum(jnp.sum(self.count), 1.0)
+    @property
+    def layout(self) -> Layout:
+        """The layout that the configuration describes."""
+        return build_layout(self.config)
 
-    def per_sample(self) -> jax.Array:
-        """Returns ``[b]`` masked means; 0 for a sample with nothing unmasked."""
-        return self.total / jnp.maximum(self.count, 1.0)
+    def make_model(self, key: PRNGKey) -> WorldActionModel:
+        """Makes the model, its low-rank updates included."""
+        return make_model(key, self.config)
+
+    def draw_noise(self, key: PRNGKey, batch_size: int) -> Noise:
+        """As ``draw_noise``."""
+        return draw_noise(key, batch_size, self.config, self.layout)
+
+    def losses(
+        self, model: WorldActionModel, batch: WamBatch, noise: Noise, observed: WamBatch | None = None
+    ) -> dict[str, StreamLoss]:
+        """As ``world_action_losses``."""
+        return world_action_losses(model, batch, noise, self.config, self.layout, observed)
+
+    def total(self, losses: dict[str, StreamLoss]) -> jax.Array:
+        """As ``total_loss``."""
+        return total_loss(losses, self.config)
 
 
 def draw_noise(key: PRNGKey, batch_size: int, config: RunConfig, layout: Layout) -> Noise:

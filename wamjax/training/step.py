@@ -15,8 +15,8 @@ from flax import nnx
 
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
-from wamjax.layout import Layout
-from wamjax.objectives.world_action import StreamLoss, draw_noise, total_loss, world_action_losses
+from wamjax.objectives.objective import Objective
+from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.training.optimizer import update_ema
 from wamjax.training.trainable import join_trees
 from wamjax.types import PureDict
@@ -28,7 +28,7 @@ VALIDATION_STREAM = 1  # fold_in tag that keeps validation noise apart from trai
 
 def make_train_step(
     config: RunConfig,
-    layout: Layout,
+    objective: Objective,
     graphdef: nnx.GraphDef[Any],
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -41,12 +41,12 @@ def make_train_step(
 
     def train_step(state: State, batch: WamBatch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state["step"])
-        noise = draw_noise(key, batch.video.shape[0], config, layout)
+        noise = objective.draw_noise(key, batch.size)
 
         def loss_fn(params: PureDict) -> tuple[jax.Array, dict[str, StreamLoss]]:
             model = nnx.merge(graphdef, join_trees(params, state["frozen"]))
-            losses = world_action_losses(model, batch, noise, config, layout)
-            return total_loss(losses, config), losses
+            losses = objective.losses(model, batch, noise)
+            return objective.total(losses), losses
 
         (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
@@ -65,7 +65,7 @@ def make_train_step(
 
 
 def make_sample_losses(
-    config: RunConfig, layout: Layout, graphdef: nnx.GraphDef[Any]
+    config: RunConfig, objective: Objective, graphdef: nnx.GraphDef[Any]
 ) -> Callable[..., dict[str, StreamLoss]]:
     """Returns a function from parameters, a batch, an integer index and what is observed to per-sample losses.
 
@@ -77,7 +77,7 @@ def make_sample_losses(
         params: PureDict, batch: WamBatch, index: jax.Array, observed: WamBatch | None = None
     ) -> dict[str, StreamLoss]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), VALIDATION_STREAM)
-        noise = draw_noise(jax.random.fold_in(key, index), batch.video.shape[0], config, layout)
-        return world_action_losses(nnx.merge(graphdef, params), batch, noise, config, layout, observed)
+        noise = objective.draw_noise(jax.random.fold_in(key, index), batch.size)
+        return objective.losses(nnx.merge(graphdef, params), batch, noise, observed)
 
     return sample_losses
