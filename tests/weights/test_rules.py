@@ -53,12 +53,17 @@ def test_comparison_names_what_is_missing_unexpected_and_misshaped() -> None:
     assert comparison.missing == ("blocks.1.w",)
     assert comparison.unexpected == ("head",)
     assert comparison.ignored == ("ema.decay",)
-    assert comparison.misshaped == (("blocks.0.w", (3, 4), "blocks.w", (3, 4)),)
+    assert comparison.misshaped == (("blocks.0.w", (3, 4), ("blocks.w",), (4, 3)),)
     assert comparison.matched == {"bias": "bias"}
     assert not comparison.is_exact
     text = comparison.describe()
     assert all(
-        word in text for word in ("1 missing, first blocks.1.w", "1 unexpected, first head", "blocks.0.w (3, 4)")
+        word in text
+        for word in (
+            "1 missing, first blocks.1.w",
+            "1 unexpected, first head",
+            "blocks.0.w (3, 4); expected (4, 3) for blocks.w",
+        )
     )
 
 
