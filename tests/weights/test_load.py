@@ -33,6 +33,19 @@ PARAMETERS = {
         (64, 4, 6),
         PartitionSpec(None, "fsdp"),
     ),
+    # One tensor each for two parameters.
+    "first": (
+        TensorRule(path="first", name="b.{layer}.fused", pattern="(k e) d -> d k e", sizes={"k": 2}, part=(0, 2)),
+        (2 * 2 * 20, 80),
+        PartitionSpec(None, "fsdp", "tensor"),
+    ),
+    "second": (
+        TensorRule(path="second", name="b.{layer}.fused", pattern="(k e) d -> d k e", sizes={"k": 2}, part=(1, 2)),
+        (2 * 2 * 20, 80),
+        PartitionSpec(None, "fsdp", "tensor"),
+    ),
+    "first_bias": (TensorRule(path="first_bias", name="biases", part=(0, 2)), (16,), PartitionSpec("fsdp")),
+    "second_bias": (TensorRule(path="second_bias", name="biases", part=(1, 2)), (16,), PartitionSpec("fsdp")),
 }
 
 
