@@ -89,6 +89,15 @@ def test_load_params_equals_the_rules_applied_to_whole_tensors(checkpoint, way, 
         np.testing.assert_array_equal(np.asarray(loaded[path]), array.astype(loaded[path].dtype), err_msg=path)
 
 
+def test_part_of_a_tensor_is_read_alone(checkpoint):
+    folder, tensors = checkpoint
+    tensor = tensors["b.1.fused"]
+    memory = np.full(tensor.nbytes // 2, 7, np.uint8)
+    part = TensorFolder(folder).read("b.1.fused", memory, (1, 2))
+    assert np.shares_memory(part, memory)
+    np.testing.assert_array_equal(part, tensor[len(tensor) // 2 :])
+
+
 def test_loaded_parameter_may_be_donated_and_is_its_own_memory(checkpoint):
     folder, tensors = checkpoint
     rule = PARAMETERS["head"][0]
