@@ -19,7 +19,7 @@ class Comparison:
       duplicates: (alias, name) of tensors the checkpoint holds a second time.
       missing: Tensors the model needs and the checkpoint lacks.
       unexpected: Tensors the checkpoint holds and the model has no place for.
-      ignored: Unexpected tensors the user said to leave out.
+      ignored: Unexpected tensors that the user said to leave out or the kind has no use for.
       misshaped: (tensor, shape in the checkpoint, the parameters it should fill, shape that would).
     """
 
@@ -49,7 +49,7 @@ class Comparison:
                 + ", ".join(paths)
             )
         if self.ignored:
-            parts.append(f"{len(self.ignored)} ignored as told, first {self.ignored[0]}")
+            parts.append(f"{len(self.ignored)} ignored, first {self.ignored[0]}")
         return f"{len(self.matched)} tensors matched" + "".join(f"; {part}" for part in parts)
 
 
