@@ -30,7 +30,7 @@ KINDS = (
 _BASE = {kind: kind for kind in KINDS} | {"ragged-all-to-all": "all-to-all"}
 _START = {f"{opcode}-start": kind for opcode, kind in _BASE.items()}
 _DONE = {f"{opcode}-done" for opcode in _BASE}
-IRREGULAR = "irregular"  # groups that are no product of mesh axes
+PARTIAL = " (part)"  # after the axes, where the groups are less than their whole product
 
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
@@ -80,7 +80,7 @@ class Use:
 
     Attributes:
       collective: It.
-      axes: Mesh axes it runs over, such as ``fsdp`` or ``data+fsdp``; ``IRREGULAR`` if its groups are no such product.
+      axes: Mesh axes it runs over, such as ``fsdp`` or ``data+fsdp``; with ``PARTIAL`` if over a part of them.
       times: Executions per step.
       depth: Loops around it.
       is_async: Whether compute may run between its start and its end.
@@ -152,12 +152,13 @@ def name_axes(collective: Collective, mesh_shape: Mapping[str, int]) -> str:
         for axis in range(len(sizes))
         if any(len({places[device][axis] for device in group}) > 1 for group in collective.groups)
     ]
+    name = "+".join(names[axis] for axis in varying)
     if collective.kind != "collective-permute":
         fixed = [axis for axis in range(len(sizes)) if axis not in varying]
         expected = grid.transpose(fixed + varying).reshape(-1, int(np.prod([sizes[axis] for axis in varying])))
         if {frozenset(group) for group in collective.groups} != {frozenset(row) for row in expected.tolist()}:
-            return IRREGULAR
-    return "+".join(names[axis] for axis in varying)
+            return name + PARTIAL
+    return name
 
 
 def _find_event(
