@@ -4,7 +4,7 @@
 
 --compile compiles the very step that would train, for the TPU slice of --topology, on a machine without TPUs (Linux on
 x86-64 with libtpu; minutes for a large model). Memory and schedule are the compiler's own; times are an estimate whose
-assumptions are printed. A step that does not fit is an answer too: the exit status is 0 and the JSON says "fits": false.
+assumptions are printed. A step that does not fit is an answer too: exit status 0, and the JSON says "fits": false.
 """
 
 from __future__ import annotations

@@ -54,9 +54,7 @@ def exchange_step(mesh: Mesh):
         return jax.lax.psum(value, ("fsdp", "context")), weights - jax.lax.psum(gradient, "context")
 
     weights, x = PartitionSpec(None, None, "fsdp"), PartitionSpec("fsdp", "context")
-    step = jax.shard_map(
-        body, mesh=mesh, in_specs=(weights, x), out_specs=(PartitionSpec(), weights), check_vma=False
-    )
+    step = jax.shard_map(body, mesh=mesh, in_specs=(weights, x), out_specs=(PartitionSpec(), weights), check_vma=False)
     arguments = (
         jax.ShapeDtypeStruct((LAYERS, 2, WIDTH, WIDTH), jnp.float32, sharding=NamedSharding(mesh, weights)),
         jax.ShapeDtypeStruct((ROWS, TOKENS, WIDTH), jnp.bfloat16, sharding=NamedSharding(mesh, x)),
@@ -73,7 +71,9 @@ def trim(text: str) -> str:
     lines, start = [], text.index("\n%")
     for line in text[start:].splitlines():
         line = re.sub(r"\{[\d,]*:[^{}]*?(S\(\d+\))?\}", lambda match: f"{{:{match[1]}}}" if match[1] else "", line)
-        line = re.sub(r", (sharding|operand_layout_constraints|output_to_operand_aliasing)=\{.*?\}(?=, [a-z_]+=|$)", "", line)
+        line = re.sub(
+            r", (sharding|operand_layout_constraints|output_to_operand_aliasing)=\{.*?\}(?=, [a-z_]+=|$)", "", line
+        )
         found = line.find(", backend_config={")
         if found >= 0:
             config, end = json.JSONDecoder().raw_decode(line, found + len(", backend_config="))

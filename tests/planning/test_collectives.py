@@ -156,7 +156,9 @@ def test_gather_carried_on_by_products_is_counted_once() -> None:
     # v5e: a start fusion, a product that carries the gather on, a done fusion, each with the all-gather in it.
     text = (COMPILED / "v5e.hlo").read_text()
     assert "AsyncCollectiveStart" in text
-    assert text.count(" all-gather(") > len([1 for use in list_collectives(parse_module(text), MESH) if use.collective.kind == "all-gather"])
+    assert text.count(" all-gather(") > len(
+        [1 for use in list_collectives(parse_module(text), MESH) if use.collective.kind == "all-gather"]
+    )
 
 
 def test_where_a_collective_comes_from_is_kept() -> None:

@@ -16,11 +16,11 @@ MODULE = """HloModule jit_step, is_scheduled=true
 ENTRY %main (x: bf16[8,128], y: s32[]) -> (bf16[8,128], f32[2,2]) {
   %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0), metadata={op_name="x"}
   %y = s32[]{:T(128)} parameter(1)
-  %kernel = f32[2,2]{1,0} custom-call(%x, /*index=1*/%y), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+  %kernel = f32[2,2] custom-call(%x, /*index=1*/%y), custom_call_target="tpu_custom_call", frontend_attributes={a={
 "xprof_metadata":"{\\"block_q\\": 1024, \\"b\\": 2}"
-}}, metadata={op_name="jit(step)/f/pallas_call" stack_frame_id=9}, backend_config={"custom_call_config":{"body":"A(=,{","cost_estimate":{"flops":"12"}}}
+}}, metadata={op_name="jit(step)/f/pallas_call"}, backend_config={"custom_call_config":{"body":"A(=,{","flops":"12"}}
   %copy-start = (bf16[8,128]{1,0:T(8,128)S(5)}, bf16[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
-  %fusion = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} fusion(%x), kind=kLoop, calls=%fused, backend_config={"window_config":{"estimated_cycles":"77"}}
+  %fusion = bf16[8,128]{:S(1)} fusion(%x), calls=%fused, backend_config={"window_config":{"estimated_cycles":"77"}}
   ROOT %tuple = (bf16[8,128]{1,0}, f32[2,2]{1,0}) tuple(%fusion, %kernel)
 }
 """
@@ -41,7 +41,7 @@ def test_instruction_printed_over_several_lines_is_one() -> None:
     assert kernel.operands == ("x", "y")
     assert kernel.target == "tpu_custom_call"
     assert kernel.op_name == "jit(step)/f/pallas_call"
-    assert kernel.backend_config["custom_call_config"]["cost_estimate"]["flops"] == "12"
+    assert kernel.backend_config["custom_call_config"] == {"body": "A(=,{", "flops": "12"}
 
 
 def test_memory_space_and_cycles_are_read() -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class CompileReport:
       topology: The slice.
       mesh: Its mesh.
       torus: Where the mesh's devices are.
+      compiler_options: What the compiler was told.
       seconds: Lowering and compiling, on this machine.
       memory: Bytes of one device.
       fits: Whether the compiler could place the program in memory.
@@ -75,6 +76,7 @@ class CompileReport:
     topology: Topology
     mesh: Mesh
     torus: Torus
+    compiler_options: Mapping[str, bool | int | str]
     seconds: float
     memory: Memory
     fits: bool
@@ -92,6 +94,21 @@ def abstract_batch(program: TrainProgram) -> WamBatch:
     sharding = batch_sharding(program.mesh)
     spec = batch_spec(program.config, program.config.train.global_batch_size)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), spec)
+
+
+def find_replicated(tree: Any, min_bytes: int) -> dict[str, int]:
+    """Returns path -> bytes of the arrays of at least ``min_bytes`` that every device of their mesh holds whole.
+
+    Args:
+      tree: Abstract or concrete arrays with shardings, such as ``TrainProgram.abstract_state``.
+      min_bytes: The smallest that counts.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        num_bytes = leaf.size * leaf.dtype.itemsize
+        if num_bytes >= min_bytes and leaf.sharding.is_fully_replicated:
+            found[jax.tree_util.keystr(path, simple=True, separator=".")] = num_bytes
+    return found
 
 
 def compile_step(program: TrainProgram, topology: Topology, say: Callable[[str], None] = print) -> CompileReport:
@@ -112,13 +129,14 @@ def compile_step(program: TrainProgram, topology: Topology, say: Callable[[str],
 
 
 def compile_function(
-    function: Callable[..., Any],
+    function: Any,
     arguments: tuple[Any, ...],
     mesh: Mesh,
     topology: Topology,
     *,
     model_flops: int,
     dtype: str = "bfloat16",
+    compiler_options: Mapping[str, bool | int | str] | None = None,
     say: Callable[[str], None] = print,
 ) -> CompileReport:
     """Compiles the jitted ``function`` of abstract ``arguments``; see ``compile_step``.
@@ -130,15 +148,17 @@ def compile_function(
       topology: The slice.
       model_flops: Of one call on all chips: the numerator of MFU.
       dtype: Of its products: which listed peak MFU is a share of.
+      compiler_options: Instead of the generation's own.
       say: Told what is being done.
     """
     torus = build_torus(topology.generation, list(mesh.devices.flat))
+    chosen = topology.generation.compiler_options if compiler_options is None else compiler_options
     start = time.monotonic()
     say("tracing the step")
     lowered = function.lower(*arguments)
     say(f"compiling for {topology.name}, {topology.num_chips} chips")
     with tempfile.TemporaryDirectory() as dump:
-        options = {**topology.generation.compiler_options, "xla_dump_to": dump, "xla_dump_hlo_as_text": True}
+        options = {**chosen, "xla_dump_to": dump, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
@@ -148,7 +168,8 @@ def compile_function(
                 peak=_required_bytes(str(error), topology),
             )  # fmt: skip
             return CompileReport(
-                topology=topology, mesh=mesh, torus=torus, seconds=seconds, memory=memory, fits=False,
+                topology=topology, mesh=mesh, torus=torus, compiler_options=chosen, seconds=seconds, memory=memory,
+                fits=False,
                 largest_buffers=_largest_buffers(Path(dump)),
             )  # fmt: skip
         seconds = time.monotonic() - start
@@ -163,6 +184,7 @@ def compile_function(
         topology=topology,
         mesh=mesh,
         torus=torus,
+        compiler_options=chosen,
         seconds=seconds,
         memory=_memory(compiled.memory_analysis()),
         fits=True,
@@ -216,7 +238,7 @@ def assumptions(report: CompileReport) -> dict[str, Any]:
         "wraps": list(report.torus.wraps),
         "streaming_bytes_per_s": chip.streaming_bytes_per_s,
         "host_bytes_per_s": chip.host_bytes_per_s,
-        "compiler_options": dict(chip.compiler_options),
+        "compiler_options": dict(report.compiler_options),
         "unverified": list(chip.unverified),
     }
 

@@ -94,10 +94,10 @@ class TpuGeneration:
 
 # hbm_bytes: the limit in libtpu 0.0.51's answer to a program that is too large. streaming_bytes_per_s: its cycles for
 # a * 2 + b on float32 [16384, 8192], at the clock. Both are reproduced by tests/planning/test_ahead.py.
-# Wrap-around: Google Cloud TPU docs ("TPU v4": slices of 4x4x4 cubes; "TPU v5e", "v6e": 16x16 is a torus, less is a mesh).
-# host_bytes_per_s: one PCIe 4.0 or 5.0 x16 slot's share, as in "How to Scale Your Model" (jax-ml.github.io/scaling-book).
-# forward_fraction and backward_fraction of v5p reproduce MaxDiffusion's published 36.0 s per Wan-14B 720p sample on four
-# chips to 1 %; the other generations take them over.
+# Wrap-around: Google Cloud TPU docs ("TPU v4": slices of 4x4x4 cubes; "TPU v5e", "v6e": 16x16 is a torus, less is not).
+# host_bytes_per_s: a share of PCIe 4.0 or 5.0, as in "How to Scale Your Model" (jax-ml.github.io/scaling-book).
+# forward_fraction, backward_fraction: those of v5p reproduce MaxDiffusion's published 36.0 s per Wan-14B 720p sample on
+# four chips to 1 %; the other generations take them over.
 GENERATIONS: tuple[TpuGeneration, ...] = (
     TpuGeneration(
         prefix="v4",

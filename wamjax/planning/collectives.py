@@ -67,7 +67,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """A collective as one instruction of a schedule: runs (sync), begins or is awaited. ``key`` joins start and done."""
+    """A collective as one instruction of a schedule: runs, begins or is awaited. ``key`` joins start and done."""
 
     phase: Phase
     key: str
@@ -102,9 +102,7 @@ def list_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Use]
             if event.collective is not None:
                 axes = name_axes(event.collective, mesh_shape)
                 is_async = event.phase is Phase.START
-                uses.append(
-                    Use(collective=event.collective, axes=axes, times=times, depth=depth, is_async=is_async)
-                )
+                uses.append(Use(collective=event.collective, axes=axes, times=times, depth=depth, is_async=is_async))
     return uses
 
 
@@ -129,7 +127,7 @@ def find_events(module: Module, computation: Computation, num_devices: int) -> d
 
 
 def parse_groups(instruction: Instruction, num_devices: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the groups (or source-target pairs) of a collective: explicit, iota (``[4,16]<=[64]``), or all devices."""
+    """Returns a collective's groups (or source-target pairs): explicit, iota (``[4,16]<=[64]``), or all devices."""
     text = instruction.attribute("source_target_pairs") or instruction.attribute("replica_groups") or "{}"
     iota = _IOTA.match(text)
     if iota:
@@ -161,9 +159,7 @@ def name_axes(collective: Collective, mesh_shape: Mapping[str, int]) -> str:
     return name
 
 
-def _find_event(
-    module: Module, computation: Computation, instruction: Instruction, num_devices: int
-) -> Event | None:
+def _find_event(module: Module, computation: Computation, instruction: Instruction, num_devices: int) -> Event | None:
     opcode = instruction.opcode
     if opcode in _BASE or opcode in _START:
         kind, phase = (_BASE[opcode], Phase.SYNC) if opcode in _BASE else (_START[opcode], Phase.START)
@@ -229,7 +225,9 @@ def _nested(module: Module, caller: Instruction) -> Iterable[tuple[Instruction, 
     for key in ("calls", "called_computations", "to_apply"):
         name = caller.attribute(key)
         called = module.computations.get(name.strip("{}%")) if name else None
-        for inner in called.instructions if called else ():
+        if called is None:
+            continue
+        for inner in called.instructions:
             yield inner, called
             if inner.opcode not in _BASE:
                 yield from _nested(module, inner)
@@ -247,4 +245,3 @@ def _describe(computation: Computation, instruction: Instruction, kind: str, num
         op_name=instruction.op_name,
         name=instruction.name,
     )
-

@@ -122,9 +122,7 @@ class _Prices:
     def host(self, computation: Computation, instruction: Instruction) -> float:
         """Seconds of a transfer: the device's side of it is what moves, the host's may be a whole stack."""
         sides = [*instruction.arrays, *computation.operand_arrays(instruction)]
-        return max(
-            (a.num_bytes for a in sides if a.memory_space != HOST), default=0
-        ) / self.generation.host_bytes_per_s
+        return max((a.num_bytes for a in sides if a.memory_space != HOST), default=0) / self.generation.host_bytes_per_s
 
     def kernel(self, kernel: Kernel) -> float:
         """Seconds of a Pallas kernel: bound by products or by memory."""

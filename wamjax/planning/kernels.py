@@ -3,8 +3,8 @@
 A kernel's own ``cost_estimate`` is used where it states one. JAX's splash attention states none: its FLOPs follow from
 the shapes, all pairs of a query and a key counted (an upper bound for a masked one).
 
-Source of the units: one query-key pair and head dim costs two FLOPs per product; forward has two products, dq three, dkv
-four, and the fused backward five (Dao, arXiv 2205.14135, algorithm 4 counts the same).
+Source of the units: a query-key pair costs two FLOPs per head dim and product; forward has two products and a fused
+backward five (FlashAttention-2, arXiv 2307.08691). Split in two, dq needs three and dkv four of the five.
 """
 
 from __future__ import annotations

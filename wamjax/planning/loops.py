@@ -141,7 +141,11 @@ def _evaluate(module: Module, computation: Computation, name: str, bind: Binding
         return _evaluate(module, computation, operands[0], bind)
     if opcode in ("fusion", "call"):
         called = module.called(instruction, "calls" if opcode == "fusion" else "to_apply")
-        return None if called is None else _evaluate(module, called, called.root.name, _bound(module, computation, operands, bind))
+        return (
+            None
+            if called is None
+            else _evaluate(module, called, called.root.name, _bound(module, computation, operands, bind))
+        )
     if opcode not in _ARITHMETIC and opcode != "compare":
         return None
     left, right = (_evaluate(module, computation, operand, bind) for operand in operands)
@@ -152,9 +156,7 @@ def _evaluate(module: Module, computation: Computation, name: str, bind: Binding
     return _ARITHMETIC[opcode](left, right)
 
 
-def _evaluate_element(
-    module: Module, computation: Computation, name: str, element: int, bind: Binding
-) -> int | None:
+def _evaluate_element(module: Module, computation: Computation, name: str, element: int, bind: Binding) -> int | None:
     """Returns the value of element ``element`` of the tuple ``name``."""
     instruction = computation.by_name[name]
     if instruction.opcode == "tuple":

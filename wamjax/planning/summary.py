@@ -57,6 +57,10 @@ def _describe_collectives(report: CompileReport) -> list[str]:
 
 def _describe_time(report: CompileReport, step: StepTime) -> list[str]:
     taken = assumptions(report)
+    forward, backward, peak = (
+        taken[key]
+        for key in ("attention_forward_fraction", "attention_backward_fraction", "peak_flops_per_s_per_device")
+    )
     lines = ["estimated step time, ms"]
     lines += [f"  {label:34} {getattr(step, name) * 1e3:12,.3f}" for name, label in _PARTS]
     lines.append(f"  {'everything else at memory speed':34} {step.other_roof * 1e3:12,.3f}")
@@ -66,13 +70,14 @@ def _describe_time(report: CompileReport, step: StepTime) -> list[str]:
     lines.append(f"  {'scheduled, else at memory speed':34} {step.scheduled_roof * 1e3:12,.3f}")
     lines.append(f"  {'exposed (nothing hides)':34} {step.exposed * 1e3:12,.3f}")
     lines.append(f"attention kernels: {', '.join(step.kernels) or 'none, plain XLA'}")
-    lines += [f"NOT PRICED: kernel {name} states no FLOPs (pl.CostEstimate) and takes no time" for name in step.unpriced]
+    lines += [
+        f"NOT PRICED: kernel {name} states no FLOPs (pl.CostEstimate) and takes no time" for name in step.unpriced
+    ]
     lines += [f"NOT COUNTED: loop {name} has an unknown trip count and counts once" for name in report.unknown_loops]
     lines += [
         "an estimate, nothing ran on a TPU; it assumes",
-        f"  clock {taken['clock_hz'] / 1e9:g} GHz, peak {taken['peak_flops_per_s_per_device'] / 1e12:g} TFLOP/s per device",
-        f"  attention at {taken['attention_forward_fraction']:g} forward and {taken['attention_backward_fraction']:g} "
-        "backward of the peak",
+        f"  clock {taken['clock_hz'] / 1e9:g} GHz, peak {peak / 1e12:g} TFLOP/s per device",
+        f"  attention at {forward:g} forward and {backward:g} backward of the peak",
         f"  links {taken['link_bytes_per_s'] / 1e9:g} GB/s one way per device, torus {_describe_torus(report)}",
         f"  memory {taken['streaming_bytes_per_s'] / 1e12:g} TB/s, host {taken['host_bytes_per_s'] / 1e9:g} GB/s",
         f"  unverified of these: {', '.join(taken['unverified']) or 'none'}",

@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import math
 import os
+import re
 from typing import Any
 
 import jax
@@ -65,7 +66,9 @@ def topology_names(generation: TpuGeneration) -> list[str]:
         return [f"{generation.prefix}:{sizes}" for sizes in _SQUARES]
     lengths = [_CUBE * cubes for cubes in range(1, _MAX_CUBES_ALONG + 1)]
     slices = itertools.combinations_with_replacement(lengths, 3)
-    joined = sorted((s for s in slices if math.prod(s) <= generation.chip.domain_chips), key=lambda s: (math.prod(s), s))
+    joined = sorted(
+        (s for s in slices if math.prod(s) <= generation.chip.domain_chips), key=lambda s: (math.prod(s), s)
+    )
     return [f"{generation.prefix}:{sizes}" for sizes in (*_BELOW_A_CUBE, *("x".join(map(str, s)) for s in joined))]
 
 
@@ -76,15 +79,29 @@ def parse_topology(name: str) -> tuple[TpuGeneration, tuple[int, ...]]:
       ConfigError: No such slice is offered; names the nearest that are.
     """
     prefix, _, sizes = name.partition(":")
-    own = topology_names(BY_PREFIX[prefix]) if prefix in BY_PREFIX else []
-    if name in own:
+    if prefix in BY_PREFIX and name in topology_names(BY_PREFIX[prefix]):
         return BY_PREFIX[prefix], tuple(int(size) for size in sizes.split("x"))
-    pool = own or [valid for generation in BY_PREFIX.values() for valid in topology_names(generation)]
-    nearest = difflib.get_close_matches(name, pool, n=3, cutoff=0.5) or pool[:3]
     raise ConfigError(
-        f"--topology={name} is no TPU slice; nearest are {', '.join(nearest)} (GENERATION:AxB or AxBxC chips, of "
-        f"{', '.join(BY_PREFIX)})"
+        f"--topology={name} is no TPU slice; nearest are {', '.join(_nearest(name))} (GENERATION:AxB or "
+        f"AxBxC chips, of {', '.join(BY_PREFIX)})"
     )
+
+
+def _nearest(name: str, count: int = 3) -> list[str]:
+    """Returns slices like ``name``: of the generation spelled most alike, those with the most similar sizes."""
+    prefix, *rest = re.split(r"[^a-z0-9]", name.lower(), maxsplit=1)
+    alike = difflib.get_close_matches(prefix, BY_PREFIX, n=1, cutoff=0.0)
+    names = topology_names(BY_PREFIX[alike[0]])
+    wanted = sorted(int(size) for size in re.findall(r"[1-9]\d*", "".join(rest))) or [1]
+
+    def distance(valid: str) -> float:
+        sizes = [int(size) for size in valid.partition(":")[2].split("x")]
+        chips = abs(math.log(math.prod(sizes) / math.prod(wanted)))
+        if len(sizes) != len(wanted):
+            return chips
+        return chips + sum(abs(math.log(a / b)) for a, b in zip(sizes, wanted, strict=True))
+
+    return sorted(names, key=distance)[:count]
 
 
 def open_topology(name: str) -> Topology:
@@ -104,7 +121,9 @@ def open_topology(name: str) -> Topology:
         )
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    with contextlib.suppress(RuntimeError):  # JAX already runs: on whatever it runs, topologies are described all the same
+    with contextlib.suppress(
+        RuntimeError
+    ):  # JAX already runs: on whatever it runs, topologies are described all the same
         jax.config.update("jax_platforms", "cpu")
     options: dict[str, Any] = {"wrap": tuple(generation.wraps(sizes)) + (False,) * (3 - len(sizes))}
     if generation.chip_config:
