@@ -51,7 +51,9 @@ def make_train_step(
         (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        ema = update_ema(state["ema"], params, config.optimizer.ema_decay, state["step"])
+        ema = state["ema"]
+        if config.optimizer.ema_decay:
+            ema = update_ema(ema, params, config.optimizer.ema_decay, state["step"])
         metrics = {
             "loss/total": loss,
             **{f"loss/{name}": stream.mean() for name, stream in losses.items()},
