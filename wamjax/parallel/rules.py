@@ -38,6 +38,7 @@ ACTIVATION_RULES: Rules = {
     "tokens": "context",
     "mlp": "tensor",
     "heads": "tensor",
+    "embed": "fsdp",
     # Inside self-attention the sequence is whole and the heads are split instead (Ulysses, by XLA's all-to-all).
     "attention_heads": ("context", "tensor"),
 }
@@ -60,7 +61,9 @@ class RuleTables:
 RULES: Mapping[RulePreset, RuleTables] = {
     "fsdp": RuleTables(PARAMETER_RULES, ACTIVATION_RULES),
     # Parameters are split over the context axis too: it has their gradients to add up anyway.
-    "fsdp_context": RuleTables({**PARAMETER_RULES, "embed": ("fsdp", "context")}, ACTIVATION_RULES),
+    "fsdp_context": RuleTables(
+        {**PARAMETER_RULES, "embed": ("fsdp", "context")}, {**ACTIVATION_RULES, "embed": ("fsdp", "context")}
+    ),
 }
 
 
