@@ -106,6 +106,7 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
             num_steps=config.train.num_steps,
             save_every=config.checkpoint.every_steps,
             evaluate_every=config.evaluate.every_steps,
+            max_skipped=config.optimizer.max_skipped,
         ),
     )
     # Closed also when training fails, in this order: a save under way is completed last.

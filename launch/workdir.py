@@ -38,6 +38,8 @@ FREE_SECTIONS = ("log", "checkpoint", "evaluate", "parallel")
 FREE_KEYS = (
     "name",
     "train.num_steps",
+    "train.accumulate",
+    "optimizer.max_skipped",
     "data.path",
     "data.num_threads",
     "data.prefetch",
@@ -153,11 +155,13 @@ class WorkDir:
 def effective_config(config: RunConfig) -> RunConfig:
     """Returns ``config`` with values that follow from others written out: today ``optimizer.decay_steps``.
 
-    With ``decay_steps = 0`` the learning rate decays over ``train.num_steps``, so a longer run is another schedule
+    With ``decay_steps = 0`` a schedule that decays does so over ``train.num_steps``, so a longer run is another schedule
     from the first step on. Resuming with more steps is therefore accepted only when ``optimizer.decay_steps`` is set
     to what it was.
     """
     decay_steps = config.optimizer.decay_steps or config.train.num_steps
+    if config.optimizer.schedule == "constant":
+        decay_steps = 0
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, decay_steps=decay_steps))
 
 

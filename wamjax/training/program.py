@@ -30,6 +30,7 @@ from wamjax.training.optimizer import make_optimizer, optimizer_shardings
 from wamjax.training.schedule import make_schedule
 from wamjax.training.step import Metrics, State, make_sample_losses, make_train_step
 from wamjax.training.trainable import join_trees, split_tree, trained_paths
+from wamjax.training.update import no_skips
 from wamjax.types import PureDict
 
 
@@ -118,6 +119,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
             "frozen": frozen,
             "opt": optimizer.init(own),
             "ema": ema,
+            "skipped": no_skips(),
             "step": jnp.zeros((), jnp.int32),
         }
 
@@ -128,6 +130,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         "frozen": frozen_sharding,
         "opt": optimizer_shardings(optimizer, shape["opt"], own_sharding, replicated(mesh)),
         "ema": own_sharding if config.optimizer.ema_decay else {},
+        "skipped": jax.tree.map(lambda _: replicated(mesh), shape["skipped"]),
         "step": replicated(mesh),
     }
     rows = batch_sharding(mesh)

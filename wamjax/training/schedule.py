@@ -29,10 +29,11 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     }
     stable_steps = end - config.warmup_steps - decay_steps[config.schedule]
     if config.warmup_steps >= end or stable_steps < 0:
-        decay = f" and decays for {decay_steps['wsd']} (config.optimizer.decay_fraction)" * (config.schedule == "wsd")
+        decay = f", {decay_steps['wsd']} of them decay (config.optimizer.decay_fraction)"
         raise ConfigError(
-            f"config.optimizer.warmup_steps={config.warmup_steps} is too long for a schedule that has {end} steps{decay}; "
-            "change it, config.optimizer.decay_steps, or config.train.num_steps where that is 0"
+            f"config.optimizer.warmup_steps={config.warmup_steps} must be less than the {end} steps of the schedule "
+            f"(config.optimizer.decay_steps, or config.train.num_steps when that is 0)"
+            f"{decay if config.schedule == 'wsd' else ''}"
         )
     peak = config.peak_lr
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps) if config.warmup_steps else None

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -17,11 +16,11 @@ from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
 from wamjax.objectives.world_action import StreamLoss, draw_noise, total_loss, world_action_losses
-from wamjax.training.optimizer import update_ema
 from wamjax.training.trainable import join_trees
+from wamjax.training.update import apply_gradients
 from wamjax.types import PureDict
 
-State = dict[str, Any]  # {"params", "frozen", "opt", "ema", "step"}
+State = dict[str, Any]  # {"params", "frozen", "opt", "ema", "skipped", "step"}
 Metrics = dict[str, jax.Array]
 VALIDATION_STREAM = 1  # fold_in tag that keeps validation noise apart from training noise
 
@@ -49,17 +48,9 @@ def make_train_step(
             return total_loss(losses, config), losses
 
         (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        ema = update_ema(state["ema"], params, config.optimizer.ema_decay, state["step"])
-        metrics = {
-            "loss/total": loss,
-            **{f"loss/{name}": stream.mean() for name, stream in losses.items()},
-            "optimizer/grad_norm": optax.tree.norm(grads),
-            "optimizer/update_norm": optax.tree.norm(updates),
-            "optimizer/lr": jnp.asarray(schedule(state["step"]), jnp.float32),
-        }
-        return {**state, "params": params, "opt": opt, "ema": ema, "step": state["step"] + 1}, metrics
+        state, metrics = apply_gradients(state, loss, grads, optimizer, schedule, config.optimizer.ema_decay)
+        streams = {f"loss/{name}": stream.mean() for name, stream in losses.items()}
+        return state, {"loss/total": loss, **streams, **metrics}
 
     return train_step
 
