@@ -48,9 +48,14 @@ class StreamLoss:
     total: jax.Array
     count: jax.Array
 
-    def mean(self) -> jax.Array:
-        """Returns the masked mean over the whole (global) batch; 0 if nothing is unmasked."""
-        return jnp.sum(self.total) / jnp.maximum(jnp.sum(self.count), 1.0)
+    def mean(self, count: jax.Array | None = None) -> jax.Array:
+        """Returns the masked mean over the whole (global) batch; 0 if nothing is unmasked.
+
+        Args:
+          count: What to divide by, for samples that are a part of a batch: the whole batch's count (``loss_counts``).
+            The means of all parts then add up to the mean of the batch.
+        """
+        return jnp.sum(self.total) / jnp.maximum(jnp.sum(self.count) if count is None else count, 1.0)
 
     def per_sample(self) -> jax.Array:
         """Returns ``[b]`` masked means; 0 for a sample with nothing unmasked."""
@@ -110,19 +115,28 @@ def world_action_losses(
         state=observed.state * observed.state_mask,
     )
     predictions, _ = model(streams, everything)
-    video_mask = _video_mask(batch, layout, config)
-    action_mask = (batch.action_mask & batch.has_action[:, None])[..., None] & batch.action_dim_mask[:, None]
+    masks = _loss_masks(batch, layout, config)
     residual = video_residual(seen, layout.stream(Role.NOISY_VIDEO), config)
     return {
-        "video": video.loss(predictions[Role.NOISY_VIDEO] + residual, config.objective.video_prediction, video_mask),
-        "action": actions.loss(predictions[Role.ACTION], config.objective.action_prediction, action_mask),
+        "video": video.loss(predictions[Role.NOISY_VIDEO] + residual, config.objective.video_prediction, masks["video"]),
+        "action": actions.loss(predictions[Role.ACTION], config.objective.action_prediction, masks["action"]),
     }
 
 
-def total_loss(losses: dict[str, StreamLoss], config: RunConfig) -> jax.Array:
+def loss_counts(batch: WamBatch, layout: Layout, config: RunConfig) -> dict[str, jax.Array]:
+    """Returns what each stream's loss is a mean over, fp32: it depends on the masks of the batch alone."""
+    masks = _loss_masks(batch, layout, config)
+    return {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in masks.items()}
+
+
+def mean_losses(losses: dict[str, StreamLoss], counts: dict[str, jax.Array] | None = None) -> dict[str, jax.Array]:
+    """Returns each stream's masked mean; ``counts`` as ``StreamLoss.mean`` takes them."""
+    return {name: loss.mean(counts[name] if counts else None) for name, loss in losses.items()}
+
+
+def total_loss(means: dict[str, jax.Array], config: RunConfig) -> jax.Array:
     """Returns the weighted sum of the masked means."""
-    factors = config.objective
-    return factors.video_weight * losses["video"].mean() + factors.action_weight * losses["action"].mean()
+    return config.objective.video_weight * means["video"] + config.objective.action_weight * means["action"]
 
 
 def select_frames(latents: jax.Array, segments: tuple[Segment, ...]) -> jax.Array:
@@ -203,6 +217,12 @@ class _Target:
 def _num_frames(segment: Segment) -> int:
     assert segment.grid is not None
     return segment.grid[0]
+
+
+def _loss_masks(batch: WamBatch, layout: Layout, config: RunConfig) -> dict[str, jax.Array]:
+    """Returns bool masks of what carries a loss: video ``[b n_role c]``, action ``[b a u]``."""
+    action_mask = (batch.action_mask & batch.has_action[:, None])[..., None] & batch.action_dim_mask[:, None]
+    return {"video": _video_mask(batch, layout, config), "action": action_mask}
 
 
 def _video_mask(batch: WamBatch, layout: Layout, config: RunConfig) -> jax.Array:

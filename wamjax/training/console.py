@@ -48,7 +48,7 @@ class Console(Silent):
         )
 
     def on_step(self, report: StepReport) -> None:
-        """Moves the bar; prints a line when one is due, for the first and last step, and where an update was skipped."""
+        """Moves the bar; prints a line when one is due, for the first and last step, and for skipped updates."""
         self._throughput.add(report)
         self._bar.update(1)
         if report.num_skipped_in_a_row:

@@ -9,11 +9,13 @@ that makes the mean exact. What either does to a moment is measured in ``tests/t
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from wamjax.types import PRNGKey, PureDict
+from wamjax.types import PRNGKey
 
 _SEED = 0x5EC0  # of the rounding alone; any number does
 
@@ -30,13 +32,13 @@ def scale_by_adam_in_bfloat16(b1: float, b2: float, eps: float) -> optax.Gradien
       eps: Added to the root of the second moment.
     """
 
-    def init(params: PureDict) -> optax.ScaleByAdamState:
+    def init(params: Any) -> optax.ScaleByAdamState:
         mu, nu = (optax.tree.zeros_like(params, dtype=jnp.bfloat16) for _ in range(2))
         return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=mu, nu=nu)
 
     def update(
-        grads: PureDict, state: optax.ScaleByAdamState, params: PureDict | None = None
-    ) -> tuple[PureDict, optax.ScaleByAdamState]:
+        grads: Any, state: optax.ScaleByAdamState, params: Any = None
+    ) -> tuple[Any, optax.ScaleByAdamState]:
         del params
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, grads)

@@ -21,7 +21,7 @@ from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, build_layout
 from wamjax.models.world_action import abstract_model, make_model
 from wamjax.nn.lora import adaptable_kernels
-from wamjax.objectives.world_action import StreamLoss, total_loss
+from wamjax.objectives.world_action import StreamLoss, mean_losses, total_loss
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
 from wamjax.parallel.parameters import flatten_params, is_names, parameter_axes, parameter_shardings
 from wamjax.parallel.rules import placing
@@ -98,7 +98,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     Raises:
       ConfigError: Something does not divide over the mesh, or the configuration does not fit together.
     """
-    check_batch_divides(config.train.global_batch_size, mesh)
+    check_batch_divides(config.train.global_batch_size, mesh, config.train.accumulate)
     layout = build_layout(config)
     graphdef, variables = abstract_model(config)
     trained = trained_paths(variables, config.finetune)
@@ -137,8 +137,8 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     sample_losses = make_sample_losses(config, layout, graphdef)
 
     def evaluate(params: PureDict, batch: WamBatch, index: jax.Array) -> Metrics:
-        losses = sample_losses(params, batch, index)
-        return {"loss/total": total_loss(losses, config), **{f"loss/{k}": v.mean() for k, v in losses.items()}}
+        means = mean_losses(sample_losses(params, batch, index))
+        return {"loss/total": total_loss(means, config), **{f"loss/{name}": mean for name, mean in means.items()}}
 
     train_step = make_train_step(config, layout, graphdef, optimizer, schedule)
     return TrainProgram(

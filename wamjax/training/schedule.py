@@ -55,8 +55,8 @@ def _decay(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     differs: the decay may end above 0.
     """
 
-    def rate(step: jax.Array) -> jax.Array:
-        x = jnp.clip(step / num_steps, 0.0, 1.0)
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
+        x = jnp.clip(jnp.asarray(step, jnp.float32) / num_steps, 0.0, 1.0)
         falling = 1.0 - (jnp.sqrt(x) if config.decay_shape == "one_minus_sqrt" else x)
         final = config.final_lr_fraction
         return config.peak_lr * (final + (1.0 - final) * falling)

@@ -15,7 +15,16 @@ from flax import nnx
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
-from wamjax.objectives.world_action import StreamLoss, draw_noise, total_loss, world_action_losses
+from wamjax.objectives.world_action import (
+    Noise,
+    StreamLoss,
+    draw_noise,
+    loss_counts,
+    mean_losses,
+    total_loss,
+    world_action_losses,
+)
+from wamjax.training.accumulate import accumulate_gradients
 from wamjax.training.trainable import join_trees
 from wamjax.training.update import apply_gradients
 from wamjax.types import PureDict
@@ -42,14 +51,18 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.train.seed), state["step"])
         noise = draw_noise(key, batch.video.shape[0], config, layout)
 
-        def loss_fn(params: PureDict) -> tuple[jax.Array, dict[str, StreamLoss]]:
-            model = nnx.merge(graphdef, join_trees(params, state["frozen"]))
-            losses = world_action_losses(model, batch, noise, config, layout)
-            return total_loss(losses, config), losses
+        counts = loss_counts(batch, layout, config)  # first: a part's loss is its share of the whole batch's means
 
-        (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
+        def loss_fn(params: PureDict, part: tuple[WamBatch, Noise]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            model = nnx.merge(graphdef, join_trees(params, state["frozen"]))
+            means = mean_losses(world_action_losses(model, *part, config, layout), counts)
+            return total_loss(means, config), means
+
+        loss, means, grads = accumulate_gradients(
+            loss_fn, state["params"], (batch, noise), config.train.accumulate
+        )
         state, metrics = apply_gradients(state, loss, grads, optimizer, schedule, config.optimizer.ema_decay)
-        streams = {f"loss/{name}": stream.mean() for name, stream in losses.items()}
+        streams = {f"loss/{name}": mean for name, mean in means.items()}
         return state, {"loss/total": loss, **streams, **metrics}
 
     return train_step
