@@ -182,7 +182,7 @@ def serve(side: str, folder: Path, threads: int) -> None:
     if side == "diffusers":
         versions, imported, step = start_reference(folder, threads)
     else:
-        versions, imported, step = start_ours(folder, "full" if side == "wamjax, remat" else "none")
+        versions, imported, step = start_ours(folder, "attention" if side == "wamjax, remat" else "none")
     print(json.dumps({"versions": versions}), flush=True)
     for _ in sys.stdin:
         started = time.perf_counter()

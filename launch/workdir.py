@@ -156,8 +156,8 @@ def effective_config(config: RunConfig) -> RunConfig:
     """Returns ``config`` with values that follow from others written out: today ``optimizer.decay_steps``.
 
     With ``decay_steps = 0`` a learning rate that decays does so over ``train.num_steps``, so a longer run is another
-    schedule from the first step on. Resuming with more steps is therefore accepted only when ``optimizer.decay_steps`` is set
-    to what it was.
+    schedule from the first step on. Resuming with more steps is therefore accepted only when ``optimizer.decay_steps``
+    is set to what it was.
     """
     decay_steps = config.optimizer.decay_steps or config.train.num_steps
     if config.optimizer.schedule == "constant":

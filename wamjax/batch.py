@@ -10,8 +10,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from wamjax.config.clip import latent_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 
@@ -19,7 +21,9 @@ from wamjax.config.schema import RunConfig
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WamBatch:
-    """A batch of windows. Fields are ``np.ndarray`` on the host and ``jax.Array`` on the device.
+    """A batch of windows.
+
+    Fields are ``np.ndarray`` on the host and ``jax.Array`` on the device; None where a run has no such stream.
 
     Attributes:
       video: uint8 ``[b f H W 3]``: canvas frames, ``frame_stride`` dataset steps apart.
@@ -35,20 +39,29 @@ class WamBatch:
       prompt_id: int32 ``[b]``: row of the run's prompt table.
       embodiment_id: int32 ``[b]``.
       provenance: int32 ``[b 3]``: dataset, episode, first dataset step of the window.
+      latents: bfloat16 ``[b t h w c]``: normalised latents of the clip, for a backbone.
+      text: bfloat16 ``[b l text_width]``: tokens of the text encoder, zero beyond the prompt's length.
     """
 
-    video: Any
-    frame_mask: Any
-    view_mask: Any
-    actions: Any
-    action_mask: Any
-    action_dim_mask: Any
-    has_action: Any
-    state: Any
-    state_mask: Any
-    prompt_id: Any
-    embodiment_id: Any
-    provenance: Any
+    video: Any = None
+    frame_mask: Any = None
+    view_mask: Any = None
+    actions: Any = None
+    action_mask: Any = None
+    action_dim_mask: Any = None
+    has_action: Any = None
+    state: Any = None
+    state_mask: Any = None
+    prompt_id: Any = None
+    embodiment_id: Any = None
+    provenance: Any = None
+    latents: Any = None
+    text: Any = None
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return self.provenance.shape[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,13 +79,19 @@ class VideoStatistics:
 
 def batch_spec(config: RunConfig, batch_size: int) -> WamBatch:
     """Returns a ``WamBatch`` of ``jax.ShapeDtypeStruct`` for ``batch_size`` samples of ``config``."""
-    g, data = derive_geometry(config), config.data
-    b, views = batch_size, max(1, len(data.views))
-    height, width = data.canvas
 
     def spec(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((b, *shape), dtype)
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
+    if config.backbone is not None:
+        text = (config.clip.text_tokens, config.backbone.text_width)
+        return WamBatch(
+            provenance=spec((3,), np.int32),
+            latents=spec((*latent_grid(config), config.backbone.out_channels), jnp.bfloat16),
+            text=spec(text, jnp.bfloat16),
+        )
+    g, data = derive_geometry(config), config.data
+    views, (height, width) = max(1, len(data.views)), data.canvas
     return WamBatch(
         video=spec((g.num_frames, height, width, 3), np.uint8),
         frame_mask=spec((g.num_frames,), np.bool_),
@@ -100,6 +119,6 @@ def fake_batch(config: RunConfig, batch_size: int, seed: int = 0) -> WamBatch:
             return rng.random(leaf.shape) < 0.9
         if leaf.dtype == np.int32:
             return rng.integers(0, 2, leaf.shape, dtype=np.int32)
-        return rng.uniform(-1.0, 1.0, leaf.shape).astype(np.float32)
+        return rng.uniform(-1.0, 1.0, leaf.shape).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(fill, batch_spec(config, batch_size))

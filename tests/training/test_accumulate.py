@@ -13,7 +13,8 @@ from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
 from wamjax.flops.jaxpr import trace_flops
 from wamjax.layout import build_layout
-from wamjax.objectives.world_action import StreamLoss, loss_counts
+from wamjax.objectives.stream_loss import StreamLoss
+from wamjax.objectives.world_action import loss_counts
 from wamjax.parallel.mesh import batch_sharding, build_mesh, make_global_batch
 from wamjax.parallel.rules import placing
 from wamjax.training.accumulate import accumulate_gradients
@@ -22,10 +23,10 @@ from wamjax.training.program import build_program
 
 def regress(params, part, count):
     """A masked mean of squared errors, as an objective of a stream computes it."""
-    x, y, mask = part["x"], part["y"], part["mask"]
-    error = jnp.square(x @ params["w"] - y) * mask
-    loss = StreamLoss(total=jnp.sum(error, 1), count=jnp.sum(mask, 1, dtype=jnp.float32)).mean(count)
-    return loss, {"stream": loss}
+    error = jnp.square(part["x"] @ params["w"] - part["y"]) * part["mask"]
+    loss = StreamLoss(total=jnp.sum(error, 1), count=jnp.sum(part["mask"], 1, dtype=jnp.float32))
+    mean = (loss if count is None else loss.as_part(count)).mean()
+    return mean, {"stream": mean}
 
 
 def make_rows(seed, rows=16):
@@ -75,7 +76,7 @@ def test_parts_are_taken_where_their_rows_are():
 
 def test_counts_of_a_batch_are_those_its_losses_have():
     batch, layout = tiny_batch(batch_size=3), build_layout(TINY)
-    counts = loss_counts(batch, layout, TINY)
+    counts = loss_counts(batch, TINY, layout)
     action = batch.action_mask[:, :, None] * batch.action_dim_mask[:, None] * batch.has_action[:, None, None]
     assert counts["action"] == np.sum(action)
     assert 0 < counts["video"] < np.prod(batch.video[:, 1:].shape)

@@ -12,7 +12,7 @@ from tests.tiny import TINY
 from wamjax.batch import fake_batch
 from wamjax.config.schema import FinetuneConfig, ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.models.world_action import abstract_model
+from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.parallel.mesh import build_mesh, make_global_batch
 from wamjax.parallel.parameters import flatten_params
 from wamjax.training.base import load_base
@@ -76,13 +76,13 @@ def save(workdir, step, state, base=None):
 
 
 def test_everything_is_trained_but_the_statistics_of_the_data():
-    _, variables = abstract_model(TINY)
+    _, variables = abstract_model(build_objective(TINY))
     trained = trained_paths(variables, TINY.finetune)
     assert set(flatten_params(nnx.to_pure_dict(variables))) - trained == {"codec.mean", "codec.std"}
 
 
 def test_frozen_patterns_name_parameters_or_modules_and_trained_ones_are_excepted():
-    _, variables = abstract_model(TINY)
+    _, variables = abstract_model(build_objective(TINY))
     config = FinetuneConfig(frozen=("blocks.mlp", "*_head", "time_embedding.*"), trained=("blocks.mlp.up.bias",))
     kept = trained_paths(variables, FinetuneConfig()) - trained_paths(variables, config)
     assert kept == {
@@ -95,7 +95,7 @@ def test_frozen_patterns_name_parameters_or_modules_and_trained_ones_are_excepte
 
 def test_lora_keeps_its_kernels_and_trains_what_is_not_frozen_beside_the_updates():
     config = dataclasses.replace(TINY, finetune=dataclasses.replace(LORA, trained=("action_decoder",)))
-    trained = trained_paths(abstract_model(config)[1], config.finetune)
+    trained = trained_paths(abstract_model(build_objective(config))[1], config.finetune)
     layers = [
         *(f"{kind}_attention.{name}.lora" for kind in ("self", "cross") for name in ("query", "key", "value")),
         *(f"{kind}_attention.out_lora" for kind in ("self", "cross")),
@@ -163,7 +163,7 @@ def test_a_checkpoint_holds_what_was_trained_and_is_completed_by_its_base(lora_r
     store = save(tmp_path, 1, program.saved(state), base)
     stored = [path.partition(".")[::2] for path in store.read_record(1).digests]
     assert {path for section, path in stored if section == "params"} == program.trained
-    assert {section for section, _ in stored} == {"params", "opt", "ema", "step"}
+    assert {section for section, _ in stored} == {"params", "opt", "ema", "skipped", "step"}
 
     restored = store.restore_latest(program.saved(program.abstract_state), base_hash=base.hash)
     assert restored is not None

@@ -40,8 +40,8 @@ def kept_to_nearest():
 def test_second_moment_follows_gradients_that_shrink_and_would_not_if_rounded_to_nearest():
     """Gradients of size 1 for 1,000 steps, then of size 0.1 for 2,000, b2 = 0.999.
 
-    In the mean of 512 elements 0.0940 exactly, 0.0939 rounded at random (each element 9 % off the exact one, one standard
-    deviation) and 0.67 rounded to the nearest, which stops falling where a step would take less than half a unit.
+    In the mean of 512 elements 0.0940 exactly, 0.0939 rounded at random (each element 9 % off the exact one, one
+    standard deviation) and 0.67 rounded to the nearest, which stops falling where a step is less than half a unit.
     """
     noise = jax.random.normal(jax.random.key(0), (3000, 512))
     gradients = jnp.concatenate([noise[:1000], 0.1 * noise[1000:]])

@@ -65,7 +65,13 @@ def optimizer_of(**fields):
 def run(optimizer, num_steps=2, place=None):
     """Returns the state after some steps, with shardings if ``place`` gives them for parameters and optimizer."""
     params = draw(0)
-    state = {"params": params, "opt": optimizer.init(params), "ema": params, "skipped": no_skips(), "step": jnp.int32(0)}
+    state = {
+        "params": params,
+        "opt": optimizer.init(params),
+        "ema": params,
+        "skipped": no_skips(),
+        "step": jnp.int32(0),
+    }
     step = jax.jit(lambda state, grads: apply_gradients(state, jnp.float32(0), grads, optimizer, SCHEDULE, 0.9)[0])
     if place:
         state |= {"params": jax.device_put(params, place[0]), "opt": jax.device_put(state["opt"], place[1])}
@@ -97,9 +103,7 @@ def test_state_is_where_its_parameter_is_and_eight_devices_equal_one(fields):
     assert len(found) == len(expected) * (2 if fields["kind"] == "adamw" else 1) + 2 * (fields["kind"] == "muon")
 
     one, eight = run(optimizer), run(optimizer, place=(shardings, places))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), *jax.device_get((one, eight))
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), *jax.device_get((one, eight)))
     kernel = eight["params"]["blocks"]["up"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 2, 8), "the update keeps the sharding"
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from wamjax.config.schema import DType, ModelConfig
+from wamjax.config.choices import DType, Remat
 from wamjax.errors import ConfigError
 
 
@@ -114,8 +114,7 @@ class VideoTransformerConfig:
       learned_positions: Patches along frames, rows and columns for which every block adds a learned position embedding
         (Cosmos 1); None without.
       padding_mask: Whether a mask of padded pixels enters as one more channel (Cosmos).
-      remat: ``none`` keeps what matrix products and attention return and recomputes what lies between, such as norms;
-        ``full`` keeps a block's input and what its attention returns, and recomputes all else in the backward pass.
+      remat: What the backward pass of a block finds (``models.remat`` has the policies).
     """
 
     block: BlockConfig
@@ -132,7 +131,7 @@ class VideoTransformerConfig:
     rotary: RotaryConfig = RotaryConfig()
     learned_positions: tuple[int, int, int] | None = None
     padding_mask: bool = False
-    remat: Literal["none", "full"] = "none"
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         context = self.block.context_width or self.block.width
@@ -177,24 +176,3 @@ class TwoExpertConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.boundary < 1.0:
             raise ConfigError(f"boundary {self.boundary} between the two experts; expected a timestep between 0 and 1")
-
-
-def block_config(model: ModelConfig) -> BlockConfig:
-    """Returns the block of the world-action model: Wan's, with the sizes of ``model``.
-
-    Raises:
-      ConfigError: Heads do not divide the width, or the head dimension is odd.
-    """
-    if model.width % model.num_heads or (model.width // model.num_heads) % 2:
-        raise ConfigError(
-            f"config.model.width={model.width} over config.model.num_heads={model.num_heads} must give an even "
-            "head dimension"
-        )
-    return BlockConfig(
-        width=model.width,
-        num_heads=model.num_heads,
-        ffn_width=model.ffn_width,
-        qk_norm_eps=model.norm_eps,
-        norm_eps=model.norm_eps,
-        compute_dtype=model.compute_dtype,
-    )

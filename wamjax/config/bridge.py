@@ -76,7 +76,9 @@ def diff_configs(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     Keys are relative to the configuration (``train.num_steps``) and sorted.
     """
     before, after = dict(iterate_fields(old)), dict(iterate_fields(new))
-    return [(key, before[key], after[key]) for key in sorted(before) if before[key] != after[key]]
+    # A section that may be None is one field or many.
+    keys = sorted(before.keys() | after.keys())
+    return [(key, before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)]
 
 
 def iterate_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -121,12 +123,22 @@ def _find_field(key: str, nested: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         hints = typing.get_type_hints(kind)
         if name not in hints:
             raise ConfigError(_unknown_key(name, hints, path))
-        kind, path = hints[name], f"{path}.{name}"
+        kind, path = _section_or_kind(hints[name]), f"{path}.{name}"
         if depth < len(parts) - 1 and dataclasses.is_dataclass(kind):
+            if holder[name] is None:
+                raise ConfigError(
+                    f"{path} is none here, so {path}.{parts[depth + 1]} cannot be set; set it in the file"
+                )
             holder = holder[name]
     if dataclasses.is_dataclass(kind):
         raise ConfigError(f"{path} is a section; set one of its keys: {', '.join(typing.get_type_hints(kind))}")
     return kind, holder
+
+
+def _section_or_kind(kind: Any) -> Any:
+    """Returns the section of an annotation ``Section | None``, any other annotation as it is."""
+    sections = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
+    return sections[0] if sections and typing.get_origin(kind) in (typing.Union, types.UnionType) else kind
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:
@@ -142,6 +154,9 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         return _build_tuple(typing.get_args(kind), value, path)
     if origin in (typing.Union, types.UnionType):
+        section = _section_or_kind(kind)
+        if isinstance(value, Mapping) and section is not kind:
+            return _build_section(section, value, path)  # its own message, not one about alternatives
         return _build_optional(typing.get_args(kind), value, path)
     if kind is float and type(value) is int:
         value = float(value)

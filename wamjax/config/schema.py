@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-DType = Literal["float32", "bfloat16"]
+from wamjax.config.backbone import VideoTransformerConfig
+from wamjax.config.choices import DType, Remat
 
 # A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
 ViewPlacement = tuple[str, int, int, int, int]
@@ -37,8 +38,7 @@ class ModelConfig:
       rope_theta: Base of the rotary frequencies.
       norm_eps: Epsilon of every norm.
       compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
-      remat: ``none`` keeps what matrix products and attention return and recomputes what lies between, such as norms;
-        ``full`` keeps a block's input and what its attention returns, and recomputes all else in the backward pass.
+      remat: What the backward pass of a block finds (``models.remat`` has the policies).
     """
 
     width: int = 128
@@ -55,7 +55,26 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     compute_dtype: DType = "float32"
-    remat: Literal["none", "full"] = "none"
+    remat: Remat = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """The clips of a pretrained-size backbone, which reads cached latents and text embeddings.
+
+    Attributes:
+      num_frames: Pixel frames; 4n + 1 for a VAE that compresses time 4 times.
+      height: Pixel rows.
+      width: Pixel columns.
+      stride: How many pixels (frames, rows, columns) one latent stands for: 4, 8, 8 for Wan 2.1's VAE.
+      text_tokens: Text tokens of a prompt, padding included: Wan shows its padding.
+    """
+
+    num_frames: int = 81
+    height: int = 480
+    width: int = 832
+    stride: tuple[int, int, int] = (4, 8, 8)
+    text_tokens: int = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +82,8 @@ class LayoutConfig:
     """Which token streams one training sample holds, and how time is cut into blocks.
 
     Attributes:
-      formulation: ``joint``: video and actions denoised together with teacher forcing (DreamZero).
+      formulation: ``joint``: video and actions denoised together with teacher forcing (DreamZero). ``video``: one clip
+        denoised as a whole, all tokens seeing all (video pretraining; needs ``config.backbone``).
       num_blocks: Temporal blocks after the first frame.
       frames_per_block: Latent frames of one block.
       actions_per_block: Action tokens of one block (the action horizon of one chunk).
@@ -76,7 +96,7 @@ class LayoutConfig:
       pad_multiple: The packed sequence is padded at its end to a multiple of this.
     """
 
-    formulation: Literal["joint"] = "joint"
+    formulation: Literal["joint", "video"] = "joint"
     num_blocks: int = 4
     frames_per_block: int = 2
     actions_per_block: int = 8
@@ -339,10 +359,15 @@ class RunConfig:
 
     Attributes:
       name: Name of the experiment, for tables and reports.
+      model: The small world-action model on pixels. Not used where ``backbone`` is set.
+      backbone: A video transformer on latents (``config.presets`` has the published ones); None for ``model``.
+      clip: What a backbone reads.
     """
 
     name: str = "unnamed"
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    backbone: VideoTransformerConfig | None = None
+    clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

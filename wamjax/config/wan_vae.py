@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wamjax.config.schema import DType
+from wamjax.config.choices import DType
 from wamjax.errors import ConfigError, DataError
 
 # Frames the published autoencoders take per latent frame after the first; clips have 4 n + 1 frames for any of them.

@@ -38,6 +38,7 @@ COMPONENTS = (*BLOCK_COMPONENTS, "patch", "head", "text_embed", "image_embed", "
 # again in the backward pass: ``nn.attention.QUERY_CHUNK``, a sibling this module may not import; a test compares them.
 ATTENTION_QUERY_CHUNK = 256
 _ATTENTION = ("self_scores", "cross_scores")
+_REMATERIALISED = ("attention", "offload", "full")  # values of ``remat`` that compute products again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,12 +116,15 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
     needed, _ = _tally(config, layout, _BlockTokens(needed_tokens, layout.num_pairs), is_scanned=False)
     executed, blocks = _tally(config, layout, _BlockTokens(padded, schedule.num_executed_pairs), is_scanned=True)
     hardware = executed.training()
-    is_rematerialised = config.model.remat == "full" and any(blocks.backward.values())
+    is_rematerialised = config.model.remat in _REMATERIALISED and any(blocks.backward.values())
     # Scores, not weighted values, are computed once more: half of the forward FLOPs. Of chunks always, of the rest
-    # where a block is rematerialised (which keeps what attention returned).
+    # where a block is rematerialised. What attention returned is computed again too unless that is kept.
     for name, rectangles in zip(_ATTENTION, spans, strict=True):
         chunked = config.model.num_layers * layers.attention_scores(_chunked_pairs(rectangles), config.model.width)
-        again = blocks.forward[name] if is_rematerialised else chunked
+        if config.model.remat == "full":
+            again = 2 * blocks.forward[name] + chunked
+        else:
+            again = blocks.forward[name] if is_rematerialised else chunked
         hardware[name] += again // 2 * bool(blocks.backward[name])
     if is_rematerialised:
         for name, flops in blocks.recomputed().items():

@@ -5,8 +5,11 @@ A formulation is a function from sizes to a ``Layout``. ``build_layout`` picks o
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Literal
 
+from wamjax.config.clip import patch_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.layout.layout import Layout
@@ -99,17 +102,18 @@ def joint_layout(
     else:
         parts = [clean, *noisy, *actions, *states]
     segments = [segment for part in parts for segment in part]
-    missing = -sum(s.num_tokens for s in segments) % pad_multiple
-    if missing:
-        segments.append(Segment(role=Role.PADDING, order=0, num_tokens=missing))
+    segments.extend(_padding(segments, pad_multiple))
     visibility = dict(JOINT_VISIBILITY)
     if token_causal_context:
         visibility[Role.CLEAN_VIDEO, Role.CLEAN_VIDEO] = CAUSAL
     return Layout(tuple(segments), visibility)
 
 
-def video_layout(grid: tuple[int, int, int]) -> Layout:
-    """Returns the layout of a plain video model: one noisy clip of ``grid`` (frames, rows, columns), all seeing all."""
+def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
+    """Returns the layout of a plain video model: one noisy clip of ``grid`` (frames, rows, columns), all seeing all.
+
+    Padding tokens are appended up to a multiple of ``pad_multiple``.
+    """
     clip = Segment(
         role=Role.NOISY_VIDEO,
         order=0,
@@ -119,11 +123,14 @@ def video_layout(grid: tuple[int, int, int]) -> Layout:
         noised=True,
         has_loss=True,
     )
-    return Layout((clip,), {(Role.NOISY_VIDEO, Role.NOISY_VIDEO): ALL})
+    return Layout((clip, *_padding((clip,), pad_multiple)), {(Role.NOISY_VIDEO, Role.NOISY_VIDEO): ALL})
 
 
+@functools.lru_cache(maxsize=32)
 def build_layout(config: RunConfig) -> Layout:
-    """Returns the layout that ``config`` describes."""
+    """Returns the layout that ``config`` describes, the same object for equal configurations."""
+    if config.backbone is not None:
+        return video_layout(patch_grid(config), config.layout.pad_multiple)
     sizes, geometry = config.layout, derive_geometry(config)
     return joint_layout(
         num_blocks=sizes.num_blocks,
@@ -136,3 +143,9 @@ def build_layout(config: RunConfig) -> Layout:
         order=sizes.order,
         pad_multiple=sizes.pad_multiple,
     )
+
+
+def _padding(segments: Sequence[Segment], multiple: int) -> tuple[Segment, ...]:
+    """Returns the padding that completes ``segments`` to a multiple of so many tokens, if any."""
+    missing = -sum(s.num_tokens for s in segments) % multiple
+    return (Segment(role=Role.PADDING, order=0, num_tokens=missing),) if missing else ()

@@ -10,34 +10,29 @@ attention follows a layout's schedule, keys of earlier tokens may come from a ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.config.backbone import BlockConfig
+from wamjax.config.choices import Remat
 from wamjax.layout import Pass, Rectangle, Schedule
-from wamjax.nn.attention import ATTENTION_OUT, ATTENTION_SCORES, attend
+from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
+from wamjax.nn.attention import attend
 from wamjax.nn.init import AXES_KEY, named
-from wamjax.nn.linear import MLP_HIDDEN, Mlp
+from wamjax.nn.linear import Mlp
 from wamjax.nn.modulation import LowRankModulation, Modulation, gate, modulate
 from wamjax.nn.multihead import Attention, KeysValues
 from wamjax.nn.norm import layer_norm
-from wamjax.nn.products import PRODUCT
 from wamjax.nn.rotary import Rotation, apply_rotary
 from wamjax.parallel.rules import constrain
 from wamjax.types import Heads, PRNGKey, TextTokens, Tokens
 
 NUM_TABLE_VECTORS = 6  # shift, scale and gate, for attention and for the feed-forward layer
 NUM_LOW_RANK_VECTORS = 3  # shift, scale and gate, of each part
-
-# What the backward pass finds, by ``remat``; all else is computed again. Units of the feed-forward layer could be too,
-# but XLA on a CPU does so column by column, at three times the price of keeping them.
-_KEPT = {
-    "none": jax.checkpoint_policies.save_only_these_names(PRODUCT, ATTENTION_OUT, ATTENTION_SCORES, MLP_HIDDEN),
-    "full": jax.checkpoint_policies.save_only_these_names(ATTENTION_OUT),
-}
 
 
 class Conditioning(NamedTuple):
@@ -193,7 +188,7 @@ def run_blocks(
     conditioning: Conditioning,
     past: KeysValues | None,
     *,
-    remat: Literal["none", "full"],
+    remat: Remat,
     return_cache: bool,
 ) -> tuple[Tokens, KeysValues | None]:
     """Scans ``blocks`` over the tokens of one pass.
@@ -204,7 +199,7 @@ def run_blocks(
       layout_pass: Which segments are computed and which keys come from ``past``.
       conditioning: What every block reads besides its tokens.
       past: Keys and values of all layers, ``[layers b m k e]``; None if the pass has no past.
-      remat: What the backward pass computes again, as ``VideoTransformerConfig.remat`` says.
+      remat: Name of what the backward pass finds (``models.remat``).
       return_cache: Whether the computed tokens' keys and values are returned.
 
     Returns:
@@ -213,8 +208,8 @@ def run_blocks(
 
     def body(x: jax.Array, layer: tuple[Block, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
         block, layer_past = layer
-        x, own = block(x, layout_pass, conditioning, layer_past)
+        x, own = block(checkpoint_name(x, BLOCK_INPUT), layout_pass, conditioning, layer_past)
         return x, own if return_cache else None
 
-    body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[remat])
+    body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
     return jax.lax.scan(body, x, (blocks, past))

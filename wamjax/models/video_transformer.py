@@ -123,25 +123,42 @@ class VideoTransformer(nnx.Module):
         num_tokens = grid[0] * grid[1] * grid[2]
         if layout_pass.num_tokens != num_tokens:
             raise DataError(f"the layout holds {layout_pass.num_tokens} tokens and the latents {num_tokens}")
-        conditioning = self.condition(
-            _slots(ids, grid, latents.shape[0]),
-            text,
-            layout_pass,
-            image=image,
-            text_mask=text_mask,
-            fps=fps,
-        )
-        tokens = self.embed(latents, padding_mask)
-        tokens, _ = self.run(tokens, layout_pass, conditioning)
-        return self.unpatch(self.head(tokens, conditioning), grid)
+        patches, slots = self._patches(latents, padding_mask), _slots(ids, grid, latents.shape[0])
+        predicted = self.predict(patches, slots, text, layout_pass, image=image, text_mask=text_mask, fps=fps)
+        return self.unpatch(predicted, grid)
+
+    def predict(
+        self,
+        patches: jax.Array,
+        ids: jax.Array,
+        text: jax.Array,
+        layout_pass: Pass,
+        *,
+        image: jax.Array | None = None,
+        text_mask: jax.Array | None = None,
+        fps: float | jax.Array | None = None,
+    ) -> jax.Array:
+        """Predicts from patches, padding included, what ``__call__`` predicts from latents.
+
+        Args:
+          patches: ``[b n patch_channels]``, the tokens of ``layout_pass``.
+          ids: ``[b slots]`` timestep ids; the slots share the tokens evenly and in order.
+          text: As for ``__call__``, and so the rest.
+          layout_pass: Which token sees which.
+          image: Image tokens.
+          text_mask: Which text tokens are seen.
+          fps: Frame rate.
+
+        Returns:
+          fp32 ``[b n out_patch_channels]``.
+        """
+        conditioning = self.condition(ids, text, layout_pass, image=image, text_mask=text_mask, fps=fps)
+        tokens, _ = self.run(self.patch_embed(patches), layout_pass, conditioning)
+        return self.head(tokens, conditioning)
 
     def embed(self, latents: jax.Array, padding_mask: jax.Array | None = None) -> Tokens:
         """Returns the tokens ``[b n d]`` of ``latents`` ``[b t h w c]``."""
-        if padding_mask is not None:
-            latents = jnp.concatenate([latents, padding_mask.astype(latents.dtype)], axis=-1)
-        pt, ph, pw = self.config.patch
-        patches = rearrange(latents, "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
-        return self.patch_embed(patches)
+        return self.patch_embed(self._patches(latents, padding_mask))
 
     def condition(
         self,
@@ -223,6 +240,11 @@ class VideoTransformer(nnx.Module):
         pattern = "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c"
         return rearrange(patches, pattern, t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
+    def _patches(self, latents: jax.Array, padding_mask: jax.Array | None) -> jax.Array:
+        if padding_mask is not None:
+            latents = jnp.concatenate([latents, padding_mask.astype(latents.dtype)], axis=-1)
+        return patchify(latents, self.config.patch)
+
     def _embed_image(self, image: jax.Array | None) -> jax.Array | None:
         if (image is None) != (self.image_embedding is None):
             has = "needs image tokens and got none" if image is None else "has no image branch and got image tokens"
@@ -279,6 +301,12 @@ class TwoExpertTransformer(nnx.Module):
         return jax.lax.cond(
             is_high, lambda: self.high_noise(latents, ids, text), lambda: self.low_noise(latents, ids, text)
         )
+
+
+def patchify(latents: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
+    """Returns patches ``[b n (pt ph pw c)]`` of ``latents`` ``[b t h w c]``."""
+    pt, ph, pw = patch
+    return rearrange(latents, "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)", pt=pt, ph=ph, pw=pw)
 
 
 def _slots(ids: jax.Array, grid: tuple[int, int, int], batch_size: int) -> jax.Array:

@@ -7,13 +7,12 @@ is belong to ``objectives``.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from wamjax.config.backbone import block_config
+from wamjax.config.blocks import block_config
 from wamjax.config.finetune import lora_config
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
@@ -180,13 +179,6 @@ def make_model(key: PRNGKey, config: RunConfig) -> WorldActionModel:
     if lora is not None:
         attach_lora(model, key, lora)
     return model
-
-
-def abstract_model(config: RunConfig) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
-    """Returns the structure of ``make_model(config)`` and the shapes of its parameters, allocating nothing."""
-    model = nnx.eval_shape(lambda: make_model(jax.random.key(0), config))
-    graphdef, state = nnx.split(model)
-    return graphdef, state
 
 
 def _role_runs(layout_pass: Pass, role: Role) -> tuple[tuple[int, int], ...]:

@@ -20,6 +20,7 @@ from wamjax.types import Heads, KeyHeads
 QUERY_CHUNK = 256  # queries whose scores exist at one time
 
 # Names by which a rematerialisation policy keeps values of this module.
+ATTENTION_IN = "attention_in"  # queries, keys and values where attention reads them, after any exchange
 ATTENTION_OUT = "attention_out"  # outputs, and the softmax's normalisers
 ATTENTION_SCORES = "attention_scores"  # of rectangles with too few queries for chunks
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.nn.init import named, zeros
 from wamjax.types import PRNGKey
+
+NORM_STATISTICS = "norm_statistics"  # name by which a rematerialisation policy keeps means and inverse deviations
 
 
 class LayerNorm(nnx.Module):
@@ -35,9 +38,9 @@ def layer_norm(x: jax.Array, eps: float) -> jax.Array:
     y = (x - mean(x)) / sqrt(var(x) + eps)
     """
     x = x.astype(jnp.float32)
-    mean = jnp.mean(x, axis=-1, keepdims=True)
+    mean = checkpoint_name(jnp.mean(x, axis=-1, keepdims=True), NORM_STATISTICS)
     variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
-    return (x - mean) * jax.lax.rsqrt(variance + eps)
+    return (x - mean) * checkpoint_name(jax.lax.rsqrt(variance + eps), NORM_STATISTICS)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: tuple[int, ...] = (-1,)) -> jax.Array:
@@ -46,4 +49,5 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: tuple[int, ...] =
     y = scale * x / sqrt(mean(x^2) + eps)
     """
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True) + eps) * scale.astype(jnp.float32)
+    rate = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True) + eps)
+    return x * checkpoint_name(rate, NORM_STATISTICS) * scale.astype(jnp.float32)

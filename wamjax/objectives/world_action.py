@@ -15,10 +15,11 @@ import numpy as np
 from wamjax.batch import WamBatch
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
-from wamjax.layout import Layout, Pass, Role, Segment
-from wamjax.models.world_action import Streams, WorldActionModel
+from wamjax.layout import Layout, Pass, Role, Segment, build_layout
+from wamjax.models.world_action import Streams, WorldActionModel, make_model
 from wamjax.nn.modulation import spread_slots
 from wamjax.objectives.flow_matching import add_noise, draw_times, velocity_from
+from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.types import PRNGKey
 
 
@@ -40,26 +41,38 @@ class Noise:
     actions: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamLoss:
-    """Summed weighted squared error and its count, per sample, both fp32 ``[b]``."""
+@dataclasses.dataclass(frozen=True)
+class WorldActionObjective:
+    """Video and actions denoised together by the small world-action model (``objectives.objective.Objective``)."""
 
-    total: jax.Array
-    count: jax.Array
+    config: RunConfig
 
-    def mean(self, count: jax.Array | None = None) -> jax.Array:
-        """Returns the masked mean over the whole (global) batch; 0 if nothing is unmasked.
+    @property
+    def layout(self) -> Layout:
+        """The layout that the configuration describes."""
+        return build_layout(self.config)
 
-        Args:
-          count: What to divide by, for samples that are a part of a batch: the whole batch's count (``loss_counts``).
-            The means of all parts then add up to the mean of the batch.
-        """
-        return jnp.sum(self.total) / jnp.maximum(jnp.sum(self.count) if count is None else count, 1.0)
+    def make_model(self, key: PRNGKey) -> WorldActionModel:
+        """Makes the model, its low-rank updates included."""
+        return make_model(key, self.config)
 
-    def per_sample(self) -> jax.Array:
-        """Returns ``[b]`` masked means; 0 for a sample with nothing unmasked."""
-        return self.total / jnp.maximum(self.count, 1.0)
+    def draw_noise(self, key: PRNGKey, batch_size: int) -> Noise:
+        """As ``draw_noise``."""
+        return draw_noise(key, batch_size, self.config, self.layout)
+
+    def losses(
+        self, model: WorldActionModel, batch: WamBatch, noise: Noise, observed: WamBatch | None = None
+    ) -> dict[str, StreamLoss]:
+        """As ``world_action_losses``."""
+        return world_action_losses(model, batch, noise, self.config, self.layout, observed)
+
+    def counts(self, batch: WamBatch) -> dict[str, jax.Array]:
+        """As ``loss_counts``."""
+        return loss_counts(batch, self.config, self.layout)
+
+    def total(self, losses: dict[str, StreamLoss]) -> jax.Array:
+        """As ``total_loss``."""
+        return total_loss(losses, self.config)
 
 
 def draw_noise(key: PRNGKey, batch_size: int, config: RunConfig, layout: Layout) -> Noise:
@@ -115,28 +128,26 @@ def world_action_losses(
         state=observed.state * observed.state_mask,
     )
     predictions, _ = model(streams, everything)
-    masks = _loss_masks(batch, layout, config)
+    masks = _loss_masks(batch, config, layout)
     residual = video_residual(seen, layout.stream(Role.NOISY_VIDEO), config)
     return {
-        "video": video.loss(predictions[Role.NOISY_VIDEO] + residual, config.objective.video_prediction, masks["video"]),
+        "video": video.loss(
+            predictions[Role.NOISY_VIDEO] + residual, config.objective.video_prediction, masks["video"]
+        ),
         "action": actions.loss(predictions[Role.ACTION], config.objective.action_prediction, masks["action"]),
     }
 
 
-def loss_counts(batch: WamBatch, layout: Layout, config: RunConfig) -> dict[str, jax.Array]:
-    """Returns what each stream's loss is a mean over, fp32: it depends on the masks of the batch alone."""
-    masks = _loss_masks(batch, layout, config)
+def loss_counts(batch: WamBatch, config: RunConfig, layout: Layout) -> dict[str, jax.Array]:
+    """Returns what each stream's loss of a batch is a mean over, fp32."""
+    masks = _loss_masks(batch, config, layout)
     return {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in masks.items()}
 
 
-def mean_losses(losses: dict[str, StreamLoss], counts: dict[str, jax.Array] | None = None) -> dict[str, jax.Array]:
-    """Returns each stream's masked mean; ``counts`` as ``StreamLoss.mean`` takes them."""
-    return {name: loss.mean(counts[name] if counts else None) for name, loss in losses.items()}
-
-
-def total_loss(means: dict[str, jax.Array], config: RunConfig) -> jax.Array:
+def total_loss(losses: dict[str, StreamLoss], config: RunConfig) -> jax.Array:
     """Returns the weighted sum of the masked means."""
-    return config.objective.video_weight * means["video"] + config.objective.action_weight * means["action"]
+    factors = config.objective
+    return factors.video_weight * losses["video"].mean() + factors.action_weight * losses["action"].mean()
 
 
 def select_frames(latents: jax.Array, segments: tuple[Segment, ...]) -> jax.Array:
@@ -219,8 +230,8 @@ def _num_frames(segment: Segment) -> int:
     return segment.grid[0]
 
 
-def _loss_masks(batch: WamBatch, layout: Layout, config: RunConfig) -> dict[str, jax.Array]:
-    """Returns bool masks of what carries a loss: video ``[b n_role c]``, action ``[b a u]``."""
+def _loss_masks(batch: WamBatch, config: RunConfig, layout: Layout) -> dict[str, jax.Array]:
+    """Returns what carries a loss: bool, video ``[b n_role c]``, action ``[b a u]``."""
     action_mask = (batch.action_mask & batch.has_action[:, None])[..., None] & batch.action_dim_mask[:, None]
     return {"video": _video_mask(batch, layout, config), "action": action_mask}
 

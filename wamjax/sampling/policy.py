@@ -16,8 +16,8 @@ from flax import nnx
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import build_layout
-from wamjax.models.world_action import abstract_model
 from wamjax.nn.multihead import KeysValues
+from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.sampling.chunk import Observation, denoise_block, fill_context
 from wamjax.types import PRNGKey, PureDict
 
@@ -50,7 +50,7 @@ class Policy:
             )
         self.config, self.params = config, params
         self.layout = build_layout(config)
-        self._graphdef, _ = abstract_model(config)
+        self._graphdef, _ = abstract_model(build_objective(config))
         self._fill = jax.jit(self._fill_orders, static_argnames=("orders",))
         self._denoise = jax.jit(self._denoise_order, static_argnames=("order",))
         self._prompt_id: jax.Array | None = None

@@ -11,7 +11,7 @@ from flax import nnx
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import build_layout
-from wamjax.models.world_action import abstract_model
+from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.sampling.chunk import Observation, denoise_block, fill_context
 from wamjax.types import PRNGKey, PureDict
 
@@ -35,7 +35,7 @@ class ChunkSampler:
         """Makes a sampler of ``params`` (a pure dict of arrays)."""
         self.config, self.params = config, params
         self.layout = build_layout(config)
-        self._graphdef, _ = abstract_model(config)
+        self._graphdef, _ = abstract_model(build_objective(config))
         self._predict = jax.jit(self._predict_window)
 
     def predict(self, batch: WamBatch, key: PRNGKey) -> Prediction:

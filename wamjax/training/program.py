@@ -18,10 +18,11 @@ from jax.sharding import Mesh
 
 from wamjax.batch import VideoStatistics, WamBatch
 from wamjax.config.schema import RunConfig
-from wamjax.layout import Layout, build_layout
-from wamjax.models.world_action import abstract_model, make_model
+from wamjax.layout import Layout
+from wamjax.models.world_action import WorldActionModel
 from wamjax.nn.lora import adaptable_kernels
-from wamjax.objectives.world_action import StreamLoss, mean_losses, total_loss
+from wamjax.objectives.objective import Objective, abstract_model, build_objective
+from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
 from wamjax.parallel.parameters import flatten_params, is_names, parameter_axes, parameter_shardings
 from wamjax.parallel.rules import placing
@@ -99,8 +100,8 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
       ConfigError: Something does not divide over the mesh, or the configuration does not fit together.
     """
     check_batch_divides(config.train.global_batch_size, mesh, config.train.accumulate)
-    layout = build_layout(config)
-    graphdef, variables = abstract_model(config)
+    objective = build_objective(config)
+    graphdef, variables = abstract_model(objective)
     trained = trained_paths(variables, config.finetune)
 
     def split(tree: PureDict) -> tuple[PureDict, PureDict]:
@@ -134,23 +135,23 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         "step": replicated(mesh),
     }
     rows = batch_sharding(mesh)
-    sample_losses = make_sample_losses(config, layout, graphdef)
+    sample_losses = make_sample_losses(config, objective, graphdef)
 
     def evaluate(params: PureDict, batch: WamBatch, index: jax.Array) -> Metrics:
-        means = mean_losses(sample_losses(params, batch, index))
-        return {"loss/total": total_loss(means, config), **{f"loss/{name}": mean for name, mean in means.items()}}
+        losses = sample_losses(params, batch, index)
+        return {"loss/total": objective.total(losses), **{f"loss/{k}": v.mean() for k, v in losses.items()}}
 
-    train_step = make_train_step(config, layout, graphdef, optimizer, schedule)
+    train_step = make_train_step(config, objective, graphdef, optimizer, schedule)
     return TrainProgram(
         config=config,
-        layout=layout,
+        layout=objective.layout,
         graphdef=graphdef,
         mesh=mesh,
         trained=trained,
         abstract_state=jax.tree.map(
             lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shape, sharding
         ),
-        init=_make_init(config, make_state, mesh, sharding),
+        init=_make_init(config, objective, make_state, mesh, sharding),
         step=jax.jit(
             _placed(train_step, mesh), in_shardings=(sharding, rows), out_shardings=(sharding, None), donate_argnums=0
         ),
@@ -161,7 +162,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
 
 def describe_sharding(program: TrainProgram) -> str:
     """Returns a table of the parameters: path, shape, logical names, partition over the mesh, bytes per device."""
-    _, variables = abstract_model(program.config)
+    _, variables = abstract_model(build_objective(program.config))
     axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=is_names))
     sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
     lines = [f"mesh: {sizes}", f"{'parameter':44} {'shape':20} {'names':28} {'partition':24} {'bytes/device':>12}"]
@@ -184,14 +185,19 @@ def describe_sharding(program: TrainProgram) -> str:
 
 
 def _make_init(
-    config: RunConfig, make_state: Callable[[PureDict], State], mesh: Mesh, sharding: State
+    config: RunConfig,
+    objective: Objective,
+    make_state: Callable[[PureDict], State],
+    mesh: Mesh,
+    sharding: State,
 ) -> Callable[..., State]:
     """Returns the initialisation, compiled; statistics are constants of it."""
     all_sharding = join_trees(sharding["params"], sharding["frozen"])
 
     def make_params(statistics: VideoStatistics | None) -> PureDict:
-        model = make_model(jax.random.key(config.train.seed), config)
+        model = objective.make_model(jax.random.key(config.train.seed))
         if statistics is not None:
+            assert isinstance(model, WorldActionModel), "only its codec has statistics"
             model.codec.calibrate(statistics)
         return nnx.to_pure_dict(nnx.state(model))
 

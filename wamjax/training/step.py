@@ -14,16 +14,8 @@ from flax import nnx
 
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
-from wamjax.layout import Layout
-from wamjax.objectives.world_action import (
-    Noise,
-    StreamLoss,
-    draw_noise,
-    loss_counts,
-    mean_losses,
-    total_loss,
-    world_action_losses,
-)
+from wamjax.objectives.objective import Objective
+from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.training.accumulate import accumulate_gradients
 from wamjax.training.trainable import join_trees
 from wamjax.training.update import apply_gradients
@@ -36,7 +28,7 @@ VALIDATION_STREAM = 1  # fold_in tag that keeps validation noise apart from trai
 
 def make_train_step(
     config: RunConfig,
-    layout: Layout,
+    objective: Objective,
     graphdef: nnx.GraphDef[Any],
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
@@ -49,27 +41,25 @@ def make_train_step(
 
     def train_step(state: State, batch: WamBatch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state["step"])
-        noise = draw_noise(key, batch.video.shape[0], config, layout)
+        noise = objective.draw_noise(key, batch.size)
 
-        counts = loss_counts(batch, layout, config)  # first: a part's loss is its share of the whole batch's means
+        counts = objective.counts(batch)  # first, because a part's loss is its share of the whole batch's mean
 
-        def loss_fn(params: PureDict, part: tuple[WamBatch, Noise]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss_fn(params: PureDict, part: tuple[WamBatch, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
             model = nnx.merge(graphdef, join_trees(params, state["frozen"]))
-            means = mean_losses(world_action_losses(model, *part, config, layout), counts)
-            return total_loss(means, config), means
+            losses = {name: loss.as_part(counts[name]) for name, loss in objective.losses(model, *part).items()}
+            return objective.total(losses), {name: loss.mean() for name, loss in losses.items()}
 
-        loss, means, grads = accumulate_gradients(
-            loss_fn, state["params"], (batch, noise), config.train.accumulate
-        )
+        parts = config.train.accumulate
+        loss, means, grads = accumulate_gradients(loss_fn, state["params"], (batch, noise), parts)
         state, metrics = apply_gradients(state, loss, grads, optimizer, schedule, config.optimizer.ema_decay)
-        streams = {f"loss/{name}": mean for name, mean in means.items()}
-        return state, {"loss/total": loss, **streams, **metrics}
+        return state, {"loss/total": loss, **{f"loss/{name}": mean for name, mean in means.items()}, **metrics}
 
     return train_step
 
 
 def make_sample_losses(
-    config: RunConfig, layout: Layout, graphdef: nnx.GraphDef[Any]
+    config: RunConfig, objective: Objective, graphdef: nnx.GraphDef[Any]
 ) -> Callable[..., dict[str, StreamLoss]]:
     """Returns a function from parameters, a batch, an integer index and what is observed to per-sample losses.
 
@@ -81,7 +71,7 @@ def make_sample_losses(
         params: PureDict, batch: WamBatch, index: jax.Array, observed: WamBatch | None = None
     ) -> dict[str, StreamLoss]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), VALIDATION_STREAM)
-        noise = draw_noise(jax.random.fold_in(key, index), batch.video.shape[0], config, layout)
-        return world_action_losses(nnx.merge(graphdef, params), batch, noise, config, layout, observed)
+        noise = objective.draw_noise(jax.random.fold_in(key, index), batch.size)
+        return objective.losses(nnx.merge(graphdef, params), batch, noise, observed)
 
     return sample_losses

@@ -1,0 +1,48 @@
+"""Rematerialisation policies by name: what the backward pass of a block finds, all else being computed again.
+
+========== ==============================================================================================
+none       What products, attention and the feed-forward units return: only norms and the like are repeated.
+products   As ``none`` without the feed-forward units, which their product gives again, and with the norms' statistics.
+exchanged  As ``products``, and what attention reads and returns between two exchanges over the mesh: no exchange of
+           tokens is repeated either.
+attention  A block's input and what its attention returns.
+offload    As ``attention``, the block's input in host memory.
+full       A block's input alone.
+========== ==============================================================================================
+
+Every policy is made once: JAX compares them by identity in some versions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from wamjax.config.choices import Remat
+from wamjax.nn.attention import ATTENTION_IN, ATTENTION_OUT, ATTENTION_SCORES
+from wamjax.nn.linear import MLP_HIDDEN
+from wamjax.nn.norm import NORM_STATISTICS
+from wamjax.nn.products import PRODUCT
+
+BLOCK_INPUT = "block_input"
+
+_KEEP = jax.checkpoint_policies.save_only_these_names
+_PRODUCTS = (PRODUCT, ATTENTION_OUT, ATTENTION_SCORES)
+
+REMAT_POLICIES: Mapping[Remat, Callable[..., Any]] = {
+    # Units of the feed-forward layer could be computed again, but XLA on a CPU does so column by column, at three times
+    # the price of keeping them.
+    "none": _KEEP(*_PRODUCTS, MLP_HIDDEN),
+    "products": _KEEP(*_PRODUCTS, NORM_STATISTICS),
+    "exchanged": _KEEP(*_PRODUCTS, NORM_STATISTICS, ATTENTION_IN),
+    "attention": _KEEP(ATTENTION_OUT),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[ATTENTION_OUT],
+        names_which_can_be_offloaded=[BLOCK_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}

@@ -1,0 +1,66 @@
+"""What a run trains: a model, the randomness of a step, and the losses they give on a batch.
+
+The trainer knows objectives through this interface alone; which one a configuration means is ``build_objective``'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from flax import nnx
+
+from wamjax.batch import WamBatch
+from wamjax.config.schema import RunConfig
+from wamjax.layout import Layout
+from wamjax.objectives.stream_loss import StreamLoss
+from wamjax.objectives.video import VideoObjective
+from wamjax.objectives.world_action import WorldActionObjective
+from wamjax.types import PRNGKey
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A model and its losses."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of one sample."""
+        ...
+
+    def make_model(self, key: PRNGKey) -> nnx.Module:
+        """Makes the model."""
+        ...
+
+    def draw_noise(self, key: PRNGKey, batch_size: int) -> Any:
+        """Draws all randomness of one loss; equal noise makes two losses comparable."""
+        ...
+
+    def losses(
+        self, model: Any, batch: WamBatch, noise: Any, observed: WamBatch | None = None
+    ) -> dict[str, StreamLoss]:
+        """Returns the losses by stream; ``observed`` is the batch whose context the model is shown."""
+        ...
+
+    def counts(self, batch: WamBatch) -> dict[str, jax.Array]:
+        """Returns what each stream's loss is a mean over; it depends on the masks of the batch alone."""
+        ...
+
+    def total(self, losses: dict[str, StreamLoss]) -> jax.Array:
+        """Returns the scalar that is minimised."""
+        ...
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """Returns the objective that ``config`` describes.
+
+    Raises:
+      ConfigError: The formulation and the model do not fit together.
+    """
+    return WorldActionObjective(config) if config.backbone is None else VideoObjective(config)
+
+
+def abstract_model(objective: Objective) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:
+    """Returns the structure of the objective's model and the shapes of its parameters, allocating nothing."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: objective.make_model(jax.random.key(0))))
+    return graphdef, state
