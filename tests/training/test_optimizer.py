@@ -12,8 +12,8 @@ from flax import nnx
 from tests.tiny import TINY
 from wamjax.config.schema import FinetuneConfig, OptimizerConfig, ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.models.world_action import abstract_model
 from wamjax.nn.lora import adaptable_kernels
+from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.parallel.mesh import build_mesh, replicated
 from wamjax.parallel.parameters import flatten_params, parameter_axes
 from wamjax.parallel.rules import PARAMETER_RULES, partition_spec
@@ -67,8 +67,8 @@ def run(optimizer, num_steps=2, place=None):
     params = draw(0)
     state = {
         "params": params,
-        "opt": optimizer.init(params),
-        "ema": params,
+        "opt": jax.jit(optimizer.init)(params),
+        "ema": {},
         "skipped": no_skips(),
         "step": jnp.int32(0),
     }
@@ -166,7 +166,7 @@ def test_muon_leaves_vectors_embeddings_and_heads_to_adamw():
 
 def muon_paths(finetune):
     """Returns the parameters of the tiny model whose momentum is orthogonalised."""
-    graphdef, variables = abstract_model(dataclasses.replace(TINY, finetune=finetune))
+    graphdef, variables = abstract_model(build_objective(dataclasses.replace(TINY, finetune=finetune)))
     trained = trained_paths(variables, finetune)
     axes, params = (
         split_tree(tree, lambda path: path in trained)[0]
