@@ -20,7 +20,8 @@ from wamjax.models.action_transformers import (
     CategoryActionTransformer,
     SharedActionTransformer,
 )
-from wamjax.models.block import Conditioning, run_blocks
+from wamjax.models.block import Conditioning
+from wamjax.models.stack import run_blocks
 from wamjax.nn.rotary import rotary_table
 
 VIDEO = VideoTransformerConfig(

@@ -8,3 +8,9 @@ DType = Literal["float32", "bfloat16"]
 
 # What the backward pass of a block finds; all else is computed again. See ``models.remat``.
 Remat = Literal["none", "full", "attention", "products", "exchanged", "offload"]
+
+# Names of the tables of ``parallel.rules``.
+RulePreset = Literal["fsdp", "fsdp_context"]
+
+# How a whole kernel is made from its parts, and its gradient's part from whole ones. See ``parallel.explicit``.
+WeightExchange = Literal["auto", "all_gather", "all_to_all"]

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from wamjax.config.backbone import VideoTransformerConfig
-from wamjax.config.choices import DType, Remat
+from wamjax.config.choices import DType, Remat, RulePreset, WeightExchange
 
 # A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
 ViewPlacement = tuple[str, int, int, int, int]
@@ -270,12 +270,19 @@ class ParallelConfig:
       fsdp: Parameters and optimizer state are split over it, and the batch too.
       context: The token sequence is split over it (heads inside attention).
       tensor: Heads and feed-forward hidden units are split over it.
+      rules: Where parameters go: ``fsdp``: split over fsdp (and tensor); ``fsdp_context``: over context too.
+      blocks: ``sharded``: XLA places the collectives of the blocks from shardings alone, on any mesh. ``explicit``: the
+        blocks are one program per device that says which collectives move weights and tokens; needs tensor = 1.
+      weight_exchange: With ``explicit``, how weights are gathered: ``auto`` picks by chip (``parallel.explicit``).
     """
 
     data: int = 1
     fsdp: int = -1
     context: int = 1
     tensor: int = 1
+    rules: RulePreset = "fsdp"
+    blocks: Literal["sharded", "explicit"] = "sharded"
+    weight_exchange: WeightExchange = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

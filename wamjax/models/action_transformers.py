@@ -17,7 +17,8 @@ from flax import nnx
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig
 from wamjax.errors import DataError
 from wamjax.layout import Layout, Pass, joint_layout
-from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning, stack_blocks
+from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
+from wamjax.models.stack import stack_blocks
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.nn.category import CategoryActionEncoder, CategoryMlp
 from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding

@@ -1,4 +1,4 @@
-"""The transformer block, and the scanned stack of it that every video model of ours is.
+"""The transformer block that every video model of ours is a stack of.
 
 One block serves Wan, Cosmos and the world-action model; what differs is ``BlockConfig``: modulated self-attention,
 cross-attention to text (and an image), modulated feed-forward.
@@ -9,7 +9,6 @@ attention follows a layout's schedule, keys of earlier tokens may come from a ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,16 +17,15 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.config.backbone import BlockConfig
-from wamjax.config.choices import Remat
 from wamjax.layout import Pass, Rectangle, Schedule
-from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
-from wamjax.nn.attention import attend
-from wamjax.nn.init import AXES_KEY, named
+from wamjax.nn.attention import ATTENTION_IN, attend
+from wamjax.nn.init import named
 from wamjax.nn.linear import Mlp
-from wamjax.nn.modulation import LowRankModulation, Modulation, gate, modulate
+from wamjax.nn.modulation import LowRankModulation, Modulation, Runs, gate, modulate
 from wamjax.nn.multihead import Attention, KeysValues
 from wamjax.nn.norm import layer_norm
 from wamjax.nn.rotary import Rotation, apply_rotary
+from wamjax.parallel.explicit import join_heads, split_heads
 from wamjax.parallel.rules import constrain
 from wamjax.types import Heads, PRNGKey, TextTokens, Tokens
 
@@ -42,7 +40,7 @@ class Conditioning(NamedTuple):
       embedding: fp32 ``[b slots d]`` of the timesteps.
       modulation: fp32 vectors from the timesteps that all blocks share: ``[b slots 6 d]`` for the table, ``[b slots 3
         d]`` for low rank.
-      runs: (slot, number of tokens) in sequence order.
+      runs: (slot, number of tokens) in sequence order, or int32 ``[n]``, every token's slot.
       rotation: Rotary embedding of the tokens.
       text: ``[b l context_width]``.
       text_mask: bool ``[b l]``, which text tokens are seen; None for all.
@@ -52,7 +50,7 @@ class Conditioning(NamedTuple):
 
     embedding: jax.Array
     modulation: jax.Array
-    runs: Sequence[tuple[int, int]]
+    runs: Runs
     rotation: Rotation
     text: TextTokens
     text_mask: jax.Array | None = None
@@ -138,17 +136,16 @@ class Block(nnx.Module):
         self, h: Tokens, schedule: Schedule, rotation: Rotation, past: KeysValues | None
     ) -> tuple[Tokens, KeysValues]:
         layer = self.self_attention
-        query = apply_rotary(layer.queries(h), rotation).astype(self.dtype)
+        query = apply_rotary(layer.queries(h), rotation, self.dtype)
         key, value = layer.keys_values(h)
-        own = KeysValues(apply_rotary(key, rotation).astype(self.dtype), value)
+        own = KeysValues(apply_rotary(key, rotation, self.dtype), value)
         seen = (
             own
             if past is None
-            else KeysValues(*(jnp.concatenate(pair, axis=1) for pair in zip(past, own, strict=True)))
+            else KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)))
         )
-        names = ("batch", None, "attention_heads", None)
-        query, keys, values = (constrain(part, *names) for part in (query, *seen))
-        out = constrain(attend(query, keys, values, schedule), *names)
+        query, keys, values = (checkpoint_name(split_heads(part), ATTENTION_IN) for part in (query, *seen))
+        out = join_heads(attend(query, keys, values, schedule))
         return constrain(layer.project_out(out), "batch", "tokens", None), own
 
     def _attend_context(self, h: Tokens, conditioning: Conditioning) -> Tokens:
@@ -163,53 +160,11 @@ class Block(nnx.Module):
     def _attend_all(self, query: Heads, seen: KeysValues, mask: jax.Array | None) -> Heads:
         """Attends every query to every key (that ``mask`` ``[b m]`` shows)."""
         keys, values = seen.keys.astype(self.dtype), seen.values
-        sizes = (query.shape[1], keys.shape[1])
+        sizes = (query.shape[2], keys.shape[2])
         everything = Rectangle(((0, sizes[0]),), ((0, sizes[1]),))
-        return attend(query, keys, values, Schedule(*sizes, (everything,)), key_mask=mask)
+        return attend(query, keys, values, Schedule(*sizes, (everything,)), key_mask=mask, split="tokens")
 
     def _add(self, x: Tokens, update: jax.Array) -> Tokens:
         """Adds in fp32, stores in the compute dtype, keeps the residual stream split by tokens."""
         total = (x.astype(jnp.float32) + update.astype(jnp.float32)).astype(self.dtype)
         return constrain(total, "batch", "tokens", None)
-
-
-def stack_blocks(key: PRNGKey, config: BlockConfig, num_layers: int) -> Block:
-    """Makes ``num_layers`` blocks as one module whose parameters have a layer dim in front."""
-    return nnx.vmap(
-        lambda block_key: Block(block_key, config),
-        transform_metadata={nnx.PARTITION_NAME: None, AXES_KEY: "layers"},
-    )(jax.random.split(key, num_layers))
-
-
-def run_blocks(
-    blocks: Block,
-    x: Tokens,
-    layout_pass: Pass,
-    conditioning: Conditioning,
-    past: KeysValues | None,
-    *,
-    remat: Remat,
-    return_cache: bool,
-) -> tuple[Tokens, KeysValues | None]:
-    """Scans ``blocks`` over the tokens of one pass.
-
-    Args:
-      blocks: A stack.
-      x: ``[b n d]`` tokens of ``layout_pass.segments``.
-      layout_pass: Which segments are computed and which keys come from ``past``.
-      conditioning: What every block reads besides its tokens.
-      past: Keys and values of all layers, ``[layers b m k e]``; None if the pass has no past.
-      remat: Name of what the backward pass finds (``models.remat``).
-      return_cache: Whether the computed tokens' keys and values are returned.
-
-    Returns:
-      The tokens after the last block, and the cache of all layers (or None).
-    """
-
-    def body(x: jax.Array, layer: tuple[Block, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
-        block, layer_past = layer
-        x, own = block(checkpoint_name(x, BLOCK_INPUT), layout_pass, conditioning, layer_past)
-        return x, own if return_cache else None
-
-    body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
-    return jax.lax.scan(body, x, (blocks, past))

@@ -25,6 +25,7 @@ from wamjax.nn.attention import attend
 from wamjax.nn.init import AXES_KEY, fan_in, named
 from wamjax.nn.linear import Linear
 from wamjax.nn.norm import layer_norm
+from wamjax.nn.products import FROM_HEADS, TO_HEADS
 from wamjax.parallel.rules import constrain
 from wamjax.types import PRNGKey, Tokens
 
@@ -119,13 +120,13 @@ class ClipAttention(nnx.Module):
         """Attends ``[b n d]`` to itself."""
         projections = ((self.query, self.query_bias), (self.key, self.key_bias), (self.value, self.value_bias))
         query, key, value = (
-            jnp.einsum("bnd,dke->bnke", x, kernel[...].astype(self.dtype)) + bias[...].astype(self.dtype)
+            jnp.einsum(TO_HEADS, x, kernel[...].astype(self.dtype)) + bias[...].astype(self.dtype)[:, None]
             for kernel, bias in projections
         )
         num_tokens = x.shape[1]
         everything = Rectangle(((0, num_tokens),), ((0, num_tokens),))
         heads = attend(query, key, value, Schedule(num_tokens, num_tokens, (everything,)))
-        out = jnp.einsum("bnke,ked->bnd", heads, self.out[...].astype(self.dtype))
+        out = jnp.einsum(FROM_HEADS, heads, self.out[...].astype(self.dtype))
         return out + self.out_bias[...].astype(self.dtype)
 
 

@@ -18,12 +18,8 @@ from flax import nnx
 from wamjax.config.backbone import TwoExpertConfig, VideoTransformerConfig
 from wamjax.errors import DataError
 from wamjax.layout import Pass, video_layout
-from wamjax.models.block import (
-    NUM_TABLE_VECTORS,
-    Conditioning,
-    run_blocks,
-    stack_blocks,
-)
+from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
+from wamjax.models.stack import run_blocks, stack_blocks
 from wamjax.nn.conditioning import (
     ImageEmbedding,
     LearnedPositions,

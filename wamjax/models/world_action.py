@@ -18,8 +18,9 @@ from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Pass, Role
 from wamjax.layout.packing import pack, unpack
-from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning, run_blocks, stack_blocks
+from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
 from wamjax.models.codec import PatchCodec
+from wamjax.models.stack import run_blocks, stack_blocks
 from wamjax.nn.conditioning import TimeEmbedding
 from wamjax.nn.embeddings import ActionDecoder, ActionEncoder, PromptTable, StateEncoder
 from wamjax.nn.init import named
@@ -99,7 +100,7 @@ class WorldActionModel(nnx.Module):
         Args:
           streams: Tokens of the roles in ``layout_pass``.
           layout_pass: Which segments are computed and which keys come from ``past``.
-          past: Keys and values of all layers, ``[layers b m k e]``; None if the pass has no past.
+          past: Keys and values of all layers, ``[layers b k m e]``; None if the pass has no past.
           return_cache: Whether the computed tokens' keys and values are returned.
 
         Returns:

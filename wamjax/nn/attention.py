@@ -7,7 +7,7 @@ many queries is taken a chunk of queries at a time. Kernels for other hardware r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool
 
 from wamjax.layout.schedule import Rectangle, Schedule, Span
+from wamjax.nn.splash import attend_splash
+from wamjax.parallel.rules import active_placement, partition_spec
 from wamjax.types import Heads, KeyHeads
 
 QUERY_CHUNK = 256  # queries whose scores exist at one time
@@ -32,35 +34,72 @@ def attend(
     schedule: Schedule,
     *,
     key_mask: Bool[Array, "b m"] | None = None,
-    kernel: str = "rectangles",
+    split: Literal["heads", "tokens"] = "heads",
+    kernel: str = "auto",
 ) -> Heads:
     """Softmax attention over the pairs of ``schedule``.
 
     out_i = sum_j softmax_j(q_i . k_j / sqrt(e)) v_j over the keys j that the schedule shows to query i.
 
     Args:
-      q: ``[b n k e]`` queries.
-      k: ``[b m k e]`` keys.
-      v: ``[b m k e]`` values.
+      q: ``[b k n e]`` queries.
+      k: ``[b k m e]`` keys.
+      v: ``[b k m e]`` values.
       schedule: Which rectangles are attended; its sizes are n and m.
       key_mask: ``[b m]`` keys that are seen at all (padded text); None for all. A sample that shows no key gives the
         mean of its values.
-      kernel: Key of ``KERNELS``.
+      split: Which dim of the queries the mesh's context axis splits; keys and values are split along heads too, or are
+        whole where queries are split along tokens.
+      kernel: Key of ``KERNELS``; ``auto`` picks by platform, schedule and mask.
 
     Returns:
-      ``[b n k e]`` in the dtype of ``v``; zero for queries in no rectangle (padding).
+      ``[b k n e]`` in the dtype of ``v``; zero for queries in no rectangle (padding).
 
     Raises:
       ValueError: The kernel is unknown, or the arrays do not have the schedule's sizes.
     """
+    if kernel == "auto":
+        kernel = choose_kernel(key_mask is not None)
     if kernel not in KERNELS:
         raise ValueError(f"attention kernel {kernel!r} is unknown; expected one of {sorted(KERNELS)}")
-    if (q.shape[1], k.shape[1]) != (schedule.num_queries, schedule.num_keys):
+    if (q.shape[2], k.shape[2]) != (schedule.num_queries, schedule.num_keys):
         raise ValueError(
-            f"attention got {q.shape[1]} queries and {k.shape[1]} keys; its schedule holds {schedule.num_queries} and "
+            f"attention got {q.shape[2]} queries and {k.shape[2]} keys; its schedule holds {schedule.num_queries} and "
             f"{schedule.num_keys}"
         )
-    return KERNELS[kernel](q, k, v, schedule, key_mask)
+    placement = active_placement()
+    if kernel == "rectangles" or placement is None or placement.is_local:
+        return KERNELS[kernel](q, k, v, schedule, key_mask)
+    # XLA cannot split a kernel: each device runs it on its own part.
+    names = ("batch", "attention_heads", None, None) if split == "heads" else ("batch", "heads", "tokens", None)
+    whole = (*names[:2], None, None)
+    specs = [
+        partition_spec(part, array.shape, placement.mesh, placement.rules.activations, "attention's operand")
+        for part, array in ((names, q), (whole, k), (whole, v))
+    ]
+    local = schedule if split == "heads" else _part_of_queries(schedule, placement.mesh.shape["context"])
+    run = jax.shard_map(
+        lambda q, k, v: KERNELS[kernel](q, k, v, local, None),
+        mesh=placement.mesh,
+        in_specs=tuple(specs),
+        out_specs=specs[0],
+        check_vma=False,
+    )
+    return run(q, k, v)
+
+
+def _part_of_queries(schedule: Schedule, ways: int) -> Schedule:
+    """Returns the schedule of one of ``ways`` equal parts of the queries, where all see all keys."""
+    assert schedule.num_pairs == schedule.num_queries * schedule.num_keys, "only where all queries see all keys"
+    part = schedule.num_queries // ways
+    return Schedule(part, schedule.num_keys, (Rectangle(((0, part),), ((0, schedule.num_keys),)),))
+
+
+def choose_kernel(is_masked: bool) -> str:
+    """Returns the kernel for what is being traced: splash on TPUs, else (or with a mask of keys) rectangles."""
+    placement = active_placement()
+    is_tpu = placement is not None and placement.mesh.devices.flat[0].platform == "tpu"
+    return "splash" if is_tpu and not is_masked else "rectangles"
 
 
 def attend_rectangles(
@@ -70,25 +109,30 @@ def attend_rectangles(
     pieces: list[tuple[Span, jax.Array]] = []
     for rectangle in schedule.rectangles:
         keys = (*rectangle.keys, *([rectangle.diagonal] if rectangle.diagonal else []))
-        seen = None if key_mask is None else _take(key_mask, keys)
+        seen = None if key_mask is None else _take(key_mask, keys, axis=1)
         out = _attend_rectangle(_take(q, rectangle.queries), _take(k, keys), _take(v, keys), rectangle, seen)
         offset = 0
         for start, stop in rectangle.queries:
-            pieces.append(((start, stop), out[:, offset : offset + stop - start]))
+            pieces.append(((start, stop), out[:, :, offset : offset + stop - start]))
             offset += stop - start
     return _lay_out(pieces, schedule.num_queries)
 
 
+def _attend_splash(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, key_mask: jax.Array | None) -> Heads:
+    if key_mask is not None:
+        raise ValueError("the splash kernel takes no mask of keys; use rectangles")
+    return attend_splash(q, k, v, schedule, name=ATTENTION_OUT)
+
+
 Kernel = Callable[[Heads, KeyHeads, KeyHeads, Schedule, jax.Array | None], Heads]
-KERNELS: dict[str, Kernel] = {"rectangles": attend_rectangles}
+KERNELS: dict[str, Kernel] = {"rectangles": attend_rectangles, "splash": _attend_splash}
 
 
 def _attend_rectangle(
     q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Rectangle, seen: jax.Array | None
 ) -> jax.Array:
     """Attends all queries to all keys (the last ones triangularly if there is a diagonal)."""
-    num_queries, num_full = q.shape[1], k.shape[1] - (q.shape[1] if rectangle.diagonal else 0)
-    q, k, v = (jnp.swapaxes(part, 1, 2) for part in (q, k, v))  # heads first: each is a matrix of its own
+    num_queries, num_full = q.shape[2], k.shape[2] - (q.shape[2] if rectangle.diagonal else 0)
     num_chunks, rest = divmod(num_queries, QUERY_CHUNK) if num_queries > QUERY_CHUNK else (0, num_queries)
     first_rest = num_chunks * QUERY_CHUNK
     limits = num_full + 1 + jnp.arange(num_queries) if rectangle.diagonal else None
@@ -100,8 +144,7 @@ def _attend_rectangle(
         pieces.append(
             _softmax_attention(q[:, :, first_rest:], k, v, None if limits is None else limits[first_rest:], seen)
         )
-    out = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
-    return jnp.swapaxes(out, 1, 2)
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
 
 
 def _softmax_attention(
@@ -208,20 +251,24 @@ def _unchunk(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])
 
 
-def _take(x: jax.Array, spans: Sequence[Span]) -> jax.Array:
-    """Returns the tokens of ``spans`` along dim 1."""
-    parts = [jax.lax.slice_in_dim(x, start, stop, axis=1) for start, stop in spans]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+def _take(x: jax.Array, spans: Sequence[Span], axis: int = 2) -> jax.Array:
+    """Returns the tokens of ``spans`` along ``axis``."""
+    parts = [jax.lax.slice_in_dim(x, start, stop, axis=axis) for start, stop in spans]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
 
 
 def _lay_out(pieces: list[tuple[Span, jax.Array]], length: int) -> jax.Array:
     """Concatenates pieces by position, with zeros where there is none."""
     like, laid, offset = pieces[0][1], [], 0
+
+    def zeros(count: int) -> jax.Array:
+        return jnp.zeros((*like.shape[:2], count, like.shape[3]), like.dtype)
+
     for (start, stop), piece in sorted(pieces, key=lambda item: item[0]):
         if start > offset:
-            laid.append(jnp.zeros((like.shape[0], start - offset, *like.shape[2:]), like.dtype))
+            laid.append(zeros(start - offset))
         laid.append(piece)
         offset = stop
     if offset < length:
-        laid.append(jnp.zeros((like.shape[0], length - offset, *like.shape[2:]), like.dtype))
-    return laid[0] if len(laid) == 1 else jnp.concatenate(laid, axis=1)
+        laid.append(zeros(length - offset))
+    return laid[0] if len(laid) == 1 else jnp.concatenate(laid, axis=2)

@@ -28,4 +28,12 @@ def named(key: PRNGKey, init: Initializer, shape: tuple[int, ...], axes: tuple[s
     return nnx.Param(init(key, shape, "float32"), axes=axes)
 
 
-__all__ = ["AXES_KEY", "fan_in", "named", "zeros"]
+def whole_width(axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Returns the names of a vector's dims from those of its kernel: the model width of a vector is not split.
+
+    Vectors are small, and where kernels are gathered layer by layer theirs would be one more exchange each.
+    """
+    return tuple(None if name == "embed" else name for name in axes)
+
+
+__all__ = ["AXES_KEY", "fan_in", "named", "whole_width", "zeros"]

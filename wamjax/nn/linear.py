@@ -8,9 +8,10 @@ import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from wamjax.nn.init import fan_in, named, zeros
+from wamjax.nn.init import fan_in, named, whole_width, zeros
 from wamjax.nn.lora import LowRank
 from wamjax.nn.products import project
+from wamjax.parallel.explicit import gather_kernel
 from wamjax.types import PRNGKey
 
 MLP_HIDDEN = "mlp_hidden"  # name by which a rematerialisation policy keeps the units of an ``Mlp``
@@ -51,12 +52,12 @@ class Linear(nnx.Module):
         """
         self.dtype, self.precision = dtype, precision
         self.kernel = named(key, fan_in(scale) if scale else zeros, fan, axes)
-        self.bias = named(key, zeros, fan[1:], axes[1:]) if use_bias else nnx.data(None)
+        self.bias = named(key, zeros, fan[1:], whole_width(axes[1:])) if use_bias else nnx.data(None)
         self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[... in]`` to ``[... out]`` in the compute dtype."""
-        y = project(x.astype(self.dtype), self.kernel[...].astype(self.dtype), 1, self.precision)
+        y = project(x.astype(self.dtype), gather_kernel(self.kernel, self.dtype), precision=self.precision)
         if self.lora is not None:
             y = y + self.lora(x)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)

@@ -23,6 +23,7 @@ from jax.nn.initializers import Initializer
 from wamjax.config.finetune import UPDATE_OF, LoraConfig, matches, require_matches
 from wamjax.nn.init import AXES_KEY, named, zeros
 from wamjax.nn.products import project
+from wamjax.parallel.explicit import gather_kernel
 from wamjax.types import PRNGKey
 
 
@@ -48,9 +49,10 @@ class LowRank(nnx.Module):
         self.up = named(key, zeros, (*shape[:lead], rank, *shape[split:]), (*axes[:lead], None, *axes[split:]))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps ``[... *in]`` to the update ``[... *out]`` in the compute dtype."""
-        down, up = (part[...].astype(self.dtype) for part in (self.down, self.up))
-        return self.scale * project(project(x.astype(self.dtype), down, self.num_inputs), up)
+        """Returns the update of what the layer returns for ``x``, in the compute dtype."""
+        down, up = (gather_kernel(part, self.dtype) for part in (self.down, self.up))
+        to_rank, from_rank = _specs(x.ndim, self.num_inputs, up.ndim - 1)
+        return self.scale * project(project(x.astype(self.dtype), down, to_rank), up, from_rank)
 
 
 def attach_lora(model: nnx.Module, key: PRNGKey, config: LoraConfig) -> list[str]:
@@ -110,6 +112,12 @@ def _kernels(model: nnx.Module) -> dict[str, Any]:
         for path, module in nnx.iter_modules(model)
         for name in getattr(module, "KERNELS", ())
     }
+
+
+def _specs(num_dims: int, num_inputs: int, num_outputs: int) -> tuple[str | None, str | None]:
+    """Returns the einsums to and from the rank; heads have their dims apart, as ``nn.multihead`` lays them out."""
+    assert num_inputs == 1 or num_dims == 4, "only heads have two input dims"
+    return "bkne,ker->bnr" if num_inputs == 2 else None, "bnr,rke->bkne" if num_outputs == 2 else None
 
 
 def _uniform(limit: float) -> Initializer:

@@ -22,6 +22,10 @@ from wamjax.types import PRNGKey
 TIMESTEP_IDS = 1000.0  # a timestep t in [0, 1] is embedded as the id 1000 t
 
 
+# Which slot modulates which token: (slot, number of tokens) in sequence order, or int32 ``[n]``, every token's slot.
+Runs = Sequence[tuple[int, int]] | jax.Array
+
+
 class Modulation(NamedTuple):
     """Vectors that modulate one part of a block, fp32 ``[b slots d]`` each.
 
@@ -91,7 +95,7 @@ def even_runs(num_slots: int, num_tokens: int) -> tuple[tuple[int, int], ...]:
     return tuple((slot, num_tokens // num_slots) for slot in range(num_slots))
 
 
-def spread_slots(per_slot: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Array:
+def spread_slots(per_slot: jax.Array, runs: Runs) -> jax.Array:
     """Gives every token its slot's value.
 
     Args:
@@ -108,7 +112,7 @@ def spread_slots(per_slot: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Ar
     return jnp.concatenate(pieces, axis=1)
 
 
-def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Array:
+def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array, runs: Runs) -> jax.Array:
     """Returns ``x (1 + scale) + shift`` in fp32, each token with its slot's vectors.
 
     Works run by run, so that the vectors are never spread over tokens in memory.
@@ -123,20 +127,20 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array, runs: Sequence[tu
     return _over_runs(lambda part, a, b: part * (1.0 + a) + b, x, runs, scale, shift)
 
 
-def gate(x: jax.Array, factor: jax.Array, runs: Sequence[tuple[int, int]]) -> jax.Array:
+def gate(x: jax.Array, factor: jax.Array, runs: Runs) -> jax.Array:
     """Returns ``x factor`` in fp32, each token ``[b n d]`` with its slot's ``factor`` ``[b slots d]``."""
     return _over_runs(lambda part, a: part * a, x.astype(jnp.float32), runs, factor)
 
 
-def _over_runs(
-    function: Callable[..., jax.Array], x: jax.Array, runs: Sequence[tuple[int, int]], *per_slot: jax.Array
-) -> jax.Array:
+def _over_runs(function: Callable[..., jax.Array], x: jax.Array, runs: Runs, *per_slot: jax.Array) -> jax.Array:
     """Applies ``function(tokens, *vectors)`` to each run of tokens with its slot's vectors ``[b slots d]``.
 
     Consecutive slots with equally many tokens are taken at once.
     """
     if per_slot[0].shape[1] == 1:
         return function(x, *per_slot)
+    if isinstance(runs, jax.Array):
+        return function(x, *(jnp.take(slots, runs, axis=1) for slots in per_slot))
     pieces, offset = [], 0
     for first, num_slots, count in _stretches(runs):
         part = jax.lax.slice_in_dim(x, offset, offset + num_slots * count, axis=1)

@@ -14,19 +14,20 @@ from wamjax.config.backbone import BlockConfig
 from wamjax.nn.init import fan_in, named, zeros
 from wamjax.nn.lora import LowRank
 from wamjax.nn.norm import rms_norm
-from wamjax.nn.products import project
+from wamjax.nn.products import FROM_HEADS, TO_HEADS, project
+from wamjax.parallel.explicit import gather_kernel
 from wamjax.types import Heads, KeyHeads, PRNGKey, Tokens
 
 
 class KeysValues(NamedTuple):
-    """Normed (and, in self-attention, rotated) keys and values ``[b m k e]`` of tokens that will not change."""
+    """Normed (and, in self-attention, rotated) keys and values ``[b k m e]`` of tokens that will not change."""
 
     keys: KeyHeads
     values: KeyHeads
 
 
 class HeadProjection(nnx.Module):
-    """Projects tokens straight to heads: ``[b n in] -> [b n k e]``."""
+    """Projects tokens straight to heads: ``[b n in] -> [b k n e]``."""
 
     KERNELS: ClassVar[dict[str, int]] = {"kernel": 1}
 
@@ -40,10 +41,10 @@ class HeadProjection(nnx.Module):
 
     def __call__(self, x: Tokens) -> Heads:
         """Projects ``[b n in]``."""
-        heads = project(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        heads = project(x.astype(self.dtype), gather_kernel(self.kernel, self.dtype), TO_HEADS)
         if self.lora is not None:
             heads = heads + self.lora(x)
-        return heads if self.bias is None else heads + self.bias[...].astype(self.dtype)
+        return heads if self.bias is None else heads + self.bias[...].astype(self.dtype)[:, None]
 
 
 class Attention(nnx.Module):
@@ -67,12 +68,12 @@ class Attention(nnx.Module):
             HeadProjection(k, fan, shape, use_bias=use_bias, dtype=self.dtype)
             for k, fan in zip(keys[:3], fans, strict=True)
         )
-        self.norm_axes = (-2, -1) if config.qk_norm == "width" else (-1,)
+        self.norm_axes = (-3, -1) if config.qk_norm == "width" else (-1,)
         self.query_scale = self._scale(key, shape)
         self.key_scale = self._scale(key, shape)
         init = fan_in(in_axis=(0, 1), out_axis=2)
         self.out_kernel = named(keys[3], init, (*shape, width), ("heads", None, "embed"))
-        self.out_bias = named(key, zeros, (width,), ("embed",)) if use_bias else nnx.data(None)
+        self.out_bias = named(key, zeros, (width,), (None,)) if use_bias else nnx.data(None)
         self.out_lora: LowRank | None = nnx.data(None)
         if image_branch:
             image_keys = jax.random.split(jax.random.fold_in(key, 1))
@@ -82,24 +83,28 @@ class Attention(nnx.Module):
             self.image_key_scale = self._scale(key, shape)
 
     def queries(self, x: Tokens) -> Heads:
-        """Returns normed queries ``[b n k e]`` in fp32."""
-        return rms_norm(self.query(x), self.query_scale[...], self.eps, axes=self.norm_axes)
+        """Returns normed queries ``[b k n e]`` in fp32."""
+        return self._norm(self.query(x), self.query_scale)
 
     def keys_values(self, x: Tokens) -> KeysValues:
-        """Returns normed keys in fp32 and values, both ``[b m k e]``."""
-        return KeysValues(rms_norm(self.key(x), self.key_scale[...], self.eps, axes=self.norm_axes), self.value(x))
+        """Returns normed keys in fp32 and values, both ``[b k m e]``."""
+        return KeysValues(self._norm(self.key(x), self.key_scale), self.value(x))
 
     def image_keys_values(self, x: Tokens) -> KeysValues:
-        """Returns normed keys in fp32 and values of image tokens, both ``[b m k e]``."""
-        keys = rms_norm(self.image_key(x), self.image_key_scale[...], self.eps, axes=self.norm_axes)
-        return KeysValues(keys, self.image_value(x))
+        """Returns normed keys in fp32 and values of image tokens, both ``[b k m e]``."""
+        return KeysValues(self._norm(self.image_key(x), self.image_key_scale), self.image_value(x))
 
     def project_out(self, heads: Heads) -> Tokens:
-        """Returns ``[b n d]`` of attended heads ``[b n k e]``."""
-        x = project(heads.astype(self.dtype), self.out_kernel[...].astype(self.dtype), 2)
+        """Returns ``[b n d]`` of attended heads ``[b k n e]``."""
+        x = project(heads.astype(self.dtype), gather_kernel(self.out_kernel, self.dtype), FROM_HEADS)
         if self.out_lora is not None:
             x = x + self.out_lora(heads)
         return x if self.out_bias is None else x + self.out_bias[...].astype(self.dtype)
+
+    def _norm(self, heads: Heads, scale: nnx.Param) -> Heads:
+        """Norms ``[b k n e]`` with a scale ``[k e]``, over the full width, or ``[e]``, within each head."""
+        spread = scale[...][:, None] if len(self.norm_axes) == 2 else scale[...]
+        return rms_norm(heads, spread, self.eps, axes=self.norm_axes)
 
     def _scale(self, key: PRNGKey, shape: tuple[int, int]) -> nnx.Param:
         """Makes the learned scale of a query-key norm."""

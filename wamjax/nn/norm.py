@@ -44,7 +44,7 @@ def layer_norm(x: jax.Array, eps: float) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: tuple[int, ...] = (-1,)) -> jax.Array:
-    """RMS norm over ``axes`` (the last ``scale.ndim`` dims) with a learned scale, in fp32.
+    """RMS norm over ``axes`` with a learned scale that broadcasts, in fp32.
 
     y = scale * x / sqrt(mean(x^2) + eps)
     """

@@ -69,11 +69,26 @@ def rotary_table(
     return Rotation(xp.cos(angles).astype(np.float32), xp.sin(angles).astype(np.float32))
 
 
-def apply_rotary(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """Rotates ``x`` ``[b n k e]`` in fp32; returns fp32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = (jnp.asarray(part)[:, None, :] for part in rotation)
-    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+def apply_rotary(x: jax.Array, rotation: Rotation, dtype: str) -> jax.Array:
+    """Rotates ``x`` ``[b k n e]``, computed in fp32, and returns it in ``dtype``.
+
+    In bf16 the input is rounded first (as Wan's own code does after the norm), and its halves are exchanged by a
+    product with a signed permutation, which is exact: accelerators would copy fp32 halves instead.
+    """
+    cos, sin = (jnp.asarray(part) for part in rotation)
+    if dtype != "bfloat16":
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(dtype)
+    x = x.astype(dtype)
+    cos, sin = (jnp.concatenate([part, part], axis=-1) for part in (cos, sin))
+    turned = jnp.einsum("bkne,ef->bknf", x, jnp.asarray(_quarter_turn(x.shape[-1]), dtype))
+    return (x.astype(jnp.float32) * cos + turned.astype(jnp.float32) * sin).astype(dtype)
+
+
+def _quarter_turn(dims: int) -> np.ndarray:
+    """Returns the matrix that maps (first half, second half) of a row to (-second half, first half)."""
+    eye, zero = np.eye(dims // 2), np.zeros((dims // 2, dims // 2))
+    return np.block([[zero, eye], [-eye, zero]])
 
 
 def _frequencies(dims: int, theta: float) -> np.ndarray:

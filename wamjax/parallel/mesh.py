@@ -5,7 +5,6 @@ Owns axis sizes and which rows of the global batch a process reads. Does not kno
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +30,7 @@ def resolve_axis_sizes(config: ParallelConfig, num_devices: int) -> dict[str, in
     Raises:
       ConfigError: A size is neither -1 nor positive, or the sizes do not multiply to ``num_devices``.
     """
-    sizes = dataclasses.asdict(config)
+    sizes = {name: getattr(config, name) for name in AXES}
     for name, size in sizes.items():
         if size < 1 and size != -1:
             raise ConfigError(f"config.parallel.{name}={size}; expected a positive size, or -1 for what is left")

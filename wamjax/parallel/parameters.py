@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from wamjax.parallel.rules import AXES_KEY, PARAMETER_RULES, partition_spec
+from wamjax.parallel.rules import AXES_KEY, PARAMETER_RULES, Rules, partition_spec
 from wamjax.types import PureDict
 
 
@@ -18,12 +18,13 @@ def parameter_axes(variables: nnx.State[Any, Any]) -> PureDict:
     return nnx.to_pure_dict(named)
 
 
-def parameter_shardings(variables: nnx.State[Any, Any], mesh: Mesh) -> PureDict:
+def parameter_shardings(variables: nnx.State[Any, Any], mesh: Mesh, rules: Rules = PARAMETER_RULES) -> PureDict:
     """Returns the sharding of each parameter, as a nested dict.
 
     Args:
       variables: The state of an abstract module.
       mesh: The device mesh.
+      rules: Rules of parameters.
 
     Raises:
       ConfigError: As ``rules.partition_spec``, naming the parameter.
@@ -31,7 +32,7 @@ def parameter_shardings(variables: nnx.State[Any, Any], mesh: Mesh) -> PureDict:
 
     def place(path: Any, names: tuple[str | None, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         what = f"parameter {jax.tree_util.keystr(path, simple=True, separator='.')}"
-        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, PARAMETER_RULES, what))
+        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules, what))
 
     axes, shapes = parameter_axes(variables), nnx.to_pure_dict(variables)
     return jax.tree_util.tree_map_with_path(place, axes, shapes, is_leaf=is_names)

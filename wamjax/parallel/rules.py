@@ -1,20 +1,24 @@
 """Logical-axis rules: from the names modules give their dims to mesh axes.
 
-Two tables: one for parameters, one for activations. A module never sees the mesh; ``constrain`` does nothing outside
-``placing``. A name that is not in the table, two dims on one mesh axis, or a size that does not divide is an error
-with the array, its shape, the mesh axis and its size: nothing is silently replicated.
+Two tables: one for parameters, one for activations; ``RULES`` has them by the name a configuration picks. A module
+never sees the mesh; ``constrain`` does nothing outside ``placing``. A name that is not in the table, two dims on one
+mesh axis, or a size that does not divide is an error with the array, its shape, the mesh axis and its size: nothing is
+silently replicated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from wamjax.config.choices import RulePreset, WeightExchange
 from wamjax.errors import ConfigError
 
 MeshAxes = str | tuple[str, ...] | None
@@ -33,11 +37,53 @@ ACTIVATION_RULES: Rules = {
     "batch": ("data", "fsdp"),
     "tokens": "context",
     "mlp": "tensor",
+    "heads": "tensor",
     # Inside self-attention the sequence is whole and the heads are split instead (Ulysses, by XLA's all-to-all).
     "attention_heads": ("context", "tensor"),
 }
 
-_ACTIVE: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("wamjax_mesh", default=None)
+
+@dataclasses.dataclass(frozen=True)
+class RuleTables:
+    """Where parameters and activations go.
+
+    Attributes:
+      parameters: Rules of parameters, optimizer state and averages.
+      activations: Rules of activations.
+    """
+
+    parameters: Rules
+    activations: Rules
+
+
+# ``data`` is left to replicas in both: across slices it is the axis over the data-centre network (HSDP).
+RULES: Mapping[RulePreset, RuleTables] = {
+    "fsdp": RuleTables(PARAMETER_RULES, ACTIVATION_RULES),
+    # Parameters are split over the context axis too: it has their gradients to add up anyway.
+    "fsdp_context": RuleTables({**PARAMETER_RULES, "embed": ("fsdp", "context")}, ACTIVATION_RULES),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Placement:
+    """How a program is placed while it is traced.
+
+    Attributes:
+      mesh: The device mesh.
+      rules: Rule tables.
+      blocks: Who writes the collectives of the blocks: XLA from shardings, or ``parallel.explicit``.
+      weight_exchange: How explicit blocks gather weights.
+      is_local: Whether what is traced is one device's part of the blocks, where arrays are local.
+    """
+
+    mesh: Mesh
+    rules: RuleTables = RULES["fsdp"]
+    blocks: Literal["sharded", "explicit"] = "sharded"
+    weight_exchange: WeightExchange = "all_gather"
+    is_local: bool = False
+
+
+_ACTIVE: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("wamjax_placement", default=None)
 
 
 def partition_spec(
@@ -80,22 +126,27 @@ def partition_spec(
 
 
 @contextlib.contextmanager
-def placing(mesh: Mesh) -> Iterator[None]:
-    """Makes ``constrain`` place activations on ``mesh`` while tracing."""
-    token = _ACTIVE.set(mesh)
+def placing(placement: Placement | Mesh) -> Iterator[None]:
+    """Makes ``constrain`` place activations while tracing; a mesh alone means the default rules on it."""
+    token = _ACTIVE.set(Placement(mesh=placement) if isinstance(placement, Mesh) else placement)
     try:
         yield
     finally:
         _ACTIVE.reset(token)
 
 
+def active_placement() -> Placement | None:
+    """Returns the placement of what is being traced; None outside ``placing``."""
+    return _ACTIVE.get()
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Pins an activation's sharding by the names of its dims; identity outside ``placing``."""
-    mesh = _ACTIVE.get()
-    if mesh is None:
+    """Pins an activation's sharding by the names of its dims; identity outside ``placing`` and on local arrays."""
+    placement = _ACTIVE.get()
+    if placement is None or placement.is_local:
         return x
-    spec = partition_spec(names, x.shape, mesh, ACTIVATION_RULES, "activation")
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    spec = partition_spec(names, x.shape, placement.mesh, placement.rules.activations, "activation")
+    return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, spec))
 
 
 def _advice(name: str | None) -> str:

@@ -60,7 +60,7 @@ def fill_context(
       prompt_id: int32 ``[b]``.
       layout: The layout.
       orders: First and last order that is computed.
-      past: Cache of all earlier orders, ``[layers b m k e]``; None if there is none.
+      past: Cache of all earlier orders, ``[layers b k m e]``; None if there is none.
 
     Returns:
       The cache of all orders up to the last.
@@ -73,7 +73,7 @@ def fill_context(
     )
     _, own = model(streams, context, past, return_cache=True)
     assert own is not None
-    return own if past is None else KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)))
+    return own if past is None else KeysValues(*(jnp.concatenate(pair, axis=3) for pair in zip(past, own, strict=True)))
 
 
 def denoise_block(

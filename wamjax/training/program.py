@@ -23,9 +23,10 @@ from wamjax.models.world_action import WorldActionModel
 from wamjax.nn.lora import adaptable_kernels
 from wamjax.objectives.objective import Objective, abstract_model, build_objective
 from wamjax.objectives.stream_loss import StreamLoss
+from wamjax.parallel.explicit import make_placement
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
 from wamjax.parallel.parameters import flatten_params, is_names, parameter_axes, parameter_shardings
-from wamjax.parallel.rules import placing
+from wamjax.parallel.rules import Placement, placing
 from wamjax.training.base import Base, load_base
 from wamjax.training.optimizer import make_optimizer, optimizer_shardings
 from wamjax.training.schedule import make_schedule
@@ -107,7 +108,8 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     def split(tree: PureDict) -> tuple[PureDict, PureDict]:
         return split_tree(tree, lambda path: path in trained)
 
-    params_sharding = parameter_shardings(variables, mesh)
+    placement = make_placement(config.parallel, mesh)
+    params_sharding = parameter_shardings(variables, mesh, placement.rules.parameters)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     kernels = adaptable_kernels(nnx.merge(graphdef, variables))
     optimizer = make_optimizer(config.optimizer, schedule, split(parameter_axes(variables))[0], kernels)
@@ -151,12 +153,15 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         abstract_state=jax.tree.map(
             lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shape, sharding
         ),
-        init=_make_init(config, objective, make_state, mesh, sharding),
+        init=_make_init(config, objective, make_state, placement, sharding),
         step=jax.jit(
-            _placed(train_step, mesh), in_shardings=(sharding, rows), out_shardings=(sharding, None), donate_argnums=0
+            _placed(train_step, placement),
+            in_shardings=(sharding, rows),
+            out_shardings=(sharding, None),
+            donate_argnums=0,
         ),
-        evaluate=jax.jit(_placed(evaluate, mesh), in_shardings=(params_sharding, rows, None)),
-        sample_losses=jax.jit(_placed(sample_losses, mesh), in_shardings=(params_sharding, rows, None, rows)),
+        evaluate=jax.jit(_placed(evaluate, placement), in_shardings=(params_sharding, rows, None)),
+        sample_losses=jax.jit(_placed(sample_losses, placement), in_shardings=(params_sharding, rows, None, rows)),
     )
 
 
@@ -188,7 +193,7 @@ def _make_init(
     config: RunConfig,
     objective: Objective,
     make_state: Callable[[PureDict], State],
-    mesh: Mesh,
+    placement: Placement,
     sharding: State,
 ) -> Callable[..., State]:
     """Returns the initialisation, compiled; statistics are constants of it."""
@@ -203,24 +208,26 @@ def _make_init(
 
     def run(statistics: VideoStatistics | None = None, base: Base | None = None) -> State:
         if base is None:
-            return jax.jit(_placed(lambda: make_state(make_params(statistics)), mesh), out_shardings=sharding)()
+            return jax.jit(_placed(lambda: make_state(make_params(statistics)), placement), out_shardings=sharding)()
         held = flatten_params(base.params)
 
         def missing(tree: PureDict) -> PureDict:
             return split_tree(tree, lambda path: path not in held)[0]
 
         # Only what the base lacks (low-rank updates) is ever made.
-        make_missing = jax.jit(_placed(lambda: missing(make_params(None)), mesh), out_shardings=missing(all_sharding))
+        make_missing = jax.jit(
+            _placed(lambda: missing(make_params(None)), placement), out_shardings=missing(all_sharding)
+        )
         return jax.jit(make_state, out_shardings=sharding)(join_trees(base.params, make_missing()))
 
     return run
 
 
-def _placed(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Wraps ``function`` so that its activations are placed on ``mesh`` while it is traced."""
+def _placed(function: Callable[..., Any], placement: Placement) -> Callable[..., Any]:
+    """Wraps ``function`` so that its activations are placed while it is traced."""
 
     def placed(*args: Any) -> Any:
-        with placing(mesh):
+        with placing(placement):
             return function(*args)
 
     return placed

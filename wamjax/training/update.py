@@ -52,7 +52,8 @@ def apply_gradients(
     num_done = state["step"] - skipped["total"]
     updates, opt = optimizer.update(grads, state["opt"], state["params"])
     params = optax.apply_updates(state["params"], updates)
-    new = {"params": params, "opt": opt, "ema": update_ema(state["ema"], params, ema_decay, num_done)}
+    ema = update_ema(state["ema"], params, ema_decay, num_done) if state["ema"] else {}
+    new = {"params": params, "opt": opt, "ema": ema}
     # A choice per element, not a branch: the update is elementwise work that XLA fuses with it, in place.
     kept = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, {name: state[name] for name in new})
     counts = {

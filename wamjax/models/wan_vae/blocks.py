@@ -77,11 +77,11 @@ class FrameAttention(nnx.Module):
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         pixels = rearrange(self.norm(x), "b t h w c -> (b t) (h w) c").astype(self.dtype)
         query, key, value = (
-            part[:, :, None] for part in jnp.unstack(jnp.einsum("bnc,cjd->bnjd", pixels, kernel) + bias, axis=2)
+            part[:, None] for part in jnp.unstack(jnp.einsum("bnc,cjd->bnjd", pixels, kernel) + bias, axis=2)
         )
         whole = ((0, pixels.shape[1]),)
         schedule = Schedule(pixels.shape[1], pixels.shape[1], (Rectangle(whole, whole),))
-        return x + self.out(attend(query, key, value, schedule)[:, :, 0]).reshape(x.shape)
+        return x + self.out(attend(query, key, value, schedule)[:, 0]).reshape(x.shape)
 
 
 class MiddleBlock(nnx.Module):

@@ -1,0 +1,135 @@
+"""The stack of blocks: made with a layer dim in front, and scanned.
+
+It runs as XLA places it, or as one program per device whose collectives are written out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+from wamjax.config.backbone import BlockConfig
+from wamjax.config.choices import Remat
+from wamjax.layout import Pass
+from wamjax.models.block import Block, Conditioning
+from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
+from wamjax.nn.init import AXES_KEY
+from wamjax.nn.multihead import KeysValues
+from wamjax.parallel.parameters import parameter_shardings
+from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
+from wamjax.types import PRNGKey, PureDict, Tokens
+
+
+def stack_blocks(key: PRNGKey, config: BlockConfig, num_layers: int) -> Block:
+    """Makes ``num_layers`` blocks as one module whose parameters have a layer dim in front."""
+    return nnx.vmap(
+        lambda block_key: Block(block_key, config),
+        transform_metadata={nnx.PARTITION_NAME: None, AXES_KEY: "layers"},
+    )(jax.random.split(key, num_layers))
+
+
+def run_blocks(
+    blocks: Block,
+    x: Tokens,
+    layout_pass: Pass,
+    conditioning: Conditioning,
+    past: KeysValues | None,
+    *,
+    remat: Remat,
+    return_cache: bool,
+) -> tuple[Tokens, KeysValues | None]:
+    """Runs ``blocks`` over the tokens of one pass; arguments and results as ``scan_blocks``.
+
+    Where the placement asks for explicit blocks and there is no cache, as in training, it is one program per device.
+    """
+    placement = active_placement()
+    if placement is None or placement.blocks != "explicit" or past is not None or return_cache:
+        return scan_blocks(blocks, x, layout_pass, conditioning, past, remat=remat, return_cache=return_cache)
+    return _run_explicit(blocks, x, layout_pass, conditioning, remat, placement), None
+
+
+def _run_explicit(
+    blocks: Block, x: Tokens, layout_pass: Pass, conditioning: Conditioning, remat: Remat, placement: Placement
+) -> Tokens:
+    """Scans ``blocks`` with this device's part of every kernel and of the sequence (``parallel.explicit``)."""
+    graphdef, variables = nnx.split(blocks)
+    conditioning = conditioning._replace(runs=_slots_of_tokens(conditioning))
+
+    def run_local(params: PureDict, x: Tokens, conditioning: Conditioning) -> Tokens:
+        with placing(dataclasses.replace(placement, is_local=True)):
+            local = nnx.merge(graphdef, params)
+            return scan_blocks(local, x, layout_pass, conditioning, None, remat=remat, return_cache=False)[0]
+
+    def spec(array: Any, first: str, *others: str | None) -> PartitionSpec:
+        names = (first, *others, *(None,) * (array.ndim - 1 - len(others)))
+        return partition_spec(names, array.shape, placement.mesh, placement.rules.activations, "activation")
+
+    conditioning = jax.tree.map(jnp.asarray, conditioning)
+    per_token = {"runs", "rotation", "positions"}
+
+    def field_specs(name: str, value: Any) -> Any:
+        return jax.tree.map(lambda array: spec(array, "tokens" if name in per_token else "batch"), value)
+
+    conditioning_specs = Conditioning(*(field_specs(name, value) for name, value in conditioning._asdict().items()))
+    params_specs = jax.tree.map(
+        lambda sharding: sharding.spec, parameter_shardings(variables, placement.mesh, placement.rules.parameters)
+    )
+    tokens = spec(x, "batch", "tokens")
+    return jax.shard_map(
+        run_local,
+        mesh=placement.mesh,
+        in_specs=(params_specs, tokens, conditioning_specs),
+        out_specs=tokens,
+        check_vma=False,  # kernels have no types for what varies over the mesh
+    )(nnx.to_pure_dict(variables), x, conditioning)
+
+
+def _slots_of_tokens(conditioning: Conditioning) -> np.ndarray | tuple[()]:
+    """Returns int32 ``[n]``, every token's slot: a device's part of the sequence may begin within a run.
+
+    Empty where there is one slot, which needs no telling apart.
+    """
+    if conditioning.embedding.shape[1] == 1:
+        return ()
+    return np.concatenate([np.full(count, slot, np.int32) for slot, count in conditioning.runs])
+
+
+def scan_blocks(
+    blocks: Block,
+    x: Tokens,
+    layout_pass: Pass,
+    conditioning: Conditioning,
+    past: KeysValues | None,
+    *,
+    remat: Remat,
+    return_cache: bool,
+) -> tuple[Tokens, KeysValues | None]:
+    """Scans ``blocks`` over the tokens of one pass.
+
+    Args:
+      blocks: A stack.
+      x: ``[b n d]`` tokens of ``layout_pass.segments``.
+      layout_pass: Which segments are computed and which keys come from ``past``.
+      conditioning: What every block reads besides its tokens.
+      past: Keys and values of all layers, ``[layers b k m e]``; None if the pass has no past.
+      remat: Name of what the backward pass finds (``models.remat``).
+      return_cache: Whether the computed tokens' keys and values are returned.
+
+    Returns:
+      The tokens after the last block, and the cache of all layers (or None).
+    """
+
+    def body(x: jax.Array, layer: tuple[Block, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
+        block, layer_past = layer
+        x, own = block(checkpoint_name(x, BLOCK_INPUT), layout_pass, conditioning, layer_past)
+        return x, own if return_cache else None
+
+    body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    return jax.lax.scan(body, x, (blocks, past))

@@ -1,0 +1,134 @@
+"""Attention on TPUs: the splash kernel on the blocks of a schedule.
+
+Owns the mask, the block sizes and the call. Blocks that a schedule does not touch are never read.
+
+Source: jax.experimental.pallas.ops.tpu.splash_attention. What differs: its kernel of one head is mapped over batch and
+heads, which puts parallel dims in front of its grid (its own grid of heads is sequential in the backward pass, and
+leaves the second core of a v4 or v5p chip idle).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from wamjax.errors import ConfigError
+from wamjax.layout.schedule import Schedule
+
+LANES = 128  # block sizes are multiples of it
+_FORWARD_BLOCK, _BACKWARD_QUERIES, _BACKWARD_KEYS = 1024, 512, 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleMask(masks.Mask):
+    """A schedule as a lazy mask ``[queries keys]``, evaluated block by block.
+
+    A query in no rectangle is padding; its softmax must not be empty, so that it sees what the last query before it
+    that is in one sees, which adds no block.
+    """
+
+    schedule: Schedule
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of queries and keys."""
+        return self.schedule.num_queries, self.schedule.num_keys
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Returns bool of two slices."""
+        rows, columns = (np.arange(*part.indices(size)) for part, size in zip(index, self.shape, strict=True))
+        owner, offset = _owners(self.schedule)
+        block = np.zeros((rows.size, columns.size), dtype=bool)
+        for number in np.unique(owner[rows]):
+            rectangle, mine = self.schedule.rectangles[number], owner[rows] == number
+            seen = np.zeros(columns.size, dtype=bool)
+            for start, stop in rectangle.keys:
+                seen |= (columns >= start) & (columns < stop)
+            block[mine] = seen
+            if rectangle.diagonal:
+                start, _ = rectangle.diagonal
+                block[mine] |= (columns >= start) & (columns - start <= offset[rows][mine][:, None])
+        return block
+
+
+@functools.lru_cache(maxsize=64)
+def _owners(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for every query its rectangle and its place among that rectangle's queries."""
+    owner, offset = np.full(schedule.num_queries, -1), np.zeros(schedule.num_queries, int)
+    for number, rectangle in enumerate(schedule.rectangles):
+        rows = np.concatenate([np.arange(*span) for span in rectangle.queries])
+        owner[rows], offset[rows] = number, np.arange(rows.size)
+    live = np.flatnonzero(owner >= 0)
+    previous = live[np.maximum(np.searchsorted(live, np.arange(schedule.num_queries), side="right") - 1, 0)]
+    return owner[previous], offset[previous]
+
+
+def block_size(length: int, limit: int) -> int:
+    """Returns the largest multiple of 128 up to ``limit`` that divides ``length``.
+
+    Raises:
+      ConfigError: ``length`` is no multiple of 128.
+    """
+    if length % LANES:
+        raise ConfigError(
+            f"{length} tokens are no multiple of {LANES}, as attention on a TPU needs; it would take "
+            f"{-length % LANES} padding tokens: set config.layout.pad_multiple"
+        )
+    return max(size for size in range(LANES, min(limit, length) + 1, LANES) if length % size == 0)
+
+
+def attend_splash(
+    q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, *, name: str, interpret: bool = False
+) -> jax.Array:
+    """Attends local arrays.
+
+    Args:
+      q: ``[b k n e]`` queries.
+      k: ``[b k m e]`` keys.
+      v: ``[b k m e]`` values.
+      schedule: Which rectangles are attended.
+      name: Under which a rematerialisation policy keeps the output and the softmax's normaliser.
+      interpret: Whether the kernel is run by XLA operations, on any platform.
+
+    Returns:
+      ``[b k n e]`` in the dtype of ``v``. A query in no rectangle has some output that has no meaning.
+
+    Raises:
+      ConfigError: A length is no multiple of 128.
+    """
+    kernel = _make_kernel(schedule, name, interpret)
+    scaled = (q.astype("float32") * q.shape[-1] ** -0.5).astype(q.dtype)
+    one_head = lambda q, k, v: kernel(q[None], k[None], v[None])[0]  # noqa: E731 - mapped twice below
+    return jax.vmap(jax.vmap(one_head))(scaled, k, v)
+
+
+def _make_kernel(schedule: Schedule, name: str, interpret: bool) -> kernels.SplashAttentionKernel:
+    """Makes the kernel of one head."""
+    n, m = schedule.num_queries, schedule.num_keys
+    queries, keys = block_size(n, _FORWARD_BLOCK), block_size(m, _FORWARD_BLOCK)
+    backward_keys = block_size(m, _BACKWARD_KEYS)
+    sizes = kernels.BlockSizes(
+        block_q=queries,
+        block_kv=keys,
+        block_kv_compute=keys,
+        block_q_dkv=block_size(n, _BACKWARD_QUERIES),
+        block_kv_dkv=backward_keys,
+        block_kv_dkv_compute=block_size(backward_keys, _FORWARD_BLOCK),
+        use_fused_bwd_kernel=True,
+    )
+    everything = len(schedule.rectangles) == 1 and schedule.num_pairs == n * m
+    mask = masks.FullMask((n, m)) if everything else ScheduleMask(schedule)
+    return kernels.make_splash_mha(
+        masks.MultiHeadMask([mask]),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=name,
+        interpret=interpret,
+    )

@@ -1,0 +1,145 @@
+"""Blocks as one program per device: which collectives move weights and tokens is written here, not left to XLA.
+
+Inside ``jax.shard_map`` a kernel is this device's rows of it, and tokens are this device's part of the sequence.
+``gather_kernel`` makes the whole kernel (and adds up its gradient), ``split_heads`` and ``join_heads`` trade a part of
+the sequence with all heads for the whole sequence with a part of the heads (Ulysses). On whole arrays all of them are
+a cast or a sharding constraint, so that one model definition serves both.
+
+Why not XLA's own collectives: docs/design/explicit-blocks.md.
+
+Source: DeepSpeed-Ulysses (arXiv 2309.14509) for the exchange of heads.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from wamjax.config.choices import WeightExchange
+from wamjax.config.schema import ParallelConfig
+from wamjax.errors import ConfigError
+from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement, constrain
+
+CONTEXT = "context"
+SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
+
+# device_kind -> exchange, all_gather otherwise. On TPU v5p a gather over three torus axes becomes an all-reduce of twice
+# the bytes and is never asynchronous, an all-to-all is; elsewhere the plain gather is better. Compiled with jax 0.10.2
+# and libtpu 0.0.51.
+_EXCHANGES: dict[str, WeightExchange] = {"TPU v5 lite": "all_gather", "TPU v5": "all_to_all"}
+
+
+def choose_exchange(wanted: WeightExchange, mesh: Mesh) -> WeightExchange:
+    """Returns how weights are gathered on the chips of ``mesh``."""
+    if wanted != "auto":
+        return wanted
+    kind = mesh.devices.flat[0].device_kind
+    return _EXCHANGES.get(kind, "all_gather")
+
+
+def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
+    """Returns the placement that ``config`` describes.
+
+    Raises:
+      ConfigError: The blocks cannot be explicit on this mesh.
+    """
+    if config.blocks == "explicit" and mesh.shape["tensor"] > 1:
+        raise ConfigError(
+            f"config.parallel.blocks=explicit with tensor={mesh.shape['tensor']}: it needs config.parallel.tensor=1; "
+            "config.parallel.blocks=sharded runs on any mesh"
+        )
+    exchange = choose_exchange(config.weight_exchange, mesh)
+    return Placement(mesh=mesh, rules=RULES[config.rules], blocks=config.blocks, weight_exchange=exchange)
+
+
+def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
+    """Returns a layer's kernel, whole and in the compute dtype.
+
+    The gradient that flows back is in the compute dtype too; it is added up in fp32.
+
+    Args:
+      param: The layer's parameter, in the blocks of an explicit program this device's part of it.
+      dtype: Compute dtype.
+    """
+    kernel: jax.Array = param[...]
+    placement = active_placement()
+    if placement is None or not placement.is_local:
+        return kernel.astype(dtype)
+    names = param.get_metadata()[AXES_KEY][-kernel.ndim :]
+    axes = _mesh_axes(placement)
+    if SPLIT_DIM not in names or not axes:
+        return kernel.astype(dtype)
+    return _gather(kernel, names.index(SPLIT_DIM), dtype, axes, placement.weight_exchange)
+
+
+def split_heads(x: jax.Array) -> jax.Array:
+    """Returns ``[b k n e]`` with the whole sequence and this device's heads."""
+    placement = active_placement()
+    if placement is None or not placement.is_local:
+        return constrain(x, "batch", "attention_heads", None, None)
+    ways = placement.mesh.shape[CONTEXT]
+    if x.shape[1] % ways:
+        raise ConfigError(
+            f"{x.shape[1]} heads do not divide over config.parallel.context={ways}: Ulysses gives every device whole "
+            "heads; choose a divisor"
+        )
+    return x if ways == 1 else jax.lax.all_to_all(x, CONTEXT, split_axis=1, concat_axis=2, tiled=True)
+
+
+def join_heads(x: jax.Array) -> jax.Array:
+    """Returns ``[b k n e]`` with this device's part of the sequence and all heads: the inverse of ``split_heads``."""
+    placement = active_placement()
+    if placement is None or not placement.is_local:
+        return constrain(x, "batch", "attention_heads", None, None)
+    if placement.mesh.shape[CONTEXT] == 1:
+        return x
+    return jax.lax.all_to_all(x, CONTEXT, split_axis=2, concat_axis=1, tiled=True)
+
+
+def _mesh_axes(placement: Placement) -> tuple[str, ...]:
+    """Returns the mesh axes of more than one device that kernels are split over."""
+    entry = placement.rules.parameters[SPLIT_DIM]
+    axes = (entry,) if isinstance(entry, str) else entry or ()
+    return tuple(axis for axis in axes if placement.mesh.shape[axis] > 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
+def _gather(part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange) -> jax.Array:
+    """Returns the whole of an array split along ``dim`` over ``axes``, cast before it is sent."""
+    rows = jnp.moveaxis(part.astype(dtype), dim, 0)
+    if exchange == "all_to_all":
+        copies = jnp.broadcast_to(rows, (jax.lax.axis_size(axes), *rows.shape))
+        whole = jax.lax.all_to_all(copies, axes, split_axis=0, concat_axis=0, tiled=True)
+        whole = whole.reshape(-1, *rows.shape[1:])
+    else:
+        whole = jax.lax.all_gather(rows, axes, axis=0, tiled=True)
+    return jnp.moveaxis(whole, 0, dim)
+
+
+def _gather_forward(
+    part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange
+) -> tuple[jax.Array, None]:
+    return _gather(part, dim, dtype, axes, exchange), None
+
+
+def _gather_backward(
+    dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange, kept: None, grad: jax.Array
+) -> tuple[jax.Array]:
+    del dtype, kept
+    rows = jnp.moveaxis(grad, dim, 0)
+    if exchange == "all_to_all":
+        ways = jax.lax.axis_size(axes)
+        parts = rows.reshape(ways, rows.shape[0] // ways, *rows.shape[1:])
+        parts = jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0, tiled=True)
+        own = jnp.sum(parts, axis=0, dtype=jnp.float32)
+    else:
+        own = jax.lax.psum_scatter(rows, axes, scatter_dimension=0, tiled=True).astype(jnp.float32)
+    return (jnp.moveaxis(own, 0, dim),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
