@@ -250,6 +250,18 @@ def write_run(workdir: WorkDir, config: RunConfig, *, step: int, facts: dict[str
         raise DataError(f"cannot write {workdir.run_json}: {error.strerror}; free space there") from error
 
 
+def settings(config: RunConfig) -> dict[str, str]:
+    """Returns every key of ``config`` with its value as text."""
+    return {f"config.{key}": repr(value) for key, value in bridge.iterate_fields(config)}
+
+
+def code_facts() -> dict[str, str]:
+    """Returns what of the code must be the same in all processes of a run: versions, and the git revision if known."""
+    found = {name: version for name, version in versions().items() if name != "python"}
+    git = git_revision()
+    return found if git is None else {**found, "the git revision": git["revision"]}
+
+
 def versions() -> dict[str, str]:
     """Returns the versions of Python, wamjax and the packages that decide what is computed."""
     found = {"python": platform.python_version(), "wamjax": wamjax.__version__}
