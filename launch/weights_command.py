@@ -5,7 +5,9 @@ Owns the flags and the printed tables. Reading, writing and comparing are in ``w
 
 from __future__ import annotations
 
+import fnmatch
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -70,8 +72,8 @@ def _run_import(argv: list[str]) -> int:
     num_bytes = sum(tensor.num_bytes for tensor in loaded.folder.values())
     num_params = sum(leaf.size for leaf in jax.tree.leaves(loaded.params))
     print(f"{loaded.kind.class_name}, {loaded.naming} names: {loaded.comparison.describe()}")
-    for name in loaded.comparison.ignored:
-        print(f"  ignored: {name}")
+    for line in _ignored(loaded.kind.ignored, loaded.comparison.ignored):
+        print(f"  ignored: {line}")
     for name, how in loaded.made.items():
         print(f"  made: {name}, {how}")
     print(
@@ -79,6 +81,17 @@ def _run_import(argv: list[str]) -> int:
         f"{time.perf_counter() - started:.1f} s"
     )
     return 0
+
+
+def _ignored(reasons: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Returns a line per pattern that says why its tensors are not read, and one per tensor that the user named."""
+    lines, left = [], list(names)
+    for pattern, reason in reasons.items():
+        matching = fnmatch.filter(left, pattern)
+        left = [name for name in left if name not in set(matching)]
+        if matching:
+            lines.append(f"{pattern} ({len(matching)}): {reason}")
+    return lines + left
 
 
 def _initialise(is_wanted: bool, options: list[str], seed: int) -> Initialise | None:

@@ -47,27 +47,31 @@ def parameter_shapes(kind: ModelKind[Any], config: Any) -> dict[str, tuple[int, 
 
 
 def to_ours(kind: ModelKind[Any], config: Any, naming: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Dotted path -> array, from reference tensors; every tensor must be used exactly once."""
-    left, shapes = dict(tensors), parameter_shapes(kind, config)
+    """Dotted path -> array, from reference tensors; every tensor (each part, if fused) must be used exactly once."""
+    shapes, used = parameter_shapes(kind, config), []
     arrays = {}
     for rule in kind.rules(config, naming):
-        if rule.is_stacked:
-            layers = [rule.to_ours(left.pop(rule.name_of(layer))) for layer in range(shapes[rule.path][0])]
-            arrays[rule.path] = np.stack(layers)
-        else:
-            arrays[rule.path] = rule.to_ours(left.pop(rule.name_of(0)))
-    assert not left, f"no rule for {sorted(left)}"
+        names = [rule.name_of(layer) for layer in range(shapes[rule.path][0] if rule.is_stacked else 1)]
+        used += [(name, rule.part) for name in names]
+        layers = [rule.to_ours(tensors[name]) for name in names]
+        arrays[rule.path] = np.stack(layers) if rule.is_stacked else layers[0]
+    assert len(set(used)) == len(used)
+    assert {name for name, _ in used} == tensors.keys(), f"no rule for {sorted(tensors.keys() - dict(used))}"
     return arrays
 
 
 def to_reference(kind: ModelKind[Any], config: Any, naming: str, arrays: dict[str, Any]) -> dict[str, np.ndarray]:
     """The reverse of ``to_ours``."""
-    tensors = {}
+    parts: dict[str, dict[tuple[int, int], np.ndarray]] = {}
     for rule in kind.rules(config, naming):
         array = np.asarray(arrays[rule.path])
         for layer in range(array.shape[0] if rule.is_stacked else 1):
-            tensors[rule.name_of(layer)] = rule.to_reference(array[layer] if rule.is_stacked else array)
-    return tensors
+            part = rule.to_reference(array[layer] if rule.is_stacked else array)
+            parts.setdefault(rule.name_of(layer), {})[rule.part] = part
+    return {
+        name: np.concatenate([held[part] for part in sorted(held)]) if len(held) > 1 else next(iter(held.values()))
+        for name, held in parts.items()
+    }
 
 
 def nest(flat: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from tests.weights.clip_original import original_clip
 from tests.weights.golden_folder import (
     GOLDEN,
     build,
@@ -26,6 +27,7 @@ from wamjax.parallel.mesh import batch_sharding, build_mesh
 from wamjax.parallel.rules import PARAMETER_RULES, partition_spec, placing
 from wamjax.training.program import parameter_axes
 from wamjax.weights.kinds.clip_vision import KIND
+from wamjax.weights.rules import tensors_of
 
 FOLDER = GOLDEN / "clip_vision"
 
@@ -53,6 +55,30 @@ def test_clip_vit_h_14_has_the_published_shape():
 def test_clip_vision_older_names_have_a_prefix(config):
     names = {rule.names_of(2)[1] for rule in KIND.rules(config, "diffusers")}
     assert {"vision_model.pre_layrnorm.weight", "vision_model.encoder.layers.2.mlp.fc1.bias"} <= names
+
+
+def test_clip_vision_original_names_hold_the_same_parameters(golden, config):
+    original = original_clip(golden.tensors)
+    arrays = to_ours(KIND, config, "original", original)
+    for path, expected in to_ours(KIND, config, "diffusers", golden.tensors).items():
+        np.testing.assert_array_equal(arrays[path], expected, err_msg=path)
+    # Split as wan/modules/clip.py views the product of the fused layer: rows are (three, head, dim of the head).
+    weight = original["visual.transformer.1.attn.to_qkv.weight"]
+    by_role = weight.reshape(3, config.num_heads, -1, config.width).transpose(0, 3, 1, 2)
+    for role, expected in zip(("query", "key", "value"), by_role, strict=True):
+        np.testing.assert_array_equal(arrays[f"blocks.attention.{role}"][1], expected, err_msg=role)
+
+
+def test_clip_vision_published_without_a_config_is_vit_h_14():
+    config = KIND.parse_config(KIND.default_config(["visual.patch_embedding.weight"]))
+    assert config == CLIP_VIT_H_14
+    tensors = tensors_of(KIND.rules(config, "original"), parameter_shapes(KIND, config))
+    assert len(tensors) == 7 + 32 * 12
+    assert tensors["visual.transformer.31.attn.to_qkv.weight"].shape == (3 * 1280, 1280)
+    assert tensors["visual.transformer.0.attn.to_qkv.bias"].shape == (3 * 1280,)
+    assert tensors["visual.pos_embedding"].shape == (1, 257, 1280)
+    assert tensors["visual.cls_embedding"].shape == (1, 1, 1280)
+    assert KIND.default_config(["vision_model.pre_layrnorm.weight"]) == {}
 
 
 def test_clip_vision_on_eight_devices_equals_one(golden, config):

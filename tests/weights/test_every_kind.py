@@ -24,13 +24,13 @@ def test_every_kind_with_a_forward_pass_has_a_golden_folder() -> None:
 
 
 @pytest.mark.parametrize(("folder", "naming"), _namings(), ids=str)
-def test_every_parameter_has_one_rule_and_every_rule_a_name_of_its_own(folder: Path, naming: str) -> None:
+def test_every_parameter_has_one_rule_and_every_rule_a_tensor_or_part_of_its_own(folder: Path, naming: str) -> None:
     golden = read_golden(folder)
     kind = find_kind(golden.config)
     config = kind.parse_config(golden.config)
     rules = kind.rules(config, naming)
     assert sorted(rule.path for rule in rules) == sorted(parameter_shapes(kind, config))
-    assert len({rule.name for rule in rules}) == len(rules)
+    assert len({(rule.name, rule.part) for rule in rules}) == len(rules)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=NAMES)

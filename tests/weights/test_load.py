@@ -33,6 +33,19 @@ PARAMETERS = {
         (64, 4, 6),
         PartitionSpec(None, "fsdp"),
     ),
+    # One tensor each for two parameters.
+    "first": (
+        TensorRule(path="first", name="b.{layer}.fused", pattern="(k e) d -> d k e", sizes={"k": 2}, part=(0, 2)),
+        (2 * 2 * 20, 80),
+        PartitionSpec(None, "fsdp", "tensor"),
+    ),
+    "second": (
+        TensorRule(path="second", name="b.{layer}.fused", pattern="(k e) d -> d k e", sizes={"k": 2}, part=(1, 2)),
+        (2 * 2 * 20, 80),
+        PartitionSpec(None, "fsdp", "tensor"),
+    ),
+    "first_bias": (TensorRule(path="first_bias", name="biases", part=(0, 2)), (16,), PartitionSpec("fsdp")),
+    "second_bias": (TensorRule(path="second_bias", name="biases", part=(1, 2)), (16,), PartitionSpec("fsdp")),
 }
 
 
@@ -74,6 +87,15 @@ def test_load_params_equals_the_rules_applied_to_whole_tensors(checkpoint, way, 
     for path, array in expected.items():
         assert loaded[path].dtype == (array.dtype if dtype == "preserve" else np.float32), path
         np.testing.assert_array_equal(np.asarray(loaded[path]), array.astype(loaded[path].dtype), err_msg=path)
+
+
+def test_part_of_a_tensor_is_read_alone(checkpoint):
+    folder, tensors = checkpoint
+    tensor = tensors["b.1.fused"]
+    memory = np.full(tensor.nbytes // 2, 7, np.uint8)
+    part = TensorFolder(folder).read("b.1.fused", memory, (1, 2))
+    assert np.shares_memory(part, memory)
+    np.testing.assert_array_equal(part, tensor[len(tensor) // 2 :])
 
 
 def test_loaded_parameter_may_be_donated_and_is_its_own_memory(checkpoint):

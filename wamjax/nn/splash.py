@@ -57,6 +57,37 @@ class ScheduleMask(masks.Mask):
         return block
 
 
+@dataclasses.dataclass(frozen=True)
+class PrefixMask(masks.Mask):
+    """All queries see the first ``num_seen`` keys: a sequence padded at its end.
+
+    The kernel computes it, where blocks of any other mask are read from memory.
+    """
+
+    num_queries: int
+    num_keys: int
+    num_seen: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of queries and keys."""
+        return self.num_queries, self.num_keys
+
+    @property
+    def q_sequence(self) -> np.ndarray:
+        """The queries' numbers, which the kernel gives to ``mask_function``."""
+        return np.arange(self.num_queries, dtype=np.int32)
+
+    def mask_function(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Returns which pairs of query and key numbers are seen."""
+        return (keys < self.num_seen) & (queries >= 0)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Returns bool of two slices."""
+        rows, columns = (np.arange(*part.indices(size)) for part, size in zip(index, self.shape, strict=True))
+        return np.broadcast_to(columns < self.num_seen, (rows.size, columns.size))
+
+
 @functools.lru_cache(maxsize=64)
 def _owners(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     """Returns for every query its rectangle and its place among that rectangle's queries."""
@@ -122,13 +153,21 @@ def _make_kernel(schedule: Schedule, name: str, interpret: bool) -> kernels.Spla
         block_kv_dkv_compute=block_size(backward_keys, _FORWARD_BLOCK),
         use_fused_bwd_kernel=True,
     )
-    everything = len(schedule.rectangles) == 1 and schedule.num_pairs == n * m
-    mask = masks.FullMask((n, m)) if everything else ScheduleMask(schedule)
     return kernels.make_splash_mha(
-        masks.MultiHeadMask([mask]),
+        masks.MultiHeadMask([_make_mask(schedule)]),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=name,
         interpret=interpret,
     )
+
+
+def _make_mask(schedule: Schedule) -> masks.Mask:
+    """Returns the cheapest mask that says what ``schedule`` does."""
+    shape, rectangles = (schedule.num_queries, schedule.num_keys), schedule.rectangles
+    if len(rectangles) == 1 and not rectangles[0].diagonal and len(rectangles[0].keys) == 1:
+        start, stop = rectangles[0].keys[0]
+        if start == 0:
+            return masks.FullMask(shape) if stop == shape[1] else PrefixMask(*shape, stop)
+    return ScheduleMask(schedule)

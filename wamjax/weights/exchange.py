@@ -21,10 +21,10 @@ from wamjax.types import PureDict
 from wamjax.weights.adapter import load_adapter, merge_adapter
 from wamjax.weights.initialise import Initialise, begin_config, make_params
 from wamjax.weights.kinds.kind import ModelKind
-from wamjax.weights.kinds.registry import KINDS, find_kind
+from wamjax.weights.kinds.registry import KINDS, find_kind, states_kind
 from wamjax.weights.load import load_params
 from wamjax.weights.report import Comparison, compare_names
-from wamjax.weights.rules import TensorRule, nested
+from wamjax.weights.rules import Tensor, TensorRule, nested, tensors_of
 from wamjax.weights.store import (
     CONFIG,
     WeightsRecord,
@@ -96,7 +96,8 @@ def load_reference(
     """Loads a reference checkpoint onto ``mesh``.
 
     Args:
-      source: Folder with ``config.json`` and safetensors.
+      source: Folder with ``config.json`` and safetensors. Without one of its kind the ``default_config`` of the kind
+        counts, if its tensors have one.
       mesh: Where parameters go, by the parameter rules.
       kind_name: Class name, where ``config.json`` does not say it.
       dtype: ``preserve``, or a dtype to cast to.
@@ -111,6 +112,8 @@ def load_reference(
     reference_config = read_reference_config(source)
     kind = find_kind(reference_config, kind_name)
     folder = TensorFolder(source) if folder is None else folder
+    if not states_kind(reference_config, kind):
+        reference_config = kind.default_config(folder) or reference_config
     recipe = kind.recipe if kind.recipe is not None and kind.recipe.is_backbone(folder) else None
     if recipe is not None:
         reference_config = begin_config(kind, reference_config, source, initialise)
@@ -240,29 +243,38 @@ def export_weights(
     adapter = load_adapter(lora, kind, config, base_hash=record.parent_hash) if lora else None
     params = load_weights(directory, abstract)
     flat = flatten_params(merge_adapter(params, adapter) if adapter else params)
-    source_names = {rule.path: rule for rule in kind.rules(config, record.naming)}
-    places: dict[str, tuple[Any, int, np.dtype]] = {}
-    for rule in kind.rules(config, naming):
-        for layer in range(flat[rule.path].shape[0] if rule.is_stacked else 1):
-            narrow = record.dtypes.get(source_names[rule.path].name_of(layer))
-            dtype = jnp.dtype(narrow) if narrow else jnp.dtype(flat[rule.path].dtype)
-            places[rule.name_of(layer)] = (rule, layer, np.dtype(dtype))
-
+    source_rules = {rule.path: rule for rule in kind.rules(config, record.naming)}
+    places = tensors_of(kind.rules(config, naming), {path: array.shape for path, array in flat.items()})
     if naming == record.naming:  # under the very names of the source
-        places = {record.renamed.get(name, name): place for name, place in places.items()}
+        places = {record.renamed.get(name, name): tensor for name, tensor in places.items()}
         places |= {alias: places[name] for alias, name in record.duplicates}
+    dtypes = {name: _dtype_to_write(tensor, source_rules, record, flat) for name, tensor in places.items()}
 
     def read(name: str) -> np.ndarray:
-        rule, layer, dtype = places[name]
-        array = flat[rule.path]
-        piece = np.asarray(jax.device_get(array[layer] if rule.is_stacked else array))
-        return rule.to_reference(piece).astype(dtype, copy=False)
+        tensor, parts = places[name], []
+        for rule in tensor.rules:
+            array = flat[rule.path]
+            piece = np.asarray(jax.device_get(array[tensor.layer] if rule.is_stacked else array))
+            parts.append(rule.to_reference(piece).astype(dtypes[name], copy=False))
+        return tensor.join(parts)
 
-    planned = [(name, dtype, rule.reference_shape(flat[rule.path].shape)) for name, (rule, _, dtype) in places.items()]
+    planned = [(name, dtypes[name], tensor.shape) for name, tensor in places.items()]
+
     out.mkdir(parents=True, exist_ok=True)
     files = write_tensors(out, kind.file_stem, planned, read, max_file_bytes=max_file_bytes)
     (out / CONFIG).write_text(json.dumps(reference_config, indent=2) + "\n", encoding="utf-8")
     return files
+
+
+def _dtype_to_write(
+    tensor: Tensor, source_rules: Mapping[str, TensorRule], record: WeightsRecord, params: Mapping[str, jax.Array]
+) -> np.dtype:
+    """Returns the dtype that ``tensor`` had in the source; the widest of its parts where these were separate there."""
+    dtypes = []
+    for rule in tensor.rules:
+        narrow = record.dtypes.get(source_rules[rule.path].name_of(tensor.layer))
+        dtypes.append(jnp.dtype(narrow) if narrow else jnp.dtype(params[rule.path].dtype))
+    return np.result_type(*dtypes)
 
 
 def _best_naming(
@@ -272,13 +284,13 @@ def _best_naming(
     folder: TensorFolder,
     ignore: Sequence[str],
 ) -> tuple[str, Comparison]:
-    """Returns the naming under which most tensors match."""
+    """Returns the naming under which most tensors match; where none fits, the one whose names are there."""
     shapes = {name: tensor.shape for name, tensor in folder.items()}
     patterns = (*ignore, *kind.ignored)
     compared = {
         naming: compare_names(kind.rules(config, naming), abstract, shapes, patterns) for naming in kind.namings
     }
-    naming = max(compared, key=lambda name: len(compared[name].matched) - len(compared[name].misshaped))
+    naming = max(compared, key=lambda name: (len(compared[name].matched), len(compared[name].misshaped)))
     return naming, compared[naming]
 
 

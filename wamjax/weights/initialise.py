@@ -121,6 +121,7 @@ def _derive(
 ) -> list[np.ndarray]:
     """Returns every layer of one derived parameter, in our layout."""
     assert rule.is_stacked == source.is_stacked, f"{rule.path} and {source.path}"
+    assert rule.part == source.part == (0, 1), "a recipe's functions take whole tensors"
     wanted = rule.reference_shape(shape)
     layers = range(shape[0] if rule.is_stacked else 1)
     views = (folder.view(stored_names[source.name_of(layer)]) for layer in layers)

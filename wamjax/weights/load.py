@@ -80,15 +80,15 @@ class _Reader:
 
     def fill(self, rule: TensorRule, name: str, index: tuple[slice, ...], out: np.ndarray) -> None:
         """Reads the slice ``index`` of one layer into ``out``, in our layout."""
-        stored, num_bytes = self.folder.view(name), self.folder[name].num_bytes
-        ours = rule.to_ours(stored)
+        stored = rule.part_of(self.folder.view(name))
+        ours = rule.part_to_ours(stored)
         in_order = ours.flags.c_contiguous and ours.ctypes.data == stored.ctypes.data
         if in_order and (ours.shape, ours.dtype) == (out.shape, out.dtype):
-            self.folder.read(name, out.reshape(-1).view(np.uint8))
+            self.folder.read(name, out.reshape(-1).view(np.uint8), rule.part)
             return
         buffer = getattr(self._own, "buffer", None)
-        if buffer is None or buffer.size < num_bytes:
-            self._own.buffer = buffer = np.empty(num_bytes, np.uint8)
+        if buffer is None or buffer.size < stored.nbytes:
+            self._own.buffer = buffer = np.empty(stored.nbytes, np.uint8)
         piece, axes = self.read(rule, name, index, buffer)
         copy_transposed(out, piece.transpose(axes))
 
@@ -97,11 +97,11 @@ class _Reader:
     ) -> tuple[np.ndarray, tuple[int, ...]]:
         """Returns one layer's slice with its dims in the order they lie in the file, and where each of ours is in it.
 
-        ``buffer`` is used where the whole tensor is read. In the file's order that runs at the speed of the disk.
+        ``buffer`` is used where all of the rule's part is read. In the file's order that runs at the speed of the disk.
         """
         mapped = rule.to_ours(self.folder.view(name))
         is_whole = all(len(range(*part.indices(size))) == size for part, size in zip(index, mapped.shape, strict=True))
-        view = rule.to_ours(self.folder.read(name, buffer)) if is_whole else mapped[index]
+        view = rule.part_to_ours(self.folder.read(name, buffer, rule.part)) if is_whole else mapped[index]
         order = sorted(range(view.ndim), key=lambda axis: -view.strides[axis])
         piece = np.ascontiguousarray(view.transpose(order)) if view.ndim else np.array(view)
         self._release(0 if is_whole else piece.nbytes)
@@ -186,7 +186,7 @@ def _read_ahead(
 
     Two buffers are used in turn: fresh memory for every tensor would cost more than reading it.
     """
-    size = max(reader.folder[name].num_bytes for name in names)
+    size = max(rule.part_of(reader.folder.view(name)).nbytes for name in names)
     buffers = [np.empty(size, np.uint8) for _ in names[:2]]
 
     def submit(number: int) -> Future[tuple[np.ndarray, tuple[int, ...]]] | None:

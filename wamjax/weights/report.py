@@ -7,10 +7,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import einops
-import numpy as np
-
-from wamjax.weights.rules import TensorRule
+from wamjax.weights.rules import TensorRule, tensors_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +19,8 @@ class Comparison:
       duplicates: (alias, name) of tensors the checkpoint holds a second time.
       missing: Tensors the model needs and the checkpoint lacks.
       unexpected: Tensors the checkpoint holds and the model has no place for.
-      ignored: Unexpected tensors the user said to leave out.
-      misshaped: (tensor, shape in the checkpoint, parameter, shape it should give there).
+      ignored: Unexpected tensors that the user said to leave out or the kind has no use for.
+      misshaped: (tensor, shape in the checkpoint, the parameters it should fill, shape that would).
     """
 
     matched: dict[str, str]
@@ -31,7 +28,7 @@ class Comparison:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     ignored: tuple[str, ...]
-    misshaped: tuple[tuple[str, tuple[int, ...], str, tuple[int, ...]], ...]
+    misshaped: tuple[tuple[str, tuple[int, ...], tuple[str, ...], tuple[int, ...]], ...]
 
     @property
     def is_exact(self) -> bool:
@@ -46,10 +43,13 @@ class Comparison:
         if self.unexpected:
             parts.append(f"{len(self.unexpected)} unexpected, first {self.unexpected[0]}")
         if self.misshaped:
-            name, stored, path, wanted = self.misshaped[0]
-            parts.append(f"{len(self.misshaped)} of another shape, first {name} {stored} for {path} {wanted}")
+            name, stored, paths, wanted = self.misshaped[0]
+            parts.append(
+                f"{len(self.misshaped)} of another shape, first {name} {stored}; expected {wanted} for "
+                + ", ".join(paths)
+            )
         if self.ignored:
-            parts.append(f"{len(self.ignored)} ignored as told, first {self.ignored[0]}")
+            parts.append(f"{len(self.ignored)} ignored, first {self.ignored[0]}")
         return f"{len(self.matched)} tensors matched" + "".join(f"; {part}" for part in parts)
 
 
@@ -69,21 +69,18 @@ def compare_names(
     """
     unruled = sorted(set(params) ^ {rule.path for rule in rules})
     assert not unruled, f"rules and parameters differ: {unruled[:3]}"
-    wanted: dict[str, tuple[TensorRule, int, tuple[int, ...]]] = {}
-    for rule in rules:
-        shape = tuple(params[rule.path].shape)
-        for layer in range(shape[0]) if rule.is_stacked else (0,):
-            wanted[rule.name_of(layer)] = (rule, layer, shape[1:] if rule.is_stacked else shape)
+    wanted = tensors_of(rules, {path: tuple(leaf.shape) for path, leaf in params.items()})
     matched: dict[str, str] = {}
     duplicates, missing, misshaped, known = [], [], [], set()
-    for name, (rule, layer, shape) in wanted.items():
-        held = [candidate for candidate in rule.names_of(layer) if candidate in shapes]
+    for name, tensor in wanted.items():
+        held = [candidate for candidate in tensor.rules[0].names_of(tensor.layer) if candidate in shapes]
         known.update(held)
         if not held:
             missing.append(name)
             continue
-        wrong = [candidate for candidate in held if _shape_in_ours(rule, shapes[candidate]) != shape]
-        misshaped += [(candidate, tuple(shapes[candidate]), rule.path, shape) for candidate in wrong]
+        wrong = [candidate for candidate in held if tuple(shapes[candidate]) != tensor.shape]
+        paths = tuple(rule.path for rule in tensor.rules)
+        misshaped += [(candidate, tuple(shapes[candidate]), paths, tensor.shape) for candidate in wrong]
         if not wrong:
             matched[name] = held[0]
             duplicates += [(alias, held[0]) for alias in held[1:]]
@@ -97,11 +94,3 @@ def compare_names(
         ignored=tuple(ignored),
         misshaped=tuple(misshaped),
     )
-
-
-def _shape_in_ours(rule: TensorRule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Returns what ``shape`` becomes in our layout; None if the rule cannot be applied to it."""
-    try:
-        return rule.to_ours(np.broadcast_to(np.zeros((), np.uint8), shape)).shape
-    except (einops.EinopsError, ValueError):
-        return None

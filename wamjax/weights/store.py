@@ -36,7 +36,7 @@ class WeightsRecord:
       dtypes: Tensor name -> dtype as stored in the source, where the parameter holds another (wider) one.
       renamed: Reference name -> the alias under which the source held the tensor.
       duplicates: (alias, name) of tensors the source held a second time.
-      ignored: Tensors of the source that were left out as told.
+      ignored: Tensors of the source that were not read, as the user said or because the kind has no use for them.
       made: Tensor -> how its parameter was made, of each that the source, a plain backbone, did not hold.
       seed: Of what was drawn among them.
     """

@@ -106,24 +106,27 @@ class TensorFolder(Mapping[str, StoredTensor]):
         data = np.frombuffer(self._map(tensor.path), tensor.dtype, int(np.prod(tensor.shape)), tensor.offset)
         return data.reshape(tensor.shape)
 
-    def read(self, name: str, buffer: np.ndarray | None = None) -> np.ndarray:
-        """Returns a copy of the whole of tensor ``name``, read in one go: faster than touching mapped pages.
+    def read(self, name: str, buffer: np.ndarray | None = None, part: tuple[int, int] = (0, 1)) -> np.ndarray:
+        """Returns a copy of tensor ``name``, read in one go: faster than touching mapped pages.
 
         Args:
           name: Which.
-          buffer: uint8 memory of at least its size to read into; None takes fresh memory.
+          buffer: uint8 memory of at least the size of what is read, to read into; None takes fresh memory.
+          part: (index, count): read the ``index``-th of ``count`` equal parts of its first dim alone.
         """
-        tensor = self._tensors[name]
-        array = (np.empty(tensor.num_bytes, np.uint8) if buffer is None else buffer)[: tensor.num_bytes]
+        tensor, (index, count) = self._tensors[name], part
+        num_bytes = tensor.num_bytes // count
+        shape = (tensor.shape[0] // count, *tensor.shape[1:]) if count > 1 else tensor.shape
+        array = (np.empty(num_bytes, np.uint8) if buffer is None else buffer)[:num_bytes]
         with open(tensor.path, "rb", buffering=0) as file:
-            file.seek(tensor.offset)
+            file.seek(tensor.offset + index * num_bytes)
             num_read = 0
-            while num_read < tensor.num_bytes:
+            while num_read < num_bytes:
                 count = file.readinto(array[num_read:].data)
                 if not count:
                     raise DataError(f"{tensor.path} ended while tensor {name} was read; it changed under way")
                 num_read += count
-        return array.view(tensor.dtype).reshape(tensor.shape)
+        return array.view(tensor.dtype).reshape(shape)
 
     def release(self) -> None:
         """Gives the pages that were read back to the system (they stay readable)."""

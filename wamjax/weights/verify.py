@@ -18,7 +18,7 @@ from flax import nnx
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.parameters import flatten_params
 from wamjax.weights.kinds.kind import ModelKind
-from wamjax.weights.rules import TensorRule
+from wamjax.weights.rules import TensorRule, tensors_of
 
 _TINY = float(np.finfo(np.float32).tiny)
 # Of the largest gradient of all: where a tensor's gradients are smaller, errors are relative to this instead. In fp32
@@ -119,7 +119,7 @@ def _compare_gradients(
     rules: Sequence[TensorRule], own: Any, reference: Mapping[str, np.ndarray], rtol: float
 ) -> list[Row]:
     """Compares by reference name. A gradient that was not recorded must be zero: the tensor was not used."""
-    named = dict(_by_reference_name(rules, own))
+    named = _by_reference_name(rules, own)
     unknown = sorted(set(reference) - set(named))
     if unknown:
         raise DataError(f"grads.safetensors holds {len(unknown)} tensors that are no parameter, first {unknown[0]}")
@@ -135,15 +135,15 @@ def _compare_gradients(
     return rows
 
 
-def _by_reference_name(rules: Sequence[TensorRule], params: Any) -> list[tuple[str, np.ndarray]]:
-    """Returns every parameter under the reference's name and in its layout."""
-    flat = flatten_params(params)
-    named = []
-    for rule in rules:
-        array = np.asarray(flat[rule.path])
-        layers = array if rule.is_stacked else array[None]
-        named += [(rule.name_of(i), rule.to_reference(layer)) for i, layer in enumerate(layers)]
-    return named
+def _by_reference_name(rules: Sequence[TensorRule], params: Any) -> dict[str, np.ndarray]:
+    """Returns the reference's tensors, by its names and in its layout."""
+    flat = {path: np.asarray(array) for path, array in flatten_params(params).items()}
+
+    def part(rule: TensorRule, layer: int) -> np.ndarray:
+        return rule.to_reference(flat[rule.path][layer] if rule.is_stacked else flat[rule.path])
+
+    tensors = tensors_of(rules, {path: array.shape for path, array in flat.items()})
+    return {name: tensor.join([part(rule, tensor.layer) for rule in tensor.rules]) for name, tensor in tensors.items()}
 
 
 def _compare(name: str, own: np.ndarray, reference: np.ndarray, *, atol: float) -> Row:

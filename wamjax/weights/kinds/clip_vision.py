@@ -1,8 +1,11 @@
-"""Checkpoints of the CLIP image encoder: transformers', of every version."""
+"""Checkpoints of the CLIP image encoder: transformers', of every version, and the original Wan's.
+
+Source of the original's names: Wan 2.1, wan/modules/clip.py, ``XLMRobertaCLIP``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -16,35 +19,61 @@ from wamjax.weights.rules import TensorRule
 # Published checkpoints have this prefix, and so has CLIPVisionModelWithProjection; CLIPVisionModel of transformers 5
 # does not write it any more.
 OLD_PREFIX = "vision_model."
+_LAYER = {"diffusers": "encoder.layers.{layer}.", "original": "visual.transformer.{layer}."}
 
-# Ours -> (transformers, pattern); a linear layer's weight is stored as [out in], the patches' as a convolution's.
-_NAMES = {
-    "class_token": ("embeddings.class_embedding", ""),
-    "patch_embed": ("embeddings.patch_embedding.weight", "d c p q -> p q c d"),
-    "positions": ("embeddings.position_embedding.weight", ""),
-    "input_norm.scale": ("pre_layrnorm.weight", ""),
-    "input_norm.bias": ("pre_layrnorm.bias", ""),
-    "output_norm.scale": ("post_layernorm.weight", ""),
-    "output_norm.bias": ("post_layernorm.bias", ""),
+# config.json of the one checkpoint under original names, which is published without: the arguments of
+# clip_xlm_roberta_vit_h_14 in wan/modules/clip.py, as transformers calls them.
+ORIGINAL_CONFIG: Mapping[str, Any] = {
+    "architectures": ["CLIPVisionModel"],
+    "model_type": "clip_vision_model",
+    "hidden_size": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "intermediate_size": 5120,
+    "image_size": 224,
+    "patch_size": 14,
+    "num_channels": 3,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+    "projection_dim": 1024,
 }
+
+# Ours -> name and pattern in transformers, and in the original where it differs; a linear layer's weight is stored as
+# [out in], the patches' as a convolution's.
+_Stored = tuple[str, str]
+_NAMES: Mapping[str, tuple[_Stored, _Stored]] = {
+    "class_token": (("embeddings.class_embedding", ""), ("visual.cls_embedding", "1 1 d -> d")),
+    "patch_embed": (
+        ("embeddings.patch_embedding.weight", "d c p q -> p q c d"),
+        ("visual.patch_embedding.weight", "d c p q -> p q c d"),
+    ),
+    "positions": (("embeddings.position_embedding.weight", ""), ("visual.pos_embedding", "1 n d -> n d")),
+    "input_norm.scale": (("pre_layrnorm.weight", ""), ("visual.pre_norm.weight", "")),
+    "input_norm.bias": (("pre_layrnorm.bias", ""), ("visual.pre_norm.bias", "")),
+    "output_norm.scale": (("post_layernorm.weight", ""), ("visual.post_norm.weight", "")),
+    "output_norm.bias": (("post_layernorm.bias", ""), ("visual.post_norm.bias", "")),
+}
+# Ours -> transformers, original, pattern in both.
 _LAYER_NAMES = {
-    "attention_norm.scale": ("layer_norm1.weight", ""),
-    "attention_norm.bias": ("layer_norm1.bias", ""),
-    "attention.query": ("self_attn.q_proj.weight", "(k e) d -> d k e"),
-    "attention.query_bias": ("self_attn.q_proj.bias", "(k e) -> k e"),
-    "attention.key": ("self_attn.k_proj.weight", "(k e) d -> d k e"),
-    "attention.key_bias": ("self_attn.k_proj.bias", "(k e) -> k e"),
-    "attention.value": ("self_attn.v_proj.weight", "(k e) d -> d k e"),
-    "attention.value_bias": ("self_attn.v_proj.bias", "(k e) -> k e"),
-    "attention.out": ("self_attn.out_proj.weight", "d (k e) -> k e d"),
-    "attention.out_bias": ("self_attn.out_proj.bias", ""),
-    "mlp_norm.scale": ("layer_norm2.weight", ""),
-    "mlp_norm.bias": ("layer_norm2.bias", ""),
-    "up.kernel": ("mlp.fc1.weight", "f d -> d f"),
-    "up.bias": ("mlp.fc1.bias", ""),
-    "down.kernel": ("mlp.fc2.weight", "d f -> f d"),
-    "down.bias": ("mlp.fc2.bias", ""),
+    "attention_norm.scale": ("layer_norm1.weight", "norm1.weight", ""),
+    "attention_norm.bias": ("layer_norm1.bias", "norm1.bias", ""),
+    "attention.query": ("self_attn.q_proj.weight", "attn.to_qkv.weight", "(k e) d -> d k e"),
+    "attention.query_bias": ("self_attn.q_proj.bias", "attn.to_qkv.bias", "(k e) -> k e"),
+    "attention.key": ("self_attn.k_proj.weight", "attn.to_qkv.weight", "(k e) d -> d k e"),
+    "attention.key_bias": ("self_attn.k_proj.bias", "attn.to_qkv.bias", "(k e) -> k e"),
+    "attention.value": ("self_attn.v_proj.weight", "attn.to_qkv.weight", "(k e) d -> d k e"),
+    "attention.value_bias": ("self_attn.v_proj.bias", "attn.to_qkv.bias", "(k e) -> k e"),
+    "attention.out": ("self_attn.out_proj.weight", "attn.proj.weight", "d (k e) -> k e d"),
+    "attention.out_bias": ("self_attn.out_proj.bias", "attn.proj.bias", ""),
+    "mlp_norm.scale": ("layer_norm2.weight", "norm2.weight", ""),
+    "mlp_norm.bias": ("layer_norm2.bias", "norm2.bias", ""),
+    "up.kernel": ("mlp.fc1.weight", "mlp.0.weight", "f d -> d f"),
+    "up.bias": ("mlp.fc1.bias", "mlp.0.bias", ""),
+    "down.kernel": ("mlp.fc2.weight", "mlp.2.weight", "d f -> f d"),
+    "down.bias": ("mlp.fc2.bias", "mlp.2.bias", ""),
 }
+# The original holds the three projections in one tensor, row after row: query, key, value.
+_FUSED = {"query": (0, 3), "key": (1, 3), "value": (2, 3)}
 
 
 def parse_config(config: Mapping[str, Any]) -> ClipVisionConfig:
@@ -73,21 +102,35 @@ def parse_config(config: Mapping[str, Any]) -> ClipVisionConfig:
     )
 
 
+def default_config(names: Container[str]) -> dict[str, Any]:
+    """Returns the configuration of the published checkpoint where a checkpoint's names are original."""
+    return dict(ORIGINAL_CONFIG) if "visual.patch_embedding.weight" in names else {}
+
+
 def tensor_rules(config: ClipVisionConfig, naming: str) -> tuple[TensorRule, ...]:
-    """Returns one rule per parameter; there is one naming."""
-    assert naming in KIND.namings, naming
+    """Returns one rule per parameter under ``naming``."""
+    column = KIND.namings.index(naming)
+    is_original = naming == "original"
     heads = {"k": config.num_heads, "e": config.width // config.num_heads}
-    layers = {f"blocks.{path}": ("encoder.layers.{layer}." + n, p) for path, (n, p) in _LAYER_NAMES.items()}
+    stored = {path: columns[column] for path, columns in _NAMES.items()}
+    stored |= {f"blocks.{path}": (_LAYER[naming] + row[column], row[-1]) for path, row in _LAYER_NAMES.items()}
     return tuple(
         TensorRule(
             path=path,
             name=name,
             pattern=pattern,
             sizes=heads if "k e" in pattern else {},
-            aliases=(OLD_PREFIX + name,),
+            aliases=() if is_original else (OLD_PREFIX + name,),
+            part=_part(path) if is_original else (0, 1),
         )
-        for path, (name, pattern) in (_NAMES | layers).items()
+        for path, (name, pattern) in stored.items()
     )
+
+
+def _part(path: str) -> tuple[int, int]:
+    """Returns which part of its tensor a parameter is under original names."""
+    _, _, leaf = path.rpartition(".")
+    return _FUSED.get(leaf.removesuffix("_bias"), (0, 1))
 
 
 def reference_outputs(model: ClipVisionEncoder, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
@@ -108,7 +151,7 @@ KIND = ModelKind(
     parse_config=parse_config,
     build=ClipVisionEncoder,
     rules=tensor_rules,
-    namings=("diffusers",),
+    namings=("diffusers", "original"),
     outputs=reference_outputs,
     ignored={
         "*embeddings.position_ids": "the numbers 0, 1, 2, ...; not a weight",
@@ -116,7 +159,11 @@ KIND = ModelKind(
         "text_model.*": "the text half of CLIP",
         "text_projection.*": "the text half of CLIP",
         "logit_scale": "the temperature of CLIP's contrastive loss",
+        "visual.head": "the original's visual_projection: for the space shared with text",
+        "textual.*": "the text half of the original's CLIP",
+        "log_scale": "the original's logit_scale",
     },
+    default_config=default_config,
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -19,6 +19,12 @@ ConfigT = TypeVar("ConfigT")
 def no_outputs(module: Any, inputs: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Stands where a kind has no forward pass; nobody calls it."""
     raise AssertionError(f"{type(module).__name__} computes nothing from {sorted(inputs)}")
+
+
+def no_config(names: Container[str]) -> dict[str, Any]:
+    """Stands where a kind's checkpoints always come with a ``config.json``."""
+    del names
+    return {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class ModelKind(Generic[ConfigT]):
       ignored: Pattern (``fnmatch``) of tensors that checkpoints may hold and the model does not use -> why not.
       file_stem: What the reference library calls the file of the tensors.
       recipe: How a model of this kind is begun from a plain backbone; None where it is not.
+      default_config: Names of a checkpoint's tensors -> the ``config.json`` that it was published without; empty where
+        the names do not say which model it is.
     """
 
     class_name: str
@@ -49,6 +57,7 @@ class ModelKind(Generic[ConfigT]):
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)
     file_stem: str = "diffusion_pytorch_model"
     recipe: Recipe | None = None
+    default_config: Callable[[Container[str]], dict[str, Any]] = no_config
 
     @property
     def has_outputs(self) -> bool:

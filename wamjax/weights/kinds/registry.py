@@ -43,8 +43,7 @@ def find_kind(config: Mapping[str, Any], name: str | None = None) -> ModelKind[A
     Raises:
       ConfigError: No class name, or one that is not known.
     """
-    names = [name] if name else [config.get("_class_name"), *(config.get("architectures") or [])]
-    stated = [candidate for candidate in names if candidate]
+    stated = [name] if name else _class_names(config)
     for candidate in stated:
         if candidate in KINDS:
             return KINDS[candidate]
@@ -56,3 +55,13 @@ def find_kind(config: Mapping[str, Any], name: str | None = None) -> ModelKind[A
     near = difflib.get_close_matches(str(stated[0]), KINDS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ConfigError(f"model class {stated[0]!r} is not known{hint} (known: {known})")
+
+
+def states_kind(config: Mapping[str, Any], kind: ModelKind[Any]) -> bool:
+    """Returns whether a ``config.json`` is one of ``kind``: it names its class, or no class at all but has values."""
+    stated = _class_names(config)
+    return any(KINDS.get(name) is kind for name in stated) if stated else bool(config)
+
+
+def _class_names(config: Mapping[str, Any]) -> list[str]:
+    return [name for name in (config.get("_class_name"), *(config.get("architectures") or ())) if name]
