@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from wamjax.config.backbone import VideoTransformerConfig
-from wamjax.config.choices import DType, Remat, RulePreset, WeightExchange
+from wamjax.config.choices import DType, Matmul, Remat, RulePreset, WeightExchange
 
 # A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
 ViewPlacement = tuple[str, int, int, int, int]
@@ -38,6 +38,8 @@ class ModelConfig:
       rope_theta: Base of the rotary frequencies.
       norm_eps: Epsilon of every norm.
       compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
+      matmul: Operands of the blocks' products with kernels are rounded to ``fp8`` or ``int8`` first (the gradient of a
+        kernel is not: see ``nn.products``); empty: not rounded. Needs the ``quantised`` extra.
       remat: What the backward pass of a block finds (``models.remat`` has the policies).
     """
 
@@ -55,6 +57,7 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     compute_dtype: DType = "float32"
+    matmul: Matmul = ""
     remat: Remat = "none"
 
 
