@@ -97,6 +97,8 @@ class LayoutConfig:
         there; without it the result is the same and the sequence shorter.
       order: ``natural`` lays streams one after the other; ``grouped`` keeps what one block denoises contiguous.
       pad_multiple: The packed sequence is padded at its end to a multiple of this.
+      pad_unit: Every unit of ``joint`` that is visible as a whole (a clean block; with ``grouped`` also what one block
+        denoises) is padded to a multiple of this. 128 lets the blocks of a TPU kernel end where units do.
     """
 
     formulation: Literal["joint", "video"] = "joint"
@@ -108,6 +110,7 @@ class LayoutConfig:
     clean_last_block: bool = True
     order: Literal["natural", "grouped"] = "grouped"
     pad_multiple: int = 1
+    pad_unit: int = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

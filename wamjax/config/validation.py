@@ -28,7 +28,8 @@ _RULES: dict[str, dict[str, _Rule]] = {
         **dict.fromkeys(("time_width", "action_hidden", "rope_theta", "norm_eps"), _POSITIVE),
     },
     "layout": dict.fromkeys(
-        ("num_blocks", "frames_per_block", "actions_per_block", "states_per_block", "pad_multiple"), _POSITIVE
+        ("num_blocks", "frames_per_block", "actions_per_block", "states_per_block", "pad_multiple", "pad_unit"),
+        _POSITIVE,
     ),
     "objective": {
         **dict.fromkeys(("shift", "num_timesteps", "min_time"), _POSITIVE),

@@ -1,5 +1,6 @@
 """The layout of a sample: segments, visibility, and everything derived from them."""
 
+from wamjax.layout.blocks import choose_block, executed_pairs
 from wamjax.layout.formulations import JOINT_VISIBILITY, build_layout, joint_layout, video_layout
 from wamjax.layout.layout import Layout, Pass
 from wamjax.layout.schedule import Rectangle, Schedule, build_schedule
@@ -37,6 +38,8 @@ __all__ = [
     "Visibility",
     "build_layout",
     "build_schedule",
+    "choose_block",
+    "executed_pairs",
     "joint_layout",
     "video_layout",
     "window",

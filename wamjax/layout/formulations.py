@@ -40,6 +40,7 @@ def joint_layout(
     clean_last_block: bool = True,
     order: Literal["natural", "grouped"] = "natural",
     pad_multiple: int = 1,
+    pad_unit: int = 1,
     token_causal_context: bool = False,
 ) -> Layout:
     """Returns DreamZero's layout: video and actions denoised together, with teacher forcing.
@@ -57,6 +58,8 @@ def joint_layout(
       clean_last_block: Whether the last block also appears clean; nothing looks at it there.
       order: ``natural`` is clean | noisy | actions | states; ``grouped`` puts what one block denoises together.
       pad_multiple: Padding tokens are appended up to a multiple of this.
+      pad_unit: Padding tokens follow every unit, up to a multiple of this: every clean block and, with ``grouped``, what
+        one block denoises together. A kernel's blocks then end where units do.
       token_causal_context: Clean video after the first frame sees clean video token by token instead of block by
         block, as DreamZero's released kernel does.
 
@@ -97,12 +100,16 @@ def joint_layout(
     states = [vector(Role.STATE, b, states_per_block) for b in blocks]
     if order == "grouped":
         lead = noisy[:-num_blocks]
-        grouped = [part for unit in zip(noisy[-num_blocks:], actions, states, strict=True) for part in unit]
-        parts = [clean, *lead, *grouped]
+        grouped = [
+            [s for part in unit for s in part] for unit in zip(noisy[-num_blocks:], actions, states, strict=True)
+        ]
+        units = [*([segment] for segment in clean), *lead, *grouped]
     else:
-        parts = [clean, *noisy, *actions, *states]
-    segments = [segment for part in parts for segment in part]
-    segments.extend(_padding(segments, pad_multiple))
+        units = [*([segment] for segment in clean), *noisy, *actions, *states]
+    segments: list[Segment] = []
+    for unit in units:
+        segments.extend((*unit, *_padding(unit, pad_unit, segments)))
+    segments.extend(_padding(segments, pad_multiple, segments))
     visibility = dict(JOINT_VISIBILITY)
     if token_causal_context:
         visibility[Role.CLEAN_VIDEO, Role.CLEAN_VIDEO] = CAUSAL
@@ -123,7 +130,7 @@ def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
         noised=True,
         has_loss=True,
     )
-    return Layout((clip, *_padding((clip,), pad_multiple)), {(Role.NOISY_VIDEO, Role.NOISY_VIDEO): ALL})
+    return Layout((clip, *_padding((clip,), pad_multiple, ())), {(Role.NOISY_VIDEO, Role.NOISY_VIDEO): ALL})
 
 
 @functools.lru_cache(maxsize=32)
@@ -142,10 +149,15 @@ def build_layout(config: RunConfig) -> Layout:
         clean_last_block=sizes.clean_last_block,
         order=sizes.order,
         pad_multiple=sizes.pad_multiple,
+        pad_unit=sizes.pad_unit,
     )
 
 
-def _padding(segments: Sequence[Segment], multiple: int) -> tuple[Segment, ...]:
-    """Returns the padding that completes ``segments`` to a multiple of so many tokens, if any."""
+def _padding(segments: Sequence[Segment], multiple: int, before: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Returns the padding that completes ``segments`` to a multiple of so many tokens, if any.
+
+    ``before`` has all padding that comes earlier in the sequence.
+    """
     missing = -sum(s.num_tokens for s in segments) % multiple
-    return (Segment(role=Role.PADDING, order=0, num_tokens=missing),) if missing else ()
+    start = sum(s.num_tokens for s in before if s.role is Role.PADDING)
+    return (Segment(role=Role.PADDING, order=0, num_tokens=missing, start=start),) if missing else ()

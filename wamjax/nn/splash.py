@@ -19,9 +19,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from wamjax.errors import ConfigError
+from wamjax.layout.blocks import LANES, choose_block
 from wamjax.layout.schedule import Schedule
 
-LANES = 128  # block sizes are multiples of it
+# Largest blocks where all is seen. Fewer blocks of keys in the backward pass mean fewer partial gradients of queries in
+# memory, and 16,384 of them do not fit into 64 MiB of VMEM (compiled for TPU v5p, jax 0.10.2).
 _FORWARD_BLOCK, _BACKWARD_QUERIES, _BACKWARD_KEYS = 1024, 512, 8192
 
 
@@ -141,25 +143,32 @@ def attend_splash(
 
 def _make_kernel(schedule: Schedule, name: str, interpret: bool) -> kernels.SplashAttentionKernel:
     """Makes the kernel of one head."""
-    n, m = schedule.num_queries, schedule.num_keys
-    queries, keys = block_size(n, _FORWARD_BLOCK), block_size(m, _FORWARD_BLOCK)
-    backward_keys = block_size(m, _BACKWARD_KEYS)
-    sizes = kernels.BlockSizes(
-        block_q=queries,
-        block_kv=keys,
-        block_kv_compute=keys,
-        block_q_dkv=block_size(n, _BACKWARD_QUERIES),
-        block_kv_dkv=backward_keys,
-        block_kv_dkv_compute=block_size(backward_keys, _FORWARD_BLOCK),
-        use_fused_bwd_kernel=True,
-    )
+    mask = _make_mask(schedule)
     return kernels.make_splash_mha(
-        masks.MultiHeadMask([_make_mask(schedule)]),
-        block_sizes=sizes,
+        masks.MultiHeadMask([mask]),
+        block_sizes=_block_sizes(schedule, is_dense=not isinstance(mask, ScheduleMask)),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=name,
         interpret=interpret,
+    )
+
+
+def _block_sizes(schedule: Schedule, *, is_dense: bool) -> kernels.BlockSizes:
+    """Returns the blocks of both passes: large where all is seen, as the schedule has it best otherwise."""
+    n, m = schedule.num_queries, schedule.num_keys
+    queries, keys = block_size(n, _FORWARD_BLOCK), block_size(m, _FORWARD_BLOCK)
+    backward_queries, backward_keys = block_size(n, _BACKWARD_QUERIES), block_size(m, _BACKWARD_KEYS)
+    if not is_dense:
+        queries = keys = backward_queries = backward_keys = choose_block(schedule) or LANES
+    return kernels.BlockSizes(
+        block_q=queries,
+        block_kv=keys,
+        block_kv_compute=keys,
+        block_q_dkv=backward_queries,
+        block_kv_dkv=backward_keys,
+        block_kv_dkv_compute=block_size(backward_keys, _FORWARD_BLOCK),
+        use_fused_bwd_kernel=True,
     )
 
 

@@ -1,0 +1,1 @@
+"""What a run will need, before it has chips: the compiled step's memory, collectives and time."""
