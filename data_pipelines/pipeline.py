@@ -285,9 +285,11 @@ class ValidationWindows:
 
 
 def stack_samples(samples: Sequence[WamBatch]) -> WamBatch:
-    """Returns samples without batch dim as one batch."""
-    names = [field.name for field in dataclasses.fields(WamBatch)]
-    return WamBatch(**{name: np.stack([getattr(sample, name) for sample in samples]) for name in names})
+    """Returns samples without batch dim as one batch; streams that a run does not have stay absent."""
+    columns = {
+        field.name: [getattr(sample, field.name) for sample in samples] for field in dataclasses.fields(WamBatch)
+    }
+    return WamBatch(**{name: None if column[0] is None else np.stack(column) for name, column in columns.items()})
 
 
 def _check_dims(normalisation: Normalisation, config: DataConfig) -> None:

@@ -6,8 +6,6 @@ Owns everything that must happen before the first device is touched. Meshes are 
 from __future__ import annotations
 
 import contextlib
-import socket
-import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -16,6 +14,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from launch.roll_call import Meeting, answer_roll, call_roll, describe_difference
 from wamjax.errors import ConfigError, WamjaxError
 from wamjax.parallel.host_memory import keep_freed_memory
 
@@ -81,12 +80,24 @@ def prefer_cpu() -> None:
 
 
 def start_processes(
-    coordinator_address: str | None, num_processes: int | None, process_id: int | None, timeout_s: int
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout_s: int,
+    facts: Mapping[str, str] | None = None,
 ) -> None:
     """Joins the other processes of the run; does nothing for a run of one process.
 
+    Args:
+      coordinator_address: ``HOST:PORT`` of process 0.
+      num_processes: How many processes there are.
+      process_id: Which of them this one is.
+      timeout_s: How long they wait for each other.
+      facts: What must be the same in all of them.
+
     Raises:
-      ConfigError: Only some of the three are given, they contradict each other, or the others do not appear in time.
+      ConfigError: Only some of the first three are given, they contradict each other, the others do not appear in
+        time, or one has other facts.
     """
     given = {
         "--coordinator_address": coordinator_address,
@@ -100,8 +111,12 @@ def start_processes(
         raise ConfigError(f"{' and '.join(missing)} missing; a run of several processes needs {', '.join(given)}")
     if process_id >= num_processes:
         raise ConfigError(f"--process_id={process_id} is not below --num_processes={num_processes}; count from 0")
-    if process_id > 0:  # JAX would end the whole process where it cannot connect: look first
-        _wait_for_coordinator(coordinator_address, timeout_s)
+    meeting = Meeting(address=coordinator_address, num_processes=num_processes, timeout_s=timeout_s)
+    facts = {**(facts or {}), "--num_processes": str(num_processes)}
+    if process_id == 0:
+        call_roll(meeting, facts)
+    else:
+        answer_roll(meeting, process_id, facts)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(coordinator_address, num_processes, process_id, initialization_timeout=timeout_s)
@@ -110,25 +125,6 @@ def start_processes(
             f"the {num_processes} processes did not meet at --coordinator_address={coordinator_address} within "
             f"{timeout_s} s (--connect_timeout_s): {' '.join(str(error).split())[:200]}"
         ) from error
-
-
-def _wait_for_coordinator(address: str, timeout_s: int) -> None:
-    """Returns once something listens at ``address``; raises ``ConfigError`` when nothing does in time."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"--coordinator_address={address} is not HOST:PORT")
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            with socket.create_connection((host, int(port)), timeout=2):
-                return
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise ConfigError(
-                    f"no process 0 answers at --coordinator_address={address} after {timeout_s} s "
-                    f"(--connect_timeout_s): {error}; start it, or correct the address"
-                ) from error
-        time.sleep(0.2)
 
 
 def run_on_first_process(action: Callable[[], T]) -> T | None:
@@ -164,25 +160,27 @@ def run_on_first_process(action: Callable[[], T]) -> T | None:
 
 
 def check_same_everywhere(values: Mapping[str, str]) -> None:
-    """Checks that every process has the same ``values`` (short hashes).
+    """Checks that every process has the same ``values`` (short hashes), which are known only once JAX runs.
 
     Raises:
       ConfigError: One differs; names which, and the processes. Raised on every process.
     """
     if jax.process_count() == 1:
         return
-    for name, value in values.items():
-        encoded = np.zeros(64, np.uint8)
-        raw = value.encode()[:64]
-        encoded[: len(raw)] = np.frombuffer(raw, np.uint8)
-        rows = np.asarray(multihost_utils.process_allgather(encoded))
-        texts = [bytes(row).rstrip(b"\0").decode() for row in rows]
-        for process, text in enumerate(texts):
-            if text != texts[0]:
-                raise ConfigError(
-                    f"process {process} has another {name} than process 0 ({text} and {texts[0]}); start all processes "
-                    "with the same flags and the same files"
-                )
+    columns = {name: _gather(value) for name, value in values.items()}
+    difference = describe_difference(
+        [{name: column[process] for name, column in columns.items()} for process in range(jax.process_count())]
+    )
+    if difference:
+        raise ConfigError(difference)
+
+
+def _gather(text: str) -> list[str]:
+    """Returns the short ``text`` of every process."""
+    encoded, raw = np.zeros(64, np.uint8), text.encode()[:64]
+    encoded[: len(raw)] = np.frombuffer(raw, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(encoded))
+    return [bytes(row).rstrip(b"\0").decode() for row in rows]
 
 
 def wait_for_all(name: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ from data_pipelines.render import render_batch
 from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
-from launch.workdir import WorkDir, check_resumable, config_hash, write_run
-from wamjax.config import bridge
+from launch.workdir import WorkDir, check_resumable, code_facts, config_hash, settings, write_run
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, WamjaxError
 from wamjax.flops.ledger import Ledger, zflops
@@ -63,8 +61,10 @@ def run(argv: list[str]) -> int:
     values = flags.FLAGS
     config, workdir = config_from_flags(), WorkDir(Path(values.workdir))
     distributed.start_devices(values.cpu_devices, keep_memory=config.model.remat == "none")
+    # All keys count here, also those a resumed run may change: processes that save at other steps wait for ever.
+    facts = {**settings(config), **code_facts(), "--cpu_devices": str(values.cpu_devices)}
     distributed.start_processes(
-        values.coordinator_address, values.num_processes, values.process_id, values.connect_timeout_s
+        values.coordinator_address, values.num_processes, values.process_id, values.connect_timeout_s, facts
     )
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.stop_processes)
@@ -77,9 +77,7 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
     mesh = build_mesh(config.parallel)
     program = build_program(config, mesh)
     pipeline = _build_pipeline(config, workdir)
-    # All keys count here, also those a resumed run may change: processes that save at other steps wait for ever.
-    whole_config = hashlib.sha256(bridge.to_json(config).encode()).hexdigest()
-    distributed.check_same_everywhere({"configuration": whole_config[:16], "dataset": pipeline.fingerprint})
+    distributed.check_same_everywhere({"the fingerprint of the dataset": pipeline.fingerprint})
     ledger = _build_ledger(config, program)
     store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
     base = program.load_base()
@@ -106,6 +104,7 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
             num_steps=config.train.num_steps,
             save_every=config.checkpoint.every_steps,
             evaluate_every=config.evaluate.every_steps,
+            max_skipped=config.optimizer.max_skipped,
         ),
     )
     # Closed also when training fails, in this order: a save under way is completed last.

@@ -38,6 +38,8 @@ FREE_SECTIONS = ("log", "checkpoint", "evaluate", "parallel")
 FREE_KEYS = (
     "name",
     "train.num_steps",
+    "train.accumulate",
+    "optimizer.max_skipped",
     "data.path",
     "data.num_threads",
     "data.prefetch",
@@ -153,11 +155,13 @@ class WorkDir:
 def effective_config(config: RunConfig) -> RunConfig:
     """Returns ``config`` with values that follow from others written out: today ``optimizer.decay_steps``.
 
-    With ``decay_steps = 0`` the learning rate decays over ``train.num_steps``, so a longer run is another schedule
-    from the first step on. Resuming with more steps is therefore accepted only when ``optimizer.decay_steps`` is set
-    to what it was.
+    With ``decay_steps = 0`` a learning rate that decays does so over ``train.num_steps``, so a longer run is another
+    schedule from the first step on. Resuming with more steps is therefore accepted only when ``optimizer.decay_steps``
+    is set to what it was.
     """
     decay_steps = config.optimizer.decay_steps or config.train.num_steps
+    if config.optimizer.schedule == "constant":
+        decay_steps = 0
     return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, decay_steps=decay_steps))
 
 
@@ -244,6 +248,18 @@ def write_run(workdir: WorkDir, config: RunConfig, *, step: int, facts: dict[str
         os.replace(replacement, workdir.run_json)
     except OSError as error:
         raise DataError(f"cannot write {workdir.run_json}: {error.strerror}; free space there") from error
+
+
+def settings(config: RunConfig) -> dict[str, str]:
+    """Returns every key of ``config`` with its value as text."""
+    return {f"config.{key}": repr(value) for key, value in bridge.iterate_fields(config)}
+
+
+def code_facts() -> dict[str, str]:
+    """Returns what of the code must be the same in all processes of a run: versions, and the git revision if known."""
+    found = {name: version for name, version in versions().items() if name != "python"}
+    git = git_revision()
+    return found if git is None else {**found, "the git revision": git["revision"]}
 
 
 def versions() -> dict[str, str]:

@@ -25,6 +25,6 @@ class DataError(WamjaxError):
 
 
 class DivergedError(WamjaxError):
-    """Training produced a loss or gradient that is not finite (exit 4)."""
+    """Training went on producing losses or gradients that are not finite (exit 4)."""
 
     exit_status = 4

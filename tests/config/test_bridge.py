@@ -61,7 +61,7 @@ def test_config_dict_is_locked() -> None:
         ("train.num_step", 3, ["config.train.num_step ", "did you mean config.train.num_steps?"]),
         ("trian", {}, ["config.trian ", "did you mean config.train?"]),
         ("num_layers", 3, ["did you mean config.model.num_layers?"]),
-        ("train.zzz", 3, ["config.train.zzz", "num_steps, global_batch_size, seed"]),
+        ("train.zzz", 3, ["config.train.zzz", "num_steps, global_batch_size, accumulate, seed"]),
         ("train.num_steps", 3.0, ["config.train.num_steps = 3.0", "a whole number"]),
         ("train.num_steps", True, ["config.train.num_steps = True", "a whole number"]),
         ("train.num_steps", None, ["config.train.num_steps", "None"]),

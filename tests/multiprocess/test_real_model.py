@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.multiprocess.processes import free_port, process_flags
+
 SETTINGS = {
     "model__num_layers": 2,
     "model__width": 32,
@@ -17,6 +19,21 @@ SETTINGS = {
 }
 
 pytestmark = pytest.mark.slow
+
+
+def test_two_processes_train_the_model_as_one_does(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes of 4 devices and one of 8, on one mesh: the same records, parameters and moments."""
+    for count in (1, 2):
+        port = free_port()
+        processes = [
+            toy.start(tmp_path / str(count), *process_flags(port, process, count), is_real=True, **SETTINGS)
+            for process in range(count)
+        ]
+        outputs = [process.communicate(timeout=900) for process in processes]
+        assert [process.returncode for process in processes] == [0] * count, outputs
+    assert toy.diff(tmp_path / "1", tmp_path / "2", "--tolerance=1e-4") == 0, capsys.readouterr().out
 
 
 def _train(toy: Any, workdir: Path, *flags: str) -> None:

@@ -2,12 +2,12 @@
 
 import shutil
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.multiprocess.processes import free_port, process_flags
 from wamjax.training.records import discarded_path, read_records
 
 
@@ -46,9 +46,35 @@ def test_run_of_one_process_resumed_by_two_reads_the_same_and_learns_the_same(
     toy: Any, killed: Path, whole: Path, tmp_path: Path
 ) -> None:
     workdir = Path(shutil.copytree(killed, tmp_path / "run"))
-    pair = _start_pair(toy, workdir)
+    pair = _start(toy, workdir, count=2)
     outputs = [process.communicate(timeout=240) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
+    assert _order(workdir) == _order(whole)
+    assert toy.diff(whole, workdir, "--tolerance=1e-4") == 0
+
+
+@pytest.fixture(scope="module")
+def left_by_two(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work directory of a run of two processes that was told to leave half-way, and left a checkpoint."""
+    workdir = tmp_path_factory.mktemp("left_by_two") / "run"
+    processes = _start(toy, workdir, count=2, step_s=0.15)
+    toy.wait_for_step(processes[0], workdir, 9)
+    processes[0].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [42, 42], outputs
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 4])
+def test_run_of_two_processes_resumed_by_one_or_four_reads_the_same_and_learns_the_same(
+    toy: Any, left_by_two: Path, whole: Path, tmp_path: Path, count: int
+) -> None:
+    workdir = Path(shutil.copytree(left_by_two, tmp_path / "run"))
+    processes = _start(toy, workdir, count=count)
+    outputs = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, outputs
+    assert "resuming from checkpoint" in outputs[0][0]
     assert _order(workdir) == _order(whole)
     assert toy.diff(whole, workdir, "--tolerance=1e-4") == 0
 
@@ -69,7 +95,7 @@ def test_run_told_to_leave_saves_exits_with_42_and_resumes_bit_for_bit(toy: Any,
 @pytest.mark.slow
 def test_two_processes_leave_together_when_one_is_told(toy: Any, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    pair = _start_pair(toy, workdir, step_s=0.15)
+    pair = _start(toy, workdir, count=2, step_s=0.15)
     toy.wait_for_step(pair[0], workdir, 4)
     pair[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=120) for process in pair]
@@ -78,29 +104,14 @@ def test_two_processes_leave_together_when_one_is_told(toy: Any, tmp_path: Path)
 
 @pytest.mark.slow
 def test_two_processes_with_different_flags_refuse_to_start(toy: Any, tmp_path: Path) -> None:
-    port = _free_port()
-    pair = [toy.start(tmp_path / "run", *_process_flags(port, process), train__seed=process) for process in range(2)]
+    port = free_port()
+    pair = [toy.start(tmp_path / "run", *process_flags(port, process, 2), train__seed=process) for process in range(2)]
     outputs = [process.communicate(timeout=240) for process in pair]
     assert [process.returncode for process in pair] == [2, 2], outputs
-    assert all("process 1 has another configuration than process 0" in error for _, error in outputs)
+    assert all("process 1 differs from process 0: config.train.seed is 1, not 0;" in error for _, error in outputs)
 
 
-def _start_pair(toy: Any, workdir: Path, **settings: Any) -> list[Any]:
-    """Starts a run of two processes with 4 devices each."""
-    port = _free_port()
-    return [toy.start(workdir, *_process_flags(port, process), **settings) for process in range(2)]
-
-
-def _process_flags(port: int, process: int) -> list[str]:
-    return [
-        "--cpu_devices=4",
-        f"--coordinator_address=localhost:{port}",
-        "--num_processes=2",
-        f"--process_id={process}",
-    ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+def _start(toy: Any, workdir: Path, *, count: int, **settings: Any) -> list[Any]:
+    """Starts a run of ``count`` processes with 8 devices between them."""
+    port = free_port()
+    return [toy.start(workdir, *process_flags(port, process, count), **settings) for process in range(count)]

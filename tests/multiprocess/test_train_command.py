@@ -101,17 +101,28 @@ def test_no_checkpoint_to_trust_exits_with_3_and_keeps_everything(
     assert copy.metrics.read_bytes() == before
 
 
-def test_diverged_run_exits_with_4_naming_step_and_last_good_checkpoint(
+def test_run_whose_updates_are_skipped_in_a_row_exits_with_4_and_one_skip_is_survived_and_counted(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("TOY_NAN_AT", "9")
+    monkeypatch.setenv("TOY_NAN_AT", "9,10")
     workdir = WorkDir(tmp_path / "run")
-    assert toy.run(workdir.path) == 4
+    assert toy.run(workdir.path, optimizer__max_skipped=2) == 4
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("wamjax train: step 9 diverged: loss/total = nan")
-    assert "last good checkpoint is step 6" in message
+    assert message.startswith("wamjax train: step 10 diverged: its update is number 2 skipped in a row")
+    assert "since loss/total = nan at step 9; the last good checkpoint is step 6" in message
     assert sorted(path.name for path in workdir.checkpoints.iterdir()) == ["6"]
     assert json.loads(workdir.metrics.read_text().splitlines()[-1])["loss/total"] == "nan"
+
+    monkeypatch.setenv("TOY_NAN_AT", "9")
+    assert toy.run(workdir.path, optimizer__max_skipped=2) == 0
+    assert "step  9/24  update skipped" in capsys.readouterr().err
+    monkeypatch.delenv("TOY_NAN_AT")
+    assert toy.run(workdir.path, train__num_steps=26, optimizer__decay_steps=24) == 0
+    ledger = read_records(workdir.ledger)
+    assert [record["step"] for record in ledger if record["this_step"]["is_skipped"]] == [9]
+    assert [record["skipped"] for record in ledger] == [0] * 8 + [1] * 18
+    metrics = [record for record in read_records(workdir.metrics) if "loss/total" in record]
+    assert [record["optimizer/skipped"] for record in metrics] == [0] * 8 + [1] * 18, "the count survives resuming"
 
 
 # Orbax's reading tasks are cancelled after their event loop is gone; Python says so when it collects them.

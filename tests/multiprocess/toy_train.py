@@ -2,7 +2,7 @@
 
 Everything but the model is the real thing: flags, work directory, data, loop, checkpoints, logs, signals. Metrics say
 which samples were read, in order (``data/order``, exact on any mesh). ``TOY_STEP_S`` slows a step down, ``TOY_NAN_AT``
-makes the loss of that step NaN.
+makes the loss of those steps NaN (``9`` or ``9,10``).
 """
 
 import os
@@ -23,13 +23,15 @@ from wamjax.config.schema import RunConfig
 from wamjax.layout import build_layout
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
 from wamjax.training.program import TrainProgram
+from wamjax.training.update import apply_gradients, no_skips
 
 WIDTH = 64
 
 
 def build_toy_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     """Regresses the first action on the first state, with noise, through one hidden layer sharded over fsdp."""
-    step_s, nan_at = float(os.environ.get("TOY_STEP_S", "0")), int(os.environ.get("TOY_NAN_AT", "-1"))
+    step_s = float(os.environ.get("TOY_STEP_S", "0"))
+    nan_at = jnp.array([int(step) for step in os.environ.get("TOY_NAN_AT", "-1").split(",")])
     check_batch_divides(config.train.global_batch_size, mesh)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
@@ -41,7 +43,7 @@ def build_toy_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         }
         step = jnp.zeros((), jnp.int32)
         ema, opt = jax.tree.map(jnp.copy, params), optimizer.init(params)
-        return {"params": params, "frozen": {}, "ema": ema, "opt": opt, "step": step}
+        return {"params": params, "frozen": {}, "ema": ema, "opt": opt, "skipped": no_skips(), "step": step}
 
     shapes = jax.eval_shape(init)
 
@@ -62,18 +64,11 @@ def build_toy_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     def step(state: dict[str, Any], batch: WamBatch) -> tuple[dict[str, Any], dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state["step"])
         loss, grads = jax.value_and_grad(loss_of)(state["params"], batch, key)
-        loss = jnp.where(state["step"] + 1 == nan_at, jnp.nan, loss)
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        ema = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, state["ema"], params)
+        loss = jnp.where(jnp.any(state["step"] + 1 == nan_at), jnp.nan, loss)
+        state, metrics = apply_gradients(state, loss, grads, optimizer, optax.constant_schedule(1e-2), 0.9)
         rows = jnp.arange(1, batch.provenance.shape[0] + 1)[:, None]
         order = jnp.sum(batch.provenance * rows * jnp.array([1, 7, 31])) % 2**20  # integers: exact on any mesh
-        metrics = {
-            "loss/total": loss,
-            "optimizer/grad_norm": optax.tree.norm(grads),
-            "data/order": order.astype(jnp.float32),
-        }
-        return {**state, "params": params, "ema": ema, "opt": opt, "step": state["step"] + 1}, metrics
+        return state, {"loss/total": loss, "data/order": order.astype(jnp.float32), **metrics}
 
     def evaluate(params: dict[str, Any], batch: WamBatch, index: jax.Array) -> dict[str, jax.Array]:
         return {"loss/total": loss_of(params, batch, jax.random.key(index))}

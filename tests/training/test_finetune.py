@@ -163,7 +163,7 @@ def test_a_checkpoint_holds_what_was_trained_and_is_completed_by_its_base(lora_r
     store = save(tmp_path, 1, program.saved(state), base)
     stored = [path.partition(".")[::2] for path in store.read_record(1).digests]
     assert {path for section, path in stored if section == "params"} == program.trained
-    assert {section for section, _ in stored} == {"params", "opt", "ema", "step"}
+    assert {section for section, _ in stored} == {"params", "opt", "ema", "skipped", "step"}
 
     restored = store.restore_latest(program.saved(program.abstract_state), base_hash=base.hash)
     assert restored is not None

@@ -12,6 +12,7 @@ from wamjax.errors import DivergedError
 from wamjax.training.hooks import MetricRecorder, Silent, StepReport, Throughput
 from wamjax.training.loop import LoopPlan, TrainLoop
 from wamjax.training.records import RecordLog, read_records
+from wamjax.training.update import SKIPPED_IN_A_ROW
 
 BATCH = 4
 
@@ -43,12 +44,22 @@ class StopAt:
 
 
 class World:
-    """A toy training run: the state adds up the batches, the loss is the sum; NaN from ``nan_at`` on."""
+    """A toy training run: the state adds up the batches, the loss is the sum; NaN from ``nan_at`` on.
 
-    def __init__(self, plan: LoopPlan, *, stop_at: int | None = None, nan_at: int | None = None) -> None:
+    ``skipped`` are steps whose update is skipped, with a gradient that is not finite.
+    """
+
+    def __init__(
+        self,
+        plan: LoopPlan,
+        *,
+        stop_at: int | None = None,
+        nan_at: int | None = None,
+        skipped: tuple[int, ...] = (),
+    ) -> None:
         self.recorder = Recorder()
         self.saved: dict[int, tuple[float, int]] = {}
-        self._nan_at = nan_at
+        self._nan_at, self._skipped, self._in_a_row, self._number = nan_at, skipped, 0, 0
         self._stop, self._plan = StopAt(stop_at), plan
 
         @jax.jit
@@ -68,7 +79,13 @@ class World:
 
     def _dispatch(self, state: jax.Array, batch: jax.Array) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         self.recorder.events.append("step")
-        return self._step(state, batch)
+        self._number += 1
+        if self._number not in self._skipped:
+            self._in_a_row = 0
+            return self._step(state, batch)
+        self._in_a_row += 1
+        metrics = {"loss/total": state, "optimizer/grad_norm": np.inf, SKIPPED_IN_A_ROW: self._in_a_row}
+        return state, metrics  # type: ignore[return-value] - values, as good as arrays here
 
     def _save(self, step: int, state: jax.Array, position: int) -> None:
         self.recorder.events.append(f"save {step}")
@@ -130,6 +147,22 @@ def test_loop_with_a_loss_that_is_not_finite_names_step_and_last_good_checkpoint
     with pytest.raises(DivergedError, match=r"step 5 diverged: loss/total = nan.*last good checkpoint is step 4"):
         world.run()
     assert sorted(world.saved) == [2, 4]
+
+
+def test_loop_goes_on_where_updates_were_skipped_and_saves_what_was_not_touched() -> None:
+    world = World(LoopPlan(num_steps=6, save_every=3, evaluate_every=0, max_skipped=3), skipped=(2, 3, 5, 6))
+    assert world.run().is_complete
+    assert world.saved == {3: (1.0, 12), 6: (5.0, 24)}
+
+
+def test_loop_stops_after_the_limit_of_skipped_updates_in_a_row_naming_where_they_began() -> None:
+    world = World(LoopPlan(num_steps=9, save_every=4, evaluate_every=0, max_skipped=3), skipped=(2, 4, 5, 6))
+    expected = (
+        r"step 6 diverged: its update is number 3 skipped in a row \(config\.optimizer\.max_skipped=3\), since "
+        r"optimizer/grad_norm = inf at step 4; the last good checkpoint is step 4"
+    )
+    with pytest.raises(DivergedError, match=expected):
+        world.run()
 
 
 def test_loop_never_saves_a_state_that_has_just_diverged() -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from wamjax.config.choices import DType, Remat
+from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.errors import ConfigError
 
 
@@ -37,6 +37,8 @@ class BlockConfig:
         cross-attention instead.
       gelu: GELU of the feed-forward layer: its ``tanh`` approximation (Wan) or ``exact`` (Cosmos).
       compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
+      matmul: Operands of the blocks' products with kernels are rounded to ``fp8`` or ``int8`` first (the gradient of a
+        kernel is not: see ``nn.products``); empty: not rounded. Needs the ``quantised`` extra.
     """
 
     width: int
@@ -54,6 +56,7 @@ class BlockConfig:
     cross_norm: Literal["affine", "none"] = "affine"
     gelu: Literal["tanh", "exact"] = "tanh"
     compute_dtype: DType = "float32"
+    matmul: Matmul = ""
 
     def __post_init__(self) -> None:
         inner = self.inner_width

@@ -25,4 +25,5 @@ def block_config(model: ModelConfig) -> BlockConfig:
         qk_norm_eps=model.norm_eps,
         norm_eps=model.norm_eps,
         compute_dtype=model.compute_dtype,
+        matmul=model.matmul,
     )

@@ -6,6 +6,9 @@ from typing import Literal
 
 DType = Literal["float32", "bfloat16"]
 
+# Format that operands of the blocks' products are rounded to; "" for none. See ``nn.quantised``.
+Matmul = Literal["", "fp8", "int8"]
+
 # What the backward pass of a block finds; all else is computed again. See ``models.remat``.
 Remat = Literal["none", "full", "attention", "products", "exchanged", "offload"]
 

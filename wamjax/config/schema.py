@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from wamjax.config.backbone import VideoTransformerConfig
-from wamjax.config.choices import DType, Remat, RulePreset, WeightExchange
+from wamjax.config.choices import DType, Matmul, Remat, RulePreset, WeightExchange
 
 # A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
 ViewPlacement = tuple[str, int, int, int, int]
@@ -38,6 +38,8 @@ class ModelConfig:
       rope_theta: Base of the rotary frequencies.
       norm_eps: Epsilon of every norm.
       compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
+      matmul: Operands of the blocks' products with kernels are rounded to ``fp8`` or ``int8`` first (the gradient of a
+        kernel is not: see ``nn.products``); empty: not rounded. Needs the ``quantised`` extra.
       remat: What the backward pass of a block finds (``models.remat`` has the policies).
     """
 
@@ -55,6 +57,7 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     compute_dtype: DType = "float32"
+    matmul: Matmul = ""
     remat: Remat = "none"
 
 
@@ -189,32 +192,50 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up, cosine decay, global-norm clipping and an EMA of the parameters.
+    """How gradients become updates: direction, learning rate over steps, clipping, and an average of the parameters.
+
+    The direction is multiplied by the learning rate of the step; decoupled weight decay is added to it first.
 
     Attributes:
+      kind: ``adamw``; ``muon``: orthogonalised momentum for the kernels of the stacked blocks, AdamW for all else, both
+        at one learning rate (updates are scaled to the size of AdamW's); ``sgd`` with momentum.
+      schedule: Learning rate after a linear warm-up from 0. ``cosine``: down to ``final_lr_fraction``; ``wsd``: stable
+        at the peak, then down over the last ``decay_fraction`` of the schedule; ``constant``: stable at the peak.
       peak_lr: Learning rate after warm-up.
       warmup_steps: Steps of linear warm-up from 0.
-      final_lr_fraction: Learning rate at the last step, as a share of the peak.
-      decay_steps: Step at which the cosine ends; 0 means ``train.num_steps``.
-      b1: Decay of the first moment.
-      b2: Decay of the second moment.
-      eps: Adam's epsilon.
+      final_lr_fraction: Learning rate at the end of ``cosine`` and ``wsd``, as a share of the peak.
+      decay_steps: Step at which ``cosine`` and ``wsd`` end; 0 means ``train.num_steps``.
+      decay_fraction: Share of ``decay_steps`` in which ``wsd`` decays.
+      decay_shape: How ``wsd`` decays: ``linear``, or ``one_minus_sqrt`` (1 - sqrt(x) over the decay's x in [0, 1]).
+      b1: Decay of AdamW's first moment.
+      b2: Decay of AdamW's second moment.
+      eps: AdamW's epsilon.
+      momentum: Decay of the momentum of ``muon`` (Nesterov) and ``sgd`` (heavy ball).
+      moments_dtype: Dtype in which moments and momentum are kept between steps. Updates are computed in fp32.
       weight_decay: Decoupled weight decay on matrices (arrays of two or more dims of their own); norms, biases and
         embeddings of one dim are excluded.
       clip_norm: Global gradient norm above which gradients are scaled down.
+      max_skipped: An update whose loss or gradient is not finite is skipped; after this many in a row the run stops.
       ema_decay: Decay of the parameter average used for evaluation; 0 keeps no average (evaluation uses the
         parameters themselves).
     """
 
+    kind: Literal["adamw", "muon", "sgd"] = "adamw"
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     peak_lr: float = 1e-3
     warmup_steps: int = 20
     final_lr_fraction: float = 0.05
     decay_steps: int = 0
+    decay_fraction: float = 0.2
+    decay_shape: Literal["linear", "one_minus_sqrt"] = "one_minus_sqrt"
     b1: float = 0.9
     b2: float = 0.99
     eps: float = 1e-8
+    momentum: float = 0.95
+    moments_dtype: DType = "float32"
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
+    max_skipped: int = 10
     ema_decay: float = 0.99
 
 
@@ -277,11 +298,14 @@ class TrainConfig:
     Attributes:
       num_steps: Optimizer steps of the whole run (over all resumes).
       global_batch_size: Samples per step over all hosts.
+      accumulate: Parts the batch of a step is taken in, one after the other, so that only one part's activations are
+        in memory. Loss and gradient are those of the whole batch.
       seed: Seed of initialisation, noise and timesteps.
     """
 
     num_steps: int = 400
     global_batch_size: int = 32
+    accumulate: int = 1
     seed: int = 0
 
 

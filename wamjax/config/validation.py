@@ -42,14 +42,15 @@ _RULES: dict[str, dict[str, _Rule]] = {
         "broken_budget": _PROPER_FRACTION,
     },
     "optimizer": {
-        **dict.fromkeys(("peak_lr", "eps", "clip_norm"), _POSITIVE),
+        **dict.fromkeys(("peak_lr", "eps", "clip_norm", "max_skipped"), _POSITIVE),
         **dict.fromkeys(("warmup_steps", "decay_steps", "weight_decay"), _NOT_NEGATIVE),
-        **dict.fromkeys(("b1", "b2", "ema_decay"), _PROPER_FRACTION),
+        **dict.fromkeys(("b1", "b2", "momentum", "ema_decay"), _PROPER_FRACTION),
         "final_lr_fraction": _FRACTION,
+        "decay_fraction": (lambda x: 0 < x <= 1, "more than 0, at most 1"),
     },
     "finetune": dict.fromkeys(("lora_rank", "lora_alpha"), _POSITIVE),
     "parallel": dict.fromkeys(("data", "fsdp", "context", "tensor"), _AXIS),
-    "train": {"num_steps": _POSITIVE, "global_batch_size": _POSITIVE, "seed": _NOT_NEGATIVE},
+    "train": {**dict.fromkeys(("num_steps", "global_batch_size", "accumulate"), _POSITIVE), "seed": _NOT_NEGATIVE},
     "checkpoint": {"every_steps": _NOT_NEGATIVE, "keep": _POSITIVE},
     "evaluate": {
         **dict.fromkeys(("every_steps", "rollout_first_seed", "seed"), _NOT_NEGATIVE),

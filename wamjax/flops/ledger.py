@@ -19,7 +19,7 @@ from wamjax.flops.model import FlopCount
 from wamjax.flops.utilisation import Denominator
 
 ZETTA = 10**21
-_DETERMINISTIC = ("step", "samples", "tokens", "model_flops", "hardware_flops", "evaluation")
+_DETERMINISTIC = ("step", "skipped", "samples", "tokens", "model_flops", "hardware_flops", "evaluation")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,6 +39,7 @@ class Ledger:
     def __post_init__(self) -> None:
         self._totals: dict[str, Any] = {
             "step": 0,
+            "skipped": 0,
             "samples": 0,
             "tokens": dict.fromkeys(self.count.tokens, 0),
             "model_flops": dict.fromkeys(self.count.model, 0),
@@ -72,13 +73,14 @@ class Ledger:
                 )
         self._totals = copy.deepcopy({key: totals[key] for key in self._totals})
 
-    def record(self, step: int, loss: float, step_s: float | None) -> dict[str, Any]:
+    def record(self, step: int, loss: float, step_s: float | None, *, is_skipped: bool = False) -> dict[str, Any]:
         """Adds one training step and returns its line of ``ledger.jsonl``.
 
         Args:
           step: Optimizer updates after this step: one more than the last recorded.
           loss: Its total loss.
           step_s: Wall-clock seconds it took; None where they were not measured.
+          is_skipped: Whether its update was skipped. It has cost what any step costs.
 
         Returns:
           The deterministic sums, this step's share of them under ``this_step``, and ``wall``.
@@ -92,6 +94,7 @@ class Ledger:
                 "exactly once (resume the ledger from the checkpoint the state came from)"
             )
         self._totals["step"] = step
+        self._totals["skipped"] += is_skipped
         self._totals["samples"] += self.samples_per_step
         for field, per_sample in (
             ("tokens", self.count.tokens),
@@ -106,6 +109,7 @@ class Ledger:
             "zflops": zflops(totals["model_flops"]),
             "hardware_zflops": zflops(totals["hardware_flops"]),
             "this_step": {
+                "is_skipped": is_skipped,
                 "model_flops": self.samples_per_step * self.count.model_total,
                 "hardware_flops": self.samples_per_step * self.count.hardware_total,
             },

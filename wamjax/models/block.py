@@ -65,7 +65,7 @@ class Block(nnx.Module):
         """Makes the block of ``config``."""
         keys = jax.random.split(key, 4)
         width, self.dtype, self.eps = config.width, config.compute_dtype, config.norm_eps
-        self.kind = config.modulation
+        self.kind, self.matmul = config.modulation, config.matmul
         self.self_attention = Attention(keys[0], config)
         self.cross_attention = Attention(
             keys[1], config, context_width=config.context_width, image_branch=config.image_branch

@@ -22,6 +22,7 @@ from wamjax.models.block import Block, Conditioning
 from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
 from wamjax.nn.init import AXES_KEY
 from wamjax.nn.multihead import KeysValues
+from wamjax.nn.products import multiplying_in
 from wamjax.parallel.parameters import parameter_shardings
 from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
 from wamjax.types import PRNGKey, PureDict, Tokens
@@ -128,7 +129,8 @@ def scan_blocks(
 
     def body(x: jax.Array, layer: tuple[Block, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
         block, layer_past = layer
-        x, own = block(checkpoint_name(x, BLOCK_INPUT), layout_pass, conditioning, layer_past)
+        with multiplying_in(block.matmul):
+            x, own = block(checkpoint_name(x, BLOCK_INPUT), layout_pass, conditioning, layer_past)
         return x, own if return_cache else None
 
     body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])

@@ -22,7 +22,7 @@ from jax.nn.initializers import Initializer
 
 from wamjax.config.finetune import UPDATE_OF, LoraConfig, matches, require_matches
 from wamjax.nn.init import AXES_KEY, named, zeros
-from wamjax.nn.products import project
+from wamjax.nn.products import multiplying_in, project
 from wamjax.parallel.explicit import gather_kernel
 from wamjax.types import PRNGKey
 
@@ -52,7 +52,8 @@ class LowRank(nnx.Module):
         """Returns the update of what the layer returns for ``x``, in the compute dtype."""
         down, up = (gather_kernel(part, self.dtype) for part in (self.down, self.up))
         to_rank, from_rank = _specs(x.ndim, self.num_inputs, up.ndim - 1)
-        return self.scale * project(project(x.astype(self.dtype), down, to_rank), up, from_rank)
+        with multiplying_in(""):  # of small rank: nothing to gain, and it corrects the rounded product
+            return self.scale * project(project(x.astype(self.dtype), down, to_rank), up, from_rank)
 
 
 def attach_lora(model: nnx.Module, key: PRNGKey, config: LoraConfig) -> list[str]:

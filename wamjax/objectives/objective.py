@@ -42,6 +42,10 @@ class Objective(Protocol):
         """Returns the losses by stream; ``observed`` is the batch whose context the model is shown."""
         ...
 
+    def counts(self, batch: WamBatch) -> dict[str, jax.Array]:
+        """Returns what each stream's loss is a mean over; it depends on the masks of the batch alone."""
+        ...
+
     def total(self, losses: dict[str, StreamLoss]) -> jax.Array:
         """Returns the scalar that is minimised."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -104,12 +105,21 @@ class VideoObjective:
         squared = jnp.square(prediction - (sample - x0))
         is_real = jnp.arange(layout_pass.num_tokens) < self.layout.tokens_by_stream()["noisy_video"]
         per_clip = jnp.sum(jnp.where(is_real[:, None], squared, 0.0), axis=(1, 2))
-        count = self.layout.tokens_by_stream()["noisy_video"] * x0.shape[-1]
-        return {"video": StreamLoss(total=noise.weights * per_clip, count=jnp.full_like(per_clip, count))}
+        count = jnp.full_like(per_clip, self._values_per_clip())
+        return {"video": StreamLoss(total=noise.weights * per_clip, count=count)}
+
+    def counts(self, batch: WamBatch) -> dict[str, jax.Array]:
+        """Returns the number of values of all clips."""
+        return {"video": jnp.float32(batch.size * self._values_per_clip())}
 
     def total(self, losses: dict[str, StreamLoss]) -> jax.Array:
         """Returns the weighted mean."""
         return self.config.objective.video_weight * losses["video"].mean()
+
+    def _values_per_clip(self) -> int:
+        """Returns how many values of a clip's latents carry a loss: all of them."""
+        values = math.prod(self.backbone.patch) * self.backbone.out_channels
+        return self.layout.tokens_by_stream()["noisy_video"] * values
 
 
 def _pad(tokens: jax.Array, length: int) -> jax.Array:

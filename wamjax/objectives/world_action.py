@@ -66,6 +66,10 @@ class WorldActionObjective:
         """As ``world_action_losses``."""
         return world_action_losses(model, batch, noise, self.config, self.layout, observed)
 
+    def counts(self, batch: WamBatch) -> dict[str, jax.Array]:
+        """As ``loss_counts``."""
+        return loss_counts(batch, self.config, self.layout)
+
     def total(self, losses: dict[str, StreamLoss]) -> jax.Array:
         """As ``total_loss``."""
         return total_loss(losses, self.config)
@@ -124,13 +128,20 @@ def world_action_losses(
         state=observed.state * observed.state_mask,
     )
     predictions, _ = model(streams, everything)
-    video_mask = _video_mask(batch, layout, config)
-    action_mask = (batch.action_mask & batch.has_action[:, None])[..., None] & batch.action_dim_mask[:, None]
+    masks = _loss_masks(batch, config, layout)
     residual = video_residual(seen, layout.stream(Role.NOISY_VIDEO), config)
     return {
-        "video": video.loss(predictions[Role.NOISY_VIDEO] + residual, config.objective.video_prediction, video_mask),
-        "action": actions.loss(predictions[Role.ACTION], config.objective.action_prediction, action_mask),
+        "video": video.loss(
+            predictions[Role.NOISY_VIDEO] + residual, config.objective.video_prediction, masks["video"]
+        ),
+        "action": actions.loss(predictions[Role.ACTION], config.objective.action_prediction, masks["action"]),
     }
+
+
+def loss_counts(batch: WamBatch, config: RunConfig, layout: Layout) -> dict[str, jax.Array]:
+    """Returns what each stream's loss of a batch is a mean over, fp32."""
+    masks = _loss_masks(batch, config, layout)
+    return {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in masks.items()}
 
 
 def total_loss(losses: dict[str, StreamLoss], config: RunConfig) -> jax.Array:
@@ -217,6 +228,12 @@ class _Target:
 def _num_frames(segment: Segment) -> int:
     assert segment.grid is not None
     return segment.grid[0]
+
+
+def _loss_masks(batch: WamBatch, config: RunConfig, layout: Layout) -> dict[str, jax.Array]:
+    """Returns what carries a loss: bool, video ``[b n_role c]``, action ``[b a u]``."""
+    action_mask = (batch.action_mask & batch.has_action[:, None])[..., None] & batch.action_dim_mask[:, None]
+    return {"video": _video_mask(batch, layout, config), "action": action_mask}
 
 
 def _video_mask(batch: WamBatch, layout: Layout, config: RunConfig) -> jax.Array:

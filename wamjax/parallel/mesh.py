@@ -92,9 +92,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_divides(global_batch_size: int, mesh: Mesh) -> None:
-    """Raises ``ConfigError`` if the batch cannot be split evenly over the data axes."""
+def check_batch_divides(global_batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
+    """Raises ``ConfigError`` if the batch, taken in ``num_parts``, cannot be split evenly over the data axes."""
     ways = math.prod(mesh.shape[name] for name in BATCH_AXES)
+    if num_parts > 1 and global_batch_size % (ways * num_parts):
+        raise ConfigError(
+            f"config.train.global_batch_size={global_batch_size} is not a multiple of the {ways * num_parts} ways the "
+            f"batch is split (config.train.accumulate={num_parts} x data={mesh.shape['data']} x "
+            f"fsdp={mesh.shape['fsdp']}, config.parallel)"
+        )
     if global_batch_size < 1 or global_batch_size % ways:
         raise ConfigError(
             f"config.train.global_batch_size={global_batch_size} is not a multiple of the {ways} ways the batch is "

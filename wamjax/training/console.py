@@ -48,10 +48,12 @@ class Console(Silent):
         )
 
     def on_step(self, report: StepReport) -> None:
-        """Moves the bar; prints a line when one is due, and for the first and last step."""
+        """Moves the bar; prints a line when one is due, for the first and last step, and for skipped updates."""
         self._throughput.add(report)
         self._bar.update(1)
-        if report.is_first or report.step % self._every == 0 or report.step == self._num_steps:
+        if report.num_skipped_in_a_row:
+            self._print(report.step, report.metrics, "update skipped  ")
+        elif report.is_first or report.step % self._every == 0 or report.step == self._num_steps:
             self._print(report.step, {**report.metrics, **self._throughput.read()})
 
     def on_validation(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -62,8 +64,8 @@ class Console(Silent):
         """Leaves the bar where it is."""
         self._bar.close()
 
-    def _print(self, step: int, metrics: Mapping[str, float]) -> None:
-        line = f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}  {format_metrics(metrics)}"
+    def _print(self, step: int, metrics: Mapping[str, float], note: str = "") -> None:
+        line = f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}  {note}{format_metrics(metrics)}"
         if self._bar.disable:
             print(line, file=self._stream, flush=True)
         else:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from wamjax.training.records import RecordLog
+from wamjax.training.update import SKIPPED_IN_A_ROW
 
 VALIDATION_GROUP = "validation"
 
@@ -37,6 +38,11 @@ class StepReport:
     def non_finite(self) -> dict[str, float]:
         """Returns the metrics that are NaN or infinite."""
         return {name: value for name, value in self.metrics.items() if not math.isfinite(value)}
+
+    @property
+    def num_skipped_in_a_row(self) -> int:
+        """How many updates in a row were skipped, up to this one; 0 if this one was done."""
+        return int(self.metrics.get(SKIPPED_IN_A_ROW, 0))
 
 
 @runtime_checkable
@@ -157,7 +163,7 @@ class MetricRecorder(Silent):
 class RunLedger(Protocol):
     """What the loop needs of the run ledger (``wamjax.flops.ledger``)."""
 
-    def record(self, step: int, loss: float, step_s: float) -> dict[str, Any]:
+    def record(self, step: int, loss: float, step_s: float, *, is_skipped: bool) -> dict[str, Any]:
         """Accounts one step and returns its line."""
         ...
 
@@ -170,7 +176,9 @@ class LedgerRecorder(Silent):
 
     def on_step(self, report: StepReport) -> None:
         """Appends the ledger's line of this step."""
-        self._log.append(self._ledger.record(report.step, report.metrics["loss/total"], report.step_s))
+        is_skipped = report.num_skipped_in_a_row > 0
+        line = self._ledger.record(report.step, report.metrics["loss/total"], report.step_s, is_skipped=is_skipped)
+        self._log.append(line)
 
     def sync(self) -> None:
         """Forces the log to disk."""

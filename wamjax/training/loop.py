@@ -36,11 +36,13 @@ class LoopPlan:
       num_steps: Step at which training is complete.
       save_every: Steps between checkpoints; 0 saves only at the end.
       evaluate_every: Steps between validations; 0 never validates.
+      max_skipped: Updates skipped in a row at which training stops.
     """
 
     num_steps: int
     save_every: int
     evaluate_every: int
+    max_skipped: int = 1
 
     def is_save_due(self, step: int) -> bool:
         """Returns whether the state of ``step`` is saved (the last one always is)."""
@@ -100,6 +102,7 @@ class TrainLoop:
         self._pending: _Pending | None = None
         self._clock = time.perf_counter()
         self._is_first = True
+        self._first_skipped: StepReport | None = None  # of the updates skipped in a row, as far as this process knows
 
     def run(self, state: State, *, step: int, position: int, is_resumed: bool) -> LoopResult:
         """Trains from ``state`` until the plan is complete or a stop is requested.
@@ -111,7 +114,8 @@ class TrainLoop:
           is_resumed: Whether it came from a checkpoint: then it was evaluated and saved before, and is not again.
 
         Raises:
-          DivergedError: A metric of a step is not finite. The state that holds it is never saved.
+          DivergedError: Too many updates in a row were skipped; or a metric is not finite and the update was done all
+            the same. The state that holds it is never saved.
         """
         plan, is_done_already = self._plan, is_resumed
         while True:
@@ -122,7 +126,7 @@ class TrainLoop:
                 self._log_pending()
                 self._validate(step, state)
             # 2. Save before the next batch is taken: state and data position then belong together. The metrics of
-            #    this very step are read first, because a state whose loss is not finite must not become a checkpoint.
+            #    this very step are read first, because a state that has diverged must not become a checkpoint.
             if step > 0 and (stopping or plan.is_save_due(step)) and not is_done_already:
                 self._log_pending()
                 self._sync_hooks()
@@ -146,7 +150,7 @@ class TrainLoop:
             self._pending = _Pending(step=step, metrics=metrics, data_wait_s=data_wait_s)
 
     def _log_pending(self) -> None:
-        """Reads the metrics of the step under way, tells the hooks, and refuses values that are not finite."""
+        """Reads the metrics of the step under way, tells the hooks, and stops a run that has diverged."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
@@ -162,7 +166,10 @@ class TrainLoop:
         self._clock, self._is_first = now, False
         for hook in self._hooks:
             hook.on_step(report)
-        if report.non_finite():
+        self._first_skipped = (self._first_skipped or report) if report.num_skipped_in_a_row else None
+        if report.num_skipped_in_a_row >= self._plan.max_skipped:
+            raise self._diverged(report)
+        if report.non_finite() and not report.num_skipped_in_a_row:
             raise self._diverged(report)
 
     def _validate(self, step: int, state: State) -> None:
@@ -182,6 +189,13 @@ class TrainLoop:
     def _diverged(self, report: StepReport) -> DivergedError:
         self._sync_hooks()
         values = ", ".join(f"{name} = {value}" for name, value in report.non_finite().items())
+        if report.num_skipped_in_a_row:
+            first = self._first_skipped or report
+            name, value = next(iter(first.non_finite().items()))
+            values = (
+                f"its update is number {report.num_skipped_in_a_row} skipped in a row (config.optimizer.max_skipped="
+                f"{self._plan.max_skipped}), since {name} = {value} at step {first.step}"
+            )
         last = self._last_good_step()
         good = f"the last good checkpoint is step {last}" if last is not None else "there is no checkpoint yet"
         return DivergedError(

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -21,6 +20,7 @@ from wamjax.batch import VideoStatistics, WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
 from wamjax.models.world_action import WorldActionModel
+from wamjax.nn.lora import adaptable_kernels
 from wamjax.objectives.objective import Objective, abstract_model, build_objective
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.parallel.explicit import make_placement
@@ -28,9 +28,11 @@ from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
 from wamjax.parallel.parameters import flatten_params, is_names, parameter_axes, parameter_shardings
 from wamjax.parallel.rules import Placement, placing
 from wamjax.training.base import Base, load_base
-from wamjax.training.optimizer import make_optimizer, make_schedule
+from wamjax.training.optimizer import make_optimizer, optimizer_shardings
+from wamjax.training.schedule import make_schedule
 from wamjax.training.step import Metrics, State, make_sample_losses, make_train_step
 from wamjax.training.trainable import join_trees, split_tree, trained_paths
+from wamjax.training.update import no_skips
 from wamjax.types import PureDict
 
 
@@ -44,8 +46,9 @@ class TrainProgram:
       graphdef: The model without its parameters.
       mesh: The device mesh.
       trained: Dotted paths of the parameters that are trained.
-      abstract_state: Shapes, dtypes and shardings of the state {"params", "frozen", "opt", "ema", "step"}; ``params``,
-        ``opt`` and ``ema`` are of the trained parameters, ``frozen`` is everything else the model holds.
+      abstract_state: Shapes, dtypes and shardings of the state {"params", "frozen", "opt", "ema", "skipped", "step"};
+        ``params``, ``opt`` and ``ema`` are of the trained parameters, ``frozen`` is everything else the model holds,
+        ``skipped`` counts updates that were not done (``training.update``).
       init: (statistics of the training frames, or None for plain [-1, 1] pixels; base, or None to start from scratch)
         -> state, sharded. What a base holds is taken from it, the statistics too.
       step: (state, batch) -> (state, metrics); the state passed in is donated.
@@ -97,7 +100,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     Raises:
       ConfigError: Something does not divide over the mesh, or the configuration does not fit together.
     """
-    check_batch_divides(config.train.global_batch_size, mesh)
+    check_batch_divides(config.train.global_batch_size, mesh, config.train.accumulate)
     objective = build_objective(config)
     graphdef, variables = abstract_model(objective)
     trained = trained_paths(variables, config.finetune)
@@ -108,7 +111,8 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     placement = make_placement(config.parallel, mesh)
     params_sharding = parameter_shardings(variables, mesh, placement.rules.parameters)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    optimizer = make_optimizer(config.optimizer, schedule, _decay_mask(split(parameter_axes(variables))[0]))
+    kernels = adaptable_kernels(nnx.merge(graphdef, variables))
+    optimizer = make_optimizer(config.optimizer, schedule, split(parameter_axes(variables))[0], kernels)
 
     def make_state(params: PureDict) -> State:
         own, frozen = split(params)
@@ -118,6 +122,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
             "frozen": frozen,
             "opt": optimizer.init(own),
             "ema": ema,
+            "skipped": no_skips(),
             "step": jnp.zeros((), jnp.int32),
         }
 
@@ -126,10 +131,9 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     sharding = {
         "params": own_sharding,
         "frozen": frozen_sharding,
-        "opt": optax.tree.map_params(
-            optimizer, lambda _, s: s, shape["opt"], own_sharding, transform_non_params=lambda _: replicated(mesh)
-        ),
+        "opt": optimizer_shardings(optimizer, shape["opt"], own_sharding, replicated(mesh)),
         "ema": own_sharding if config.optimizer.ema_decay else {},
+        "skipped": jax.tree.map(lambda _: replicated(mesh), shape["skipped"]),
         "step": replicated(mesh),
     }
     rows = batch_sharding(mesh)
@@ -227,11 +231,6 @@ def _placed(function: Callable[..., Any], placement: Placement) -> Callable[...,
             return function(*args)
 
     return placed
-
-
-def _decay_mask(axes: PureDict) -> PureDict:
-    """Returns which parameters decay: those with two or more dims of their own (the stack's dim is not one)."""
-    return jax.tree.map(lambda names: sum(n != "layers" for n in names) >= 2, axes, is_leaf=is_names)
 
 
 def _product(shape: tuple[int, ...]) -> int:

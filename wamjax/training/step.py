@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -17,11 +16,12 @@ from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.objectives.objective import Objective
 from wamjax.objectives.stream_loss import StreamLoss
-from wamjax.training.optimizer import update_ema
+from wamjax.training.accumulate import accumulate_gradients
 from wamjax.training.trainable import join_trees
+from wamjax.training.update import apply_gradients
 from wamjax.types import PureDict
 
-State = dict[str, Any]  # {"params", "frozen", "opt", "ema", "step"}
+State = dict[str, Any]  # {"params", "frozen", "opt", "ema", "skipped", "step"}
 Metrics = dict[str, jax.Array]
 VALIDATION_STREAM = 1  # fold_in tag that keeps validation noise apart from training noise
 
@@ -43,25 +43,17 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.train.seed), state["step"])
         noise = objective.draw_noise(key, batch.size)
 
-        def loss_fn(params: PureDict) -> tuple[jax.Array, dict[str, StreamLoss]]:
-            model = nnx.merge(graphdef, join_trees(params, state["frozen"]))
-            losses = objective.losses(model, batch, noise)
-            return objective.total(losses), losses
+        counts = objective.counts(batch)  # first, because a part's loss is its share of the whole batch's mean
 
-        (loss, losses), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"])
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        ema = state["ema"]
-        if config.optimizer.ema_decay:
-            ema = update_ema(ema, params, config.optimizer.ema_decay, state["step"])
-        metrics = {
-            "loss/total": loss,
-            **{f"loss/{name}": stream.mean() for name, stream in losses.items()},
-            "optimizer/grad_norm": optax.tree.norm(grads),
-            "optimizer/update_norm": optax.tree.norm(updates),
-            "optimizer/lr": jnp.asarray(schedule(state["step"]), jnp.float32),
-        }
-        return {**state, "params": params, "opt": opt, "ema": ema, "step": state["step"] + 1}, metrics
+        def loss_fn(params: PureDict, part: tuple[WamBatch, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            model = nnx.merge(graphdef, join_trees(params, state["frozen"]))
+            losses = {name: loss.as_part(counts[name]) for name, loss in objective.losses(model, *part).items()}
+            return objective.total(losses), {name: loss.mean() for name, loss in losses.items()}
+
+        parts = config.train.accumulate
+        loss, means, grads = accumulate_gradients(loss_fn, state["params"], (batch, noise), parts)
+        state, metrics = apply_gradients(state, loss, grads, optimizer, schedule, config.optimizer.ema_decay)
+        return state, {"loss/total": loss, **{f"loss/{name}": mean for name, mean in means.items()}, **metrics}
 
     return train_step
 
