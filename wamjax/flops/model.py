@@ -24,10 +24,12 @@ import dataclasses
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from wamjax.config.backbone import VideoTransformerConfig
 from wamjax.config.schema import RunConfig
 from wamjax.flops import layers
+from wamjax.flops.backbone import video_transformer_flops
 from wamjax.flops.kernels import model_kernels
-from wamjax.flops.parameters import count_parameters
+from wamjax.flops.parameters import count_backbone_parameters, count_parameters
 from wamjax.flops.tally import Tally
 from wamjax.layout import Layout, Role
 
@@ -105,6 +107,8 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
       config: The run.
       layout: Its layout (``layout.build_layout(config)``, or another over the same streams).
     """
+    if config.backbone is not None:
+        return _count_backbone(config, config.backbone, layout)
     tokens = layout.tokens_by_stream()
     padded = layout.num_tokens
     needed_tokens = padded - tokens.get(Role.PADDING.value, 0)
@@ -139,6 +143,33 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
         num_executed_pairs=schedule.num_executed_pairs,
         num_dense_pairs=layout.num_dense_pairs,
         num_parameters=sum(count_parameters(config).values()),
+    )
+
+
+def _count_backbone(config: RunConfig, backbone: VideoTransformerConfig, layout: Layout) -> FlopCount:
+    """Counts a backbone's training by the published convention, 3 x forward.
+
+    ``hardware`` is the same over padded tokens: what attention computes again in its backward pass, and what ``remat``
+    does, are not in it.
+    """
+    streams, schedule = layout.tokens_by_stream(), layout.full_pass().schedule
+    needed_tokens = layout.num_tokens - streams.get(Role.PADDING.value, 0)
+
+    def forward(tokens: int, pairs: int) -> dict[str, int]:
+        return video_transformer_flops(backbone, tokens=tokens, text_tokens=config.clip.text_tokens, pairs=pairs)
+
+    needed = forward(needed_tokens, layout.num_pairs)
+    executed = forward(layout.num_tokens, schedule.num_executed_pairs)
+    return FlopCount(
+        forward=needed | {"action_state": 0},
+        model={name: 3 * flops for name, flops in needed.items()} | {"action_state": 0},
+        hardware={name: 3 * flops for name, flops in executed.items()} | {"action_state": 0},
+        hardware_forward=executed | {"action_state": 0},
+        tokens=streams,
+        num_pairs=layout.num_pairs,
+        num_executed_pairs=schedule.num_executed_pairs,
+        num_dense_pairs=layout.num_dense_pairs,
+        num_parameters=count_backbone_parameters(backbone),
     )
 
 

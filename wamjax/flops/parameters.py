@@ -5,9 +5,11 @@ Feeds the 6NT estimate; a test holds it equal to the real model.
 
 from __future__ import annotations
 
+from wamjax.config.backbone import VideoTransformerConfig
 from wamjax.config.finetune import matches
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
 from wamjax.flops.kernels import model_kernels
 
 
@@ -45,3 +47,28 @@ def count_parameters(config: RunConfig) -> dict[str, int]:
             if matches(path, config.finetune.lora_targets)
         ),
     }
+
+
+def count_backbone_parameters(config: VideoTransformerConfig) -> int:
+    """Returns the parameters of a text-to-video backbone with tabled modulation (Wan).
+
+    Raises:
+      ConfigError: The backbone is of another kind, whose count is not written down.
+    """
+    block = config.block
+    if block.modulation != "table" or block.image_branch or config.text_embedding != "mlp" or not block.use_bias:
+        raise ConfigError(
+            "config.backbone: parameters are counted in closed form for Wan's text-to-video models only; expected "
+            "modulation=table, text_embedding=mlp, biases and no image branch"
+        )
+    d, inner, context = block.width, block.inner_width, block.context_width or block.width
+    norms = 2 * (inner if block.qk_norm == "width" else block.head_dim)
+    own = 3 * linear_parameters(d, inner) + linear_parameters(inner, d) + norms
+    cross = linear_parameters(d, inner) + 2 * linear_parameters(context, inner) + linear_parameters(inner, d) + norms
+    mlp = linear_parameters(d, block.ffn_width) + linear_parameters(block.ffn_width, d)
+    affine = 2 * d if block.cross_norm == "affine" else 0
+    text = linear_parameters(config.text_width, context) + linear_parameters(context, context)
+    time = linear_parameters(config.time_width, d) + linear_parameters(d, d) + linear_parameters(d, 6 * d)
+    patch, head = (config.patch_channels, config.out_patch_channels)
+    ends = linear_parameters(patch, d) + linear_parameters(d, head) - (0 if config.use_patch_bias else d + head)
+    return config.num_layers * (own + cross + mlp + affine + 6 * d) + text + time + ends + 2 * d

@@ -17,8 +17,8 @@ from wamjax.layout.schedule import Schedule, Span
 LANES = 128  # lengths and blocks of TPU kernels are multiples of it
 MAX_BLOCK = 1024
 
-# What a block costs besides its pairs, in tokens of its side: per pair, static schedules of the splash kernel for TPU v5p
-# (jax 0.10.2) have 0.96 as many instructions at 896 as at 512, which 1 + 64 / side fits.
+# What a block costs besides its pairs, in tokens of its side: per pair, static schedules of the splash kernel for TPU
+# v5p (jax 0.10.2) have 0.96 as many instructions at 896 as at 512, which 1 + 64 / side fits.
 _OVERHEAD = 64
 
 

@@ -58,8 +58,8 @@ def joint_layout(
       clean_last_block: Whether the last block also appears clean; nothing looks at it there.
       order: ``natural`` is clean | noisy | actions | states; ``grouped`` puts what one block denoises together.
       pad_multiple: Padding tokens are appended up to a multiple of this.
-      pad_unit: Padding tokens follow every unit, up to a multiple of this: every clean block and, with ``grouped``, what
-        one block denoises together. A kernel's blocks then end where units do.
+      pad_unit: Padding tokens follow every unit, up to a multiple of this: every clean block and, with ``grouped``,
+        what one block denoises together. A kernel's blocks then end where units do.
       token_causal_context: Clean video after the first frame sees clean video token by token instead of block by
         block, as DreamZero's released kernel does.
 
@@ -103,13 +103,10 @@ def joint_layout(
         grouped = [
             [s for part in unit for s in part] for unit in zip(noisy[-num_blocks:], actions, states, strict=True)
         ]
-        units = [*([segment] for segment in clean), *lead, *grouped]
+        units = [*([segment] for segment in clean), *noisy[:-num_blocks], *grouped]
     else:
         units = [*([segment] for segment in clean), *noisy, *actions, *states]
-    segments: list[Segment] = []
-    for unit in units:
-        segments.extend((*unit, *_padding(unit, pad_unit, segments)))
-    segments.extend(_padding(segments, pad_multiple, segments))
+    segments = _padded(units, pad_unit, pad_multiple)
     visibility = dict(JOINT_VISIBILITY)
     if token_causal_context:
         visibility[Role.CLEAN_VIDEO, Role.CLEAN_VIDEO] = CAUSAL
@@ -151,6 +148,15 @@ def build_layout(config: RunConfig) -> Layout:
         pad_multiple=sizes.pad_multiple,
         pad_unit=sizes.pad_unit,
     )
+
+
+def _padded(units: Sequence[Sequence[Segment]], pad_unit: int, pad_multiple: int) -> list[Segment]:
+    """Returns the segments of ``units`` with padding after every unit and at the end."""
+    segments: list[Segment] = []
+    for unit in units:
+        segments.extend((*unit, *_padding(unit, pad_unit, segments)))
+    segments.extend(_padding(segments, pad_multiple, segments))
+    return segments
 
 
 def _padding(segments: Sequence[Segment], multiple: int, before: Sequence[Segment]) -> tuple[Segment, ...]:

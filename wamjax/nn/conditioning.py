@@ -41,8 +41,8 @@ class TimeEmbedding(nnx.Module):
     def __call__(self, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Embeds timestep ids ``[b slots]``: returns ``[b slots d]`` and ``[b slots num_vectors d]``."""
         embedding = self.out(jax.nn.silu(self.hidden(timestep_embedding(ids, self.sinusoid_width))))
-        # The projection is the largest kernel outside the blocks: its split rows stay where they are and what they give is
-        # added up, for all samples on every device.
+        # The largest kernel outside the blocks: its split rows stay where they are, and what they give is added up, for
+        # all samples on every device.
         hidden = constrain(jax.nn.silu(embedding), None, None, "embed")
         vectors = constrain(self.project(hidden), "batch", None, None)
         return embedding, vectors.reshape(*embedding.shape[:-1], self.num_vectors, -1)

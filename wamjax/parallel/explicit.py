@@ -28,9 +28,9 @@ from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement, 
 CONTEXT = "context"
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
 
-# device_kind -> exchange, all_gather otherwise. On TPU v5p a gather over three torus axes becomes an all-reduce of twice
-# the bytes and is never asynchronous, an all-to-all is; elsewhere the plain gather is better. Compiled with jax 0.10.2
-# and libtpu 0.0.51.
+# device_kind -> exchange, all_gather otherwise. On TPU v5p a gather over three torus axes becomes an all-reduce of
+# twice the bytes and is never asynchronous, an all-to-all is; elsewhere the plain gather is better. Compiled with
+# jax 0.10.2 and libtpu 0.0.51.
 _EXCHANGES: dict[str, WeightExchange] = {"TPU v5 lite": "all_gather", "TPU v5": "all_to_all"}
 
 
