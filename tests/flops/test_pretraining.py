@@ -1,5 +1,4 @@
 from experiments.pretrain import wan_14b_480p
-
 from wamjax.config import bridge
 from wamjax.flops.model import count_flops
 from wamjax.layout import build_layout

@@ -58,8 +58,7 @@ def joint_layout(
       clean_last_block: Whether the last block also appears clean; nothing looks at it there.
       order: ``natural`` is clean | noisy | actions | states; ``grouped`` puts what one block denoises together.
       pad_multiple: Padding tokens are appended up to a multiple of this.
-      pad_unit: Padding tokens follow every unit, up to a multiple of this: every clean block and, with ``grouped``,
-        what one block denoises together. A kernel's blocks then end where units do.
+      pad_unit: Padding follows every unit (as ``LayoutConfig`` says), so that a kernel's blocks end where units do.
       token_causal_context: Clean video after the first frame sees clean video token by token instead of block by
         block, as DreamZero's released kernel does.
 
@@ -87,11 +86,10 @@ def joint_layout(
         )
 
     def vector(role: Role, block: int, count: int) -> list[Segment]:
-        if not count:
-            return []
         noised = role is Role.ACTION
         start = (block - 1) * count
-        return [Segment(role=role, order=block, num_tokens=count, start=start, noised=noised, has_loss=noised)]
+        own = {"order": block, "num_tokens": count, "start": start, "noised": noised, "has_loss": noised}
+        return [Segment(role=role, **own)] if count else []
 
     blocks = range(1, num_blocks + 1)
     clean = [video(Role.CLEAN_VIDEO, b) for b in range(num_blocks + clean_last_block)]
@@ -99,7 +97,6 @@ def joint_layout(
     actions = [vector(Role.ACTION, b, actions_per_block) for b in blocks]
     states = [vector(Role.STATE, b, states_per_block) for b in blocks]
     if order == "grouped":
-        lead = noisy[:-num_blocks]
         grouped = [
             [s for part in unit for s in part] for unit in zip(noisy[-num_blocks:], actions, states, strict=True)
         ]
