@@ -12,16 +12,16 @@ from wamjax.nn.attention import attend
 
 def _inputs(num_tokens, seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
-    return tuple(jax.random.normal(key, (2, num_tokens, 2, 8)) for key in keys)
+    return tuple(jax.random.normal(key, (2, 2, num_tokens, 8)) for key in keys)
 
 
 def _dense(q, k, v, mask):
     """Masked softmax over all pairs; rows that see nothing are zero."""
-    scores = jnp.einsum("bnke,bmke->bknm", q, k) / np.sqrt(q.shape[-1])
+    scores = jnp.einsum("bkne,bkme->bknm", q, k) / np.sqrt(q.shape[-1])
     scores = jnp.where(mask, scores, -1e30)
     weights = jnp.where(mask, jnp.exp(scores - scores.max(-1, keepdims=True)), 0.0)
     weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
-    return jnp.einsum("bknm,bmke->bnke", weights, v)
+    return jnp.einsum("bknm,bkme->bkne", weights, v)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_attend_sequence_of_another_length_is_refused():
 def test_attend_key_mask_in_chunks_equals_at_once_with_gradients(dtype, monkeypatch):
     # 13 queries over 9 keys: two chunks of 5 and a rest. One sample hides some keys, the other all of them.
     q, k, v = (x.astype(dtype) for x in _inputs(13))
-    k, v = k[:, :9], v[:, :9]
+    k, v = k[:, :, :9], v[:, :, :9]
     seen = jnp.array([[True, False, True, True, False, True, True, True, False], [False] * 9])
     schedule = Schedule(13, 9, (Rectangle(((0, 13),), ((0, 9),)),))
     probe = jax.random.normal(jax.random.key(9), q.shape)
@@ -99,11 +99,12 @@ def test_attend_key_mask_in_chunks_equals_at_once_with_gradients(dtype, monkeypa
     for a, b in zip(chunked, whole, strict=True):
         assert a.dtype == b.dtype == dtype
         np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance)
-    mean = jnp.broadcast_to(v[1].astype(jnp.float32).mean(0), q[1].shape)
+    mean = jnp.broadcast_to(v[1].astype(jnp.float32).mean(1, keepdims=True), q[1].shape)
     np.testing.assert_allclose(chunked[0][1].astype(jnp.float32), mean, atol=tolerance)
     hidden = np.asarray(~seen)
-    np.testing.assert_array_equal(np.asarray(chunked[2])[hidden], 0)  # nothing reaches a hidden key
-    np.testing.assert_array_equal(np.asarray(chunked[3][0])[hidden[0]], 0)
+    grad_k, grad_v = (np.swapaxes(np.asarray(part), 1, 2) for part in chunked[2:])
+    np.testing.assert_array_equal(grad_k[hidden], 0)  # nothing reaches a hidden key
+    np.testing.assert_array_equal(grad_v[0][hidden[0]], 0)
 
 
 def test_chunked_attention_keeps_no_scores_for_the_backward_pass(monkeypatch):

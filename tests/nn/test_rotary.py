@@ -39,7 +39,7 @@ def test_apply_rotary_scores_depend_on_the_distance_alone():
     rng = np.random.default_rng(0)
     vector = jnp.asarray(rng.standard_normal(20), jnp.float32)
     table = rotary_table(video_layout((4, 3, 2)).full_pass(), 20, 10_000.0)
-    rotated = apply_rotary(jnp.broadcast_to(vector, (1, 24, 1, 20)), table)[0, :, 0].reshape(4, 3, 2, 20)
+    rotated = apply_rotary(jnp.broadcast_to(vector, (1, 1, 24, 20)), table, "float32")[0, 0].reshape(4, 3, 2, 20)
     scores = jnp.einsum("thwe,THWe->thwTHW", rotated, rotated)
     np.testing.assert_allclose(scores[0, 0, 0, 1, 2, 1], scores[2, 0, 0, 3, 2, 1], rtol=1e-5)
     assert abs(float(scores[0, 0, 0, 1, 0, 0] - scores[0, 0, 0, 2, 0, 0])) > 1e-2
