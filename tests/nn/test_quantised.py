@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wamjax.config.choices import Matmul
 from wamjax.errors import ConfigError
 from wamjax.nn import quantised
 from wamjax.nn.products import FROM_HEADS, TO_HEADS, multiplying_in, project
@@ -55,7 +56,8 @@ def test_rows_of_any_size_are_equally_exact_and_so_are_gradients(matmul, error, 
 @needs_qwix
 def test_products_run_in_eight_bits():
     x, w = operands((2, 6, 64), (64, 32))
-    for matmul, name in (("int8", "i8"), ("fp8", "f8_e4m3fn")):
+    formats: tuple[tuple[Matmul, str], ...] = (("int8", "i8"), ("fp8", "f8_e4m3fn"))
+    for matmul, name in formats:
         with multiplying_in(matmul):
             text = str(jax.make_jaxpr(lambda x, w: project(x, w))(x, w))
         assert f"{name}[2,6,64]" in text

@@ -1,5 +1,7 @@
 """Moments in bfloat16: what rounding does to them, measured."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,12 +28,13 @@ def kept_to_nearest():
     """Adam with a second moment rounded to the nearest bfloat16, as a cast does."""
     exact = optax.scale_by_adam(b2=B2)
 
-    def init(params):
-        state = exact.init(params)
+    def init(params: Any) -> Any:
+        state: Any = exact.init(params)
         return state._replace(nu=state.nu.astype(jnp.bfloat16))
 
-    def update(grads, state, params=None):
-        updates, new = exact.update(grads, state._replace(nu=state.nu.astype(jnp.float32)), params)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        new: Any
+        updates, new = exact.update(updates, state._replace(nu=state.nu.astype(jnp.float32)), params)
         return updates, new._replace(nu=new.nu.astype(jnp.bfloat16))
 
     return optax.GradientTransformation(init, update)

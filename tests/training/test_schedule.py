@@ -20,7 +20,7 @@ def rates(num_steps=20, **fields):
 
 def test_cosine_is_that_of_optax():
     expected = optax.warmup_cosine_decay_schedule(0.0, 2.0, 4, 20, end_value=0.2)
-    np.testing.assert_allclose(rates(), [expected(step) for step in range(23)], rtol=1e-6)
+    np.testing.assert_allclose(rates(), np.array([expected(step) for step in range(23)]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("shape", "midway"), [("linear", 0.5), ("one_minus_sqrt", 1 - 0.5**0.5)])

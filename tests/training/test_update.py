@@ -43,7 +43,7 @@ def test_update_that_is_not_finite_changes_nothing_but_the_step_and_the_counts(l
 
 
 def test_counts_are_carried_and_training_goes_on_as_if_the_skipped_step_had_not_been():
-    state, expected = start(), start()
+    state, expected, expected_metrics = start(), start(), {}
     for loss in (1.0, jnp.nan, jnp.nan, 1.0, jnp.nan, 1.0):
         state, metrics = step(state, loss, GOOD)
     for _ in range(3):

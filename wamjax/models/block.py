@@ -17,6 +17,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.config.backbone import BlockConfig
+from wamjax.config.choices import Matmul
 from wamjax.layout import Pass, Rectangle, Schedule
 from wamjax.nn.attention import ATTENTION_IN, attend
 from wamjax.nn.init import named
@@ -65,7 +66,8 @@ class Block(nnx.Module):
         """Makes the block of ``config``."""
         keys = jax.random.split(key, 4)
         width, self.dtype, self.eps = config.width, config.compute_dtype, config.norm_eps
-        self.kind, self.matmul = config.modulation, config.matmul
+        self.kind = config.modulation
+        self.matmul: Matmul = config.matmul
         self.self_attention = Attention(keys[0], config)
         self.cross_attention = Attention(
             keys[1], config, context_width=config.context_width, image_branch=config.image_branch

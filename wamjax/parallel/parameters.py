@@ -30,7 +30,7 @@ def parameter_shardings(variables: nnx.State[Any, Any], mesh: Mesh, rules: Rules
       ConfigError: As ``rules.partition_spec``, naming the parameter.
     """
 
-    def place(path: Any, names: tuple[str | None, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def place(path: Any, names: tuple[str | None, ...], leaf: jax.ShapeDtypeStruct | jax.Array) -> NamedSharding:
         what = f"parameter {jax.tree_util.keystr(path, simple=True, separator='.')}"
         return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules, what))
 

@@ -36,18 +36,18 @@ def scale_by_adam_in_bfloat16(b1: float, b2: float, eps: float) -> optax.Gradien
         mu, nu = (optax.tree.zeros_like(params, dtype=jnp.bfloat16) for _ in range(2))
         return optax.ScaleByAdamState(count=jnp.zeros((), jnp.int32), mu=mu, nu=nu)
 
-    def update(grads: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         del params
         count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, grads)
-        nu = jax.tree.map(lambda n, g: b2 * n.astype(jnp.float32) + (1 - b2) * g**2, state.nu, grads)
-        scale_mu, scale_nu = (1 / (1 - decay ** count.astype(jnp.float32)) for decay in (b1, b2))
-        updates = jax.tree.map(lambda m, n: m * scale_mu / (jnp.sqrt(n * scale_nu) + eps), mu, nu)
+        mu = jax.tree.map(lambda m, g: b1 * m.astype(jnp.float32) + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda n, g: b2 * n.astype(jnp.float32) + (1 - b2) * g**2, state.nu, updates)
+        scale_mu, scale_nu = (1 / (1 - decay ** jnp.asarray(count, jnp.float32)) for decay in (b1, b2))
+        scaled = jax.tree.map(lambda m, n: m * scale_mu / (jnp.sqrt(n * scale_nu) + eps), mu, nu)
         leaves, structure = jax.tree.flatten(nu)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(_SEED), count), max(1, len(leaves)))
         kept_nu = [round_at_random(leaf, key) for leaf, key in zip(leaves, keys, strict=True)]
-        kept_mu = jax.tree.map(lambda m: m.astype(jnp.bfloat16), mu)
-        return updates, optax.ScaleByAdamState(count=count, mu=kept_mu, nu=structure.unflatten(kept_nu))
+        kept_mu = optax.tree.cast(mu, jnp.bfloat16)
+        return scaled, optax.ScaleByAdamState(count=count, mu=kept_mu, nu=structure.unflatten(kept_nu))
 
     return optax.GradientTransformation(init, update)
 
