@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from wamjax.config.choices import WeightExchange
@@ -57,6 +58,14 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
     return Placement(mesh=mesh, rules=RULES[config.rules], blocks=config.blocks, weight_exchange=exchange)
 
 
+def row_major(x: jax.Array) -> jax.Array:
+    """Pins a local array and its gradient row-major in memory, the last dim contiguous; identity on whole arrays."""
+    placement = active_placement()
+    if placement is None or not placement.is_local:
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
 def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
     """Returns a layer's kernel, whole and in the compute dtype.
 
@@ -82,13 +91,17 @@ def split_heads(x: jax.Array) -> jax.Array:
     placement = active_placement()
     if placement is None or not placement.is_local:
         return constrain(x, "batch", "attention_heads", None, None)
+    batch, heads, tokens, dims = x.shape
     ways = placement.mesh.shape[CONTEXT]
-    if x.shape[1] % ways:
+    if heads % ways:
         raise ConfigError(
-            f"{x.shape[1]} heads do not divide over config.parallel.context={ways}: Ulysses gives every device whole "
+            f"{heads} heads do not divide over config.parallel.context={ways}: Ulysses gives every device whole "
             "heads; choose a divisor"
         )
-    return x if ways == 1 else jax.lax.all_to_all(x, CONTEXT, split_axis=1, concat_axis=2, tiled=True)
+    if ways == 1:
+        return x
+    parts = _exchange(x.reshape(batch, ways, heads // ways, tokens, dims))
+    return row_major(jnp.swapaxes(parts, 1, 2).reshape(batch, heads // ways, ways * tokens, dims))
 
 
 def join_heads(x: jax.Array) -> jax.Array:
@@ -96,9 +109,20 @@ def join_heads(x: jax.Array) -> jax.Array:
     placement = active_placement()
     if placement is None or not placement.is_local:
         return constrain(x, "batch", "attention_heads", None, None)
-    if placement.mesh.shape[CONTEXT] == 1:
+    batch, heads, tokens, dims = x.shape
+    ways = placement.mesh.shape[CONTEXT]
+    if ways == 1:
         return x
-    return jax.lax.all_to_all(x, CONTEXT, split_axis=2, concat_axis=1, tiled=True)
+    parts = jnp.swapaxes(row_major(x).reshape(batch, heads, ways, tokens // ways, dims), 1, 2)
+    return _exchange(parts).reshape(batch, ways * heads, tokens // ways, dims)
+
+
+def _exchange(parts: jax.Array) -> jax.Array:
+    """Sends part i of ``[b ways k n e]`` to device i of the context axis, and returns what the devices sent, in order.
+
+    What is sent and what arrives is contiguous: the one transposition of an exchange stays outside.
+    """
+    return row_major(jax.lax.all_to_all(row_major(parts), CONTEXT, split_axis=1, concat_axis=1, tiled=True))
 
 
 def _mesh_axes(placement: Placement) -> tuple[str, ...]:
