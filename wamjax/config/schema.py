@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from wamjax.config.backbone import ActionsConfig, ClipConfig, VideoTransformerConfig
-from wamjax.config.choices import DType, Matmul, Remat, RulePreset, WeightExchange
+from wamjax.config.choices import DType, GradientExchange, Matmul, Remat, RulePreset
 
 # A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
 ViewPlacement = tuple[str, int, int, int, int]
@@ -261,7 +261,8 @@ class ParallelConfig:
       rules: Where parameters go: ``fsdp``: split over fsdp (and tensor); ``fsdp_context``: over context too.
       blocks: ``sharded``: XLA places the collectives of the blocks from shardings alone, on any mesh. ``explicit``: the
         blocks are one program per device that says which collectives move weights and tokens; needs tensor = 1.
-      weight_exchange: With ``explicit``, how weights are gathered: ``auto`` picks by chip (``parallel.explicit``).
+      gradient_exchange: With ``explicit``, how gradients of kernels are added up: ``auto`` picks by chip
+        (``parallel.explicit``).
     """
 
     data: int = 1
@@ -270,7 +271,7 @@ class ParallelConfig:
     tensor: int = 1
     rules: RulePreset = "fsdp"
     blocks: Literal["sharded", "explicit"] = "sharded"
-    weight_exchange: WeightExchange = "auto"
+    gradient_exchange: GradientExchange = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ class JointObjective:
     """
 
     config: RunConfig
+    layout: Layout = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         for name in ("video_prediction", "action_prediction"):
@@ -44,16 +45,12 @@ class JointObjective:
                 )
         if self.system.video.padding_mask:
             raise ConfigError("config.backbone takes a padding mask, which formulation joint does not have")
+        object.__setattr__(self, "layout", build_layout(self.config))
 
     @property
     def system(self) -> CategoryActionConfig:
         """The model's configuration."""
         return category_actions(self.config)
-
-    @property
-    def layout(self) -> Layout:
-        """The layout that the configuration describes."""
-        return build_layout(self.config)
 
     def make_model(self, key: PRNGKey) -> CategoryActionTransformer:
         """Makes the model, its low-rank updates included."""

@@ -12,7 +12,7 @@ from flax import nnx
 
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
-from wamjax.layout import Layout, build_layout
+from wamjax.layout import Layout
 from wamjax.objectives.joint import JointObjective
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.objectives.video import VideoObjective
@@ -58,7 +58,6 @@ def build_objective(config: RunConfig) -> Objective:
     Raises:
       ConfigError: The formulation and the model do not fit together, or the sizes of the layout do not.
     """
-    build_layout(config)  # refuses sizes here, and not where the layout is first looked at
     if config.backbone is None:
         return WorldActionObjective(config)
     return VideoObjective(config) if config.layout.formulation == "video" else JointObjective(config)

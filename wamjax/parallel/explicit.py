@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
-from wamjax.config.choices import WeightExchange
+from wamjax.config.choices import GradientExchange
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
 from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement, constrain
@@ -28,18 +29,18 @@ from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement, 
 CONTEXT = "context"
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
 
-# device_kind -> exchange, all_gather otherwise. On TPU v5p a gather over three torus axes becomes an all-reduce of
-# twice the bytes and is never asynchronous, an all-to-all is; elsewhere the plain gather is better. Compiled with
-# jax 0.10.2 and libtpu 0.0.51.
-_EXCHANGES: dict[str, WeightExchange] = {"TPU v5 lite": "all_gather", "TPU v5": "all_to_all"}
+# device_kind -> exchange, reduce_scatter otherwise. On TPU v5p no reduce-scatter is asynchronous and an all-to-all is;
+# where one mesh axis is long an all-to-all takes more of the links than it saves. Compiled with jax 0.10.2 and libtpu
+# 0.0.51.
+_EXCHANGES: dict[str, GradientExchange] = {"TPU v5": "all_to_all"}
 
 
-def choose_exchange(wanted: WeightExchange, mesh: Mesh) -> WeightExchange:
-    """Returns how weights are gathered on the chips of ``mesh``."""
+def choose_exchange(wanted: GradientExchange, mesh: Mesh) -> GradientExchange:
+    """Returns how gradients of kernels are added up on the chips of ``mesh``."""
     if wanted != "auto":
         return wanted
     kind = mesh.devices.flat[0].device_kind
-    return _EXCHANGES.get(kind, "all_gather")
+    return _EXCHANGES.get(kind, "reduce_scatter")
 
 
 def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
@@ -53,8 +54,16 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
             f"config.parallel.blocks=explicit with tensor={mesh.shape['tensor']}: it needs config.parallel.tensor=1; "
             "config.parallel.blocks=sharded runs on any mesh"
         )
-    exchange = choose_exchange(config.weight_exchange, mesh)
-    return Placement(mesh=mesh, rules=RULES[config.rules], blocks=config.blocks, weight_exchange=exchange)
+    exchange = choose_exchange(config.gradient_exchange, mesh)
+    return Placement(mesh=mesh, rules=RULES[config.rules], blocks=config.blocks, gradient_exchange=exchange)
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """Pins a local array and its gradient row-major in memory, the last dim contiguous; identity on whole arrays."""
+    placement = active_placement()
+    if placement is None or not placement.is_local:
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
@@ -74,7 +83,7 @@ def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
     axes = _mesh_axes(placement)
     if SPLIT_DIM not in names or not axes:
         return kernel.astype(dtype)
-    return _gather(kernel, names.index(SPLIT_DIM), dtype, axes, placement.weight_exchange)
+    return _gather(kernel, names.index(SPLIT_DIM), dtype, axes, placement.gradient_exchange)
 
 
 def split_heads(x: jax.Array) -> jax.Array:
@@ -82,13 +91,17 @@ def split_heads(x: jax.Array) -> jax.Array:
     placement = active_placement()
     if placement is None or not placement.is_local:
         return constrain(x, "batch", "attention_heads", None, None)
+    batch, heads, tokens, dims = x.shape
     ways = placement.mesh.shape[CONTEXT]
-    if x.shape[1] % ways:
+    if heads % ways:
         raise ConfigError(
-            f"{x.shape[1]} heads do not divide over config.parallel.context={ways}: Ulysses gives every device whole "
+            f"{heads} heads do not divide over config.parallel.context={ways}: Ulysses gives every device whole "
             "heads; choose a divisor"
         )
-    return x if ways == 1 else jax.lax.all_to_all(x, CONTEXT, split_axis=1, concat_axis=2, tiled=True)
+    if ways == 1:
+        return x
+    parts = _exchange(x.reshape(batch, ways, heads // ways, tokens, dims))
+    return row_major(jnp.swapaxes(parts, 1, 2).reshape(batch, heads // ways, ways * tokens, dims))
 
 
 def join_heads(x: jax.Array) -> jax.Array:
@@ -96,9 +109,20 @@ def join_heads(x: jax.Array) -> jax.Array:
     placement = active_placement()
     if placement is None or not placement.is_local:
         return constrain(x, "batch", "attention_heads", None, None)
-    if placement.mesh.shape[CONTEXT] == 1:
+    batch, heads, tokens, dims = x.shape
+    ways = placement.mesh.shape[CONTEXT]
+    if ways == 1:
         return x
-    return jax.lax.all_to_all(x, CONTEXT, split_axis=2, concat_axis=1, tiled=True)
+    parts = jnp.swapaxes(row_major(x).reshape(batch, heads, ways, tokens // ways, dims), 1, 2)
+    return _exchange(parts).reshape(batch, ways * heads, tokens // ways, dims)
+
+
+def _exchange(parts: jax.Array) -> jax.Array:
+    """Sends part i of ``[b ways k n e]`` to device i of the context axis, and returns what the devices sent, in order.
+
+    What is sent and what arrives is contiguous: the one transposition of an exchange stays outside.
+    """
+    return row_major(jax.lax.all_to_all(row_major(parts), CONTEXT, split_axis=1, concat_axis=1, tiled=True))
 
 
 def _mesh_axes(placement: Placement) -> tuple[str, ...]:
@@ -109,37 +133,29 @@ def _mesh_axes(placement: Placement) -> tuple[str, ...]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gather(part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange) -> jax.Array:
+def _gather(part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: GradientExchange) -> jax.Array:
     """Returns the whole of an array split along ``dim`` over ``axes``, cast before it is sent."""
-    rows = jnp.moveaxis(part.astype(dtype), dim, 0)
-    if exchange == "all_to_all":
-        copies = jnp.broadcast_to(rows, (jax.lax.axis_size(axes), *rows.shape))
-        whole = jax.lax.all_to_all(copies, axes, split_axis=0, concat_axis=0, tiled=True)
-        whole = whole.reshape(-1, *rows.shape[1:])
-    else:
-        whole = jax.lax.all_gather(rows, axes, axis=0, tiled=True)
-    return jnp.moveaxis(whole, 0, dim)
+    del exchange
+    return jax.lax.all_gather(part.astype(dtype), axes, axis=dim, tiled=True)
 
 
 def _gather_forward(
-    part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange
+    part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: GradientExchange
 ) -> tuple[jax.Array, None]:
     return _gather(part, dim, dtype, axes, exchange), None
 
 
 def _gather_backward(
-    dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange, kept: None, grad: jax.Array
+    dim: int, dtype: str, axes: tuple[str, ...], exchange: GradientExchange, kept: None, grad: jax.Array
 ) -> tuple[jax.Array]:
     del dtype, kept
+    if exchange == "reduce_scatter":
+        return (jax.lax.psum_scatter(grad, axes, scatter_dimension=dim, tiled=True).astype(jnp.float32),)
+    ways = jax.lax.axis_size(axes)
     rows = jnp.moveaxis(grad, dim, 0)
-    if exchange == "all_to_all":
-        ways = jax.lax.axis_size(axes)
-        parts = rows.reshape(ways, rows.shape[0] // ways, *rows.shape[1:])
-        parts = jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0, tiled=True)
-        own = jnp.sum(parts, axis=0, dtype=jnp.float32)
-    else:
-        own = jax.lax.psum_scatter(rows, axes, scatter_dimension=0, tiled=True).astype(jnp.float32)
-    return (jnp.moveaxis(own, 0, dim),)
+    parts = rows.reshape(ways, rows.shape[0] // ways, *rows.shape[1:])
+    parts = jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0, tiled=True)
+    return (jnp.moveaxis(jnp.sum(parts, axis=0, dtype=jnp.float32), 0, dim),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wamjax.config.choices import RulePreset, WeightExchange
+from wamjax.config.choices import GradientExchange, RulePreset
 from wamjax.errors import ConfigError
 
 MeshAxes = str | tuple[str, ...] | None
@@ -75,14 +75,14 @@ class Placement:
       mesh: The device mesh.
       rules: Rule tables.
       blocks: Who writes the collectives of the blocks: XLA from shardings, or ``parallel.explicit``.
-      weight_exchange: How explicit blocks gather weights.
+      gradient_exchange: How explicit blocks add gradients of kernels up.
       is_local: Whether what is traced is one device's part of the blocks, where arrays are local.
     """
 
     mesh: Mesh
     rules: RuleTables = RULES["fsdp"]
     blocks: Literal["sharded", "explicit"] = "sharded"
-    weight_exchange: WeightExchange = "all_gather"
+    gradient_exchange: GradientExchange = "reduce_scatter"
     is_local: bool = False
 
 
