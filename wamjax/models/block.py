@@ -148,7 +148,7 @@ class Block(nnx.Module):
         )
         query, keys, values = (checkpoint_name(split_heads(part), ATTENTION_IN) for part in (query, *seen))
         out = join_heads(attend(query, keys, values, schedule))
-        return constrain(layer.project_out(out), "batch", "tokens", None), own
+        return constrain(layer.project_out(out), "batch", "stream", None), own
 
     def _attend_context(self, h: Tokens, conditioning: Conditioning) -> Tokens:
         """Attends to all text tokens and, in a sum before the output projection, to all image tokens."""
@@ -169,4 +169,4 @@ class Block(nnx.Module):
     def _add(self, x: Tokens, update: jax.Array) -> Tokens:
         """Adds in fp32, stores in the compute dtype, keeps the residual stream split by tokens."""
         total = (x.astype(jnp.float32) + update.astype(jnp.float32)).astype(self.dtype)
-        return constrain(total, "batch", "tokens", None)
+        return constrain(total, "batch", "stream", None)

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from wamjax.config.choices import GradientExchange
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement, constrain
+from wamjax.parallel.rules import AXES_KEY, Placement, active_placement, build_rules, constrain
 
 CONTEXT = "context"
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
@@ -55,7 +55,7 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
             "config.parallel.blocks=sharded runs on any mesh"
         )
     exchange = choose_exchange(config.gradient_exchange, mesh)
-    return Placement(mesh=mesh, rules=RULES[config.rules], blocks=config.blocks, gradient_exchange=exchange)
+    return Placement(mesh=mesh, rules=build_rules(config), blocks=config.blocks, gradient_exchange=exchange)
 
 
 def row_major(x: jax.Array) -> jax.Array:
