@@ -13,6 +13,7 @@ from launch.experiment import load_experiment
 from wamjax.batch import batch_spec
 from wamjax.layout import Role, build_layout
 from wamjax.parallel.mesh import AXES, build_mesh, resolve_axis_sizes
+from wamjax.planning.ahead import find_replicated
 from wamjax.planning.topology import parse_topology
 from wamjax.training.program import TrainProgram, build_program
 
@@ -39,9 +40,10 @@ def program_on_eight_devices(path: Path) -> TrainProgram:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_experiment_builds_its_program(path: Path) -> None:
+def test_experiment_builds_its_program_with_nothing_large_held_whole(path: Path) -> None:
     state = program_on_eight_devices(path).abstract_state
     assert jax.tree.leaves(state["params"])
+    assert find_replicated(state, min_bytes=64 * 2**20) == {}
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from wamjax.parallel.rules import RULES, build_rules
 from wamjax.training.program import build_program
 
 MESHES = {
-    "fsdp": {"data": 2, "fsdp": 4},
+    "fsdp": {"fsdp": 4, "context": 2},
     "fsdp_context": {"data": 2, "fsdp": 2, "context": 2},
     "fsdp_context_tensor": {"fsdp": 2, "context": 2, "tensor": 2},
     "multi_slice": {"data": 2, "fsdp": 2, "context": 2},
