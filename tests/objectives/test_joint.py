@@ -33,16 +33,17 @@ from wamjax.training.program import build_program
 from wamjax.types import PureDict
 
 # Two blocks of one frame after the first; 2 x 3 tokens in a frame.
+BACKBONE = VideoTransformerConfig(
+    block=BlockConfig(width=24, num_heads=2, ffn_width=40, image_branch=True),
+    num_layers=2,
+    in_channels=7,
+    out_channels=4,
+    time_width=10,
+    text_width=6,
+    image_width=16,
+)
 CONFIG = RunConfig(
-    backbone=VideoTransformerConfig(
-        block=BlockConfig(width=24, num_heads=2, ffn_width=40, image_branch=True),
-        num_layers=2,
-        in_channels=7,
-        out_channels=4,
-        time_width=10,
-        text_width=6,
-        image_width=16,
-    ),
+    backbone=BACKBONE,
     clip=ClipConfig(num_frames=9, height=32, width=48, text_tokens=3, image_tokens=5),
     actions=ActionsConfig(modules="category", hidden_width=8, num_categories=2),
     layout=LayoutConfig(num_blocks=2, frames_per_block=1, actions_per_block=4, order="grouped", pad_unit=8),
@@ -156,7 +157,7 @@ def test_explicit_blocks_train_as_one_device_does() -> None:
         ({"clip": ClipConfig(num_frames=13, height=32, width=48)}, r"num_frames=13 is 4 latent frames.* are 3"),
         ({"objective": ObjectiveConfig(action_prediction="x0")}, r"config\.objective\.action_prediction=x0"),
         (
-            {"backbone": dataclasses.replace(CONFIG.backbone, patch=(3, 2, 2))},
+            {"backbone": dataclasses.replace(BACKBONE, patch=(3, 2, 2))},
             r"config\.backbone\.patch=\(3, 2, 2\)|latent frames",
         ),
     ],
