@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from wamjax.config.backbone import VideoTransformerConfig
-from wamjax.config.choices import DType, Matmul, Remat, RulePreset, WeightExchange
+from wamjax.config.choices import AttentionKernel, ContextMethod, DType, Matmul, Remat, RulePreset, WeightExchange
 
 # A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
 ViewPlacement = tuple[str, int, int, int, int]
@@ -274,12 +274,15 @@ class ParallelConfig:
     Attributes:
       data: Replicas of the parameters; the batch is split over it.
       fsdp: Parameters and optimizer state are split over it, and the batch too.
-      context: The token sequence is split over it (heads inside attention).
+      context: The token sequence is split over it (inside attention as ``context_method`` says).
       tensor: Heads and feed-forward hidden units are split over it.
       rules: Where parameters go: ``fsdp``: split over fsdp (and tensor); ``fsdp_context``: over context too.
       blocks: ``sharded``: XLA places the collectives of the blocks from shardings alone, on any mesh. ``explicit``: the
         blocks are one program per device that says which collectives move weights and tokens; needs tensor = 1.
       weight_exchange: With ``explicit``, how weights are gathered: ``auto`` picks by chip (``parallel.explicit``).
+      context_method: How self-attention is shared over context: ``auto`` picks by the number of heads
+        (``parallel.context``).
+      attention_kernel: What computes attention: ``auto`` picks by platform (``nn.attention``).
     """
 
     data: int = 1
@@ -289,6 +292,8 @@ class ParallelConfig:
     rules: RulePreset = "fsdp"
     blocks: Literal["sharded", "explicit"] = "sharded"
     weight_exchange: WeightExchange = "auto"
+    context_method: ContextMethod = "auto"
+    attention_kernel: AttentionKernel = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,8 @@ def _cut_diagonal(
     assert rectangle.diagonal is not None
     first_key = rectangle.diagonal[0]
     columns = sorted(
-        (whole - first_key, whole - first_key + count, start) for start, whole, count in _runs(keys, [rectangle.diagonal])
+        (whole - first_key, whole - first_key + count, start)
+        for start, whole, count in _runs(keys, [rectangle.diagonal])
     )
     bounds = sorted({bound for first, last, _ in columns for bound in (first, last)})
     place = 0  # of the span's first query along the diagonal

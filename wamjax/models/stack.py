@@ -5,7 +5,6 @@ It runs as XLA places it, or as one program per device whose collectives are wri
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -64,7 +63,7 @@ def _run_explicit(
     conditioning = conditioning._replace(runs=_slots_of_tokens(conditioning))
 
     def run_local(params: PureDict, x: Tokens, conditioning: Conditioning) -> Tokens:
-        with placing(dataclasses.replace(placement, is_local=True)):
+        with placing(placement.local()):
             local = nnx.merge(graphdef, params)
             return scan_blocks(local, x, layout_pass, conditioning, None, remat=remat, return_cache=False)[0]
 

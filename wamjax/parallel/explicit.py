@@ -1,13 +1,10 @@
-"""Blocks as one program per device: which collectives move weights and tokens is written here, not left to XLA.
+"""Blocks as one program per device: which collectives move weights is written here, not left to XLA.
 
 Inside ``jax.shard_map`` a kernel is this device's rows of it, and tokens are this device's part of the sequence.
-``gather_kernel`` makes the whole kernel (and adds up its gradient), ``split_heads`` and ``join_heads`` trade a part of
-the sequence with all heads for the whole sequence with a part of the heads (Ulysses). On whole arrays all of them are
-a cast or a sharding constraint, so that one model definition serves both.
+``gather_kernel`` makes the whole kernel (and adds up its gradient); what moves tokens is in ``parallel.context``. On
+whole arrays it is a cast, so that one model definition serves both.
 
 Why not XLA's own collectives: docs/design/explicit-blocks.md.
-
-Source: DeepSpeed-Ulysses (arXiv 2309.14509) for the exchange of heads.
 """
 
 from __future__ import annotations
@@ -23,9 +20,8 @@ from jax.sharding import Mesh
 from wamjax.config.choices import WeightExchange
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement, constrain
+from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement
 
-CONTEXT = "context"
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
 
 # device_kind -> exchange, all_gather otherwise. On TPU v5p a gather over three torus axes becomes an all-reduce of
@@ -54,7 +50,14 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
             "config.parallel.blocks=sharded runs on any mesh"
         )
     exchange = choose_exchange(config.weight_exchange, mesh)
-    return Placement(mesh=mesh, rules=RULES[config.rules], blocks=config.blocks, weight_exchange=exchange)
+    return Placement(
+        mesh=mesh,
+        rules=RULES[config.rules],
+        blocks=config.blocks,
+        weight_exchange=exchange,
+        context_method=config.context_method,
+        attention_kernel=config.attention_kernel,
+    )
 
 
 def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
@@ -75,30 +78,6 @@ def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
     if SPLIT_DIM not in names or not axes:
         return kernel.astype(dtype)
     return _gather(kernel, names.index(SPLIT_DIM), dtype, axes, placement.weight_exchange)
-
-
-def split_heads(x: jax.Array) -> jax.Array:
-    """Returns ``[b k n e]`` with the whole sequence and this device's heads."""
-    placement = active_placement()
-    if placement is None or not placement.is_local:
-        return constrain(x, "batch", "attention_heads", None, None)
-    ways = placement.mesh.shape[CONTEXT]
-    if x.shape[1] % ways:
-        raise ConfigError(
-            f"{x.shape[1]} heads do not divide over config.parallel.context={ways}: Ulysses gives every device whole "
-            "heads; choose a divisor"
-        )
-    return x if ways == 1 else jax.lax.all_to_all(x, CONTEXT, split_axis=1, concat_axis=2, tiled=True)
-
-
-def join_heads(x: jax.Array) -> jax.Array:
-    """Returns ``[b k n e]`` with this device's part of the sequence and all heads: the inverse of ``split_heads``."""
-    placement = active_placement()
-    if placement is None or not placement.is_local:
-        return constrain(x, "batch", "attention_heads", None, None)
-    if placement.mesh.shape[CONTEXT] == 1:
-        return x
-    return jax.lax.all_to_all(x, CONTEXT, split_axis=2, concat_axis=1, tiled=True)
 
 
 def _mesh_axes(placement: Placement) -> tuple[str, ...]:

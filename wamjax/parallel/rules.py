@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wamjax.config.choices import RulePreset, WeightExchange
+from wamjax.config.choices import AttentionKernel, ContextMethod, RulePreset, WeightExchange
 from wamjax.errors import ConfigError
 
 MeshAxes = str | tuple[str, ...] | None
@@ -76,6 +76,8 @@ class Placement:
       rules: Rule tables.
       blocks: Who writes the collectives of the blocks: XLA from shardings, or ``parallel.explicit``.
       weight_exchange: How explicit blocks gather weights.
+      context_method: How self-attention is shared over the context axis.
+      attention_kernel: What computes attention.
       is_local: Whether what is traced is one device's part of the blocks, where arrays are local.
     """
 
@@ -83,7 +85,13 @@ class Placement:
     rules: RuleTables = RULES["fsdp"]
     blocks: Literal["sharded", "explicit"] = "sharded"
     weight_exchange: WeightExchange = "all_gather"
+    context_method: ContextMethod = "auto"
+    attention_kernel: AttentionKernel = "auto"
     is_local: bool = False
+
+    def local(self) -> Placement:
+        """Returns the placement of one device's part of the program."""
+        return dataclasses.replace(self, is_local=True)
 
 
 _ACTIVE: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("wamjax_placement", default=None)
