@@ -66,7 +66,7 @@ FINETUNED = {
     "action encoder": {"frozen": ("*",), "trained": ("action_encoder.mix.bias",)},
 }  # fmt: skip
 # Tracing a step takes most of a second: rematerialisation is tried where it interacts with something.
-REMATERIALISED = ("joint", "padded", "tall rectangles")
+REMATERIALISED = ("joint", "padded", "tall rectangles", "bfloat16")
 STEPS = [
     *((variant, "none") for variant in VARIANTS),
     *((variant, kind) for variant in REMATERIALISED for kind in ("attention", "full")),

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import numpy as np
@@ -14,7 +15,7 @@ def _tokens(spans):
 def _random_spans(draw, length):
     """Disjoint spans in random order, some of the sequence left out."""
     edges = [0, *sorted(draw.sample(range(1, length), draw.randint(1, 6))), length]
-    spans = list(zip(edges, edges[1:], strict=False))
+    spans = list(itertools.pairwise(edges))
     draw.shuffle(spans)
     return tuple(spans[: max(1, len(spans) - draw.randint(0, 2))])
 

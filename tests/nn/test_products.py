@@ -5,23 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax.nn.products import project
+from wamjax.nn.products import FROM_HEADS, TO_HEADS, project
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-    ("pattern", "x_shape", "kernel_shape", "num_in"),
+    ("pattern", "x_shape", "kernel_shape", "spec"),
     [
-        ("i,io->o", (3,), (3, 4), 1),
-        ("bni,io->bno", (2, 5, 3), (3, 4), 1),
-        ("bni,ike->bnke", (2, 5, 3), (3, 2, 4), 1),
-        ("bnke,keo->bno", (2, 5, 2, 3), (2, 3, 4), 2),
+        ("i,io->o", (3,), (3, 4), None),
+        ("bni,io->bno", (2, 5, 3), (3, 4), None),
+        ("bnd,dke->bkne", (2, 5, 3), (3, 2, 4), TO_HEADS),
+        ("bkne,ked->bnd", (2, 2, 5, 3), (2, 3, 4), FROM_HEADS),
     ],
 )
-def test_project_equals_einsum_with_gradients(pattern, x_shape, kernel_shape, num_in, dtype):
+def test_project_equals_einsum_with_gradients(pattern, x_shape, kernel_shape, spec, dtype):
     keys = jax.random.split(jax.random.key(0), 3)
     x, kernel = (jax.random.normal(k, shape, dtype) for k, shape in zip(keys, (x_shape, kernel_shape), strict=False))
-    out, pull = jax.vjp(lambda x, kernel: project(x, kernel, num_in), x, kernel)
+    out, pull = jax.vjp(lambda x, kernel: project(x, kernel, spec), x, kernel)
     expected, expected_pull = jax.vjp(lambda x, kernel: jnp.einsum(pattern, x, kernel), x, kernel)
     probe = jax.random.normal(keys[2], out.shape, dtype)
     for ours, theirs in zip((out, *pull(probe)), (expected, *expected_pull(probe)), strict=True):

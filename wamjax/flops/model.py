@@ -10,8 +10,9 @@ Three counts, all exact and per sample:
     gradient of pixels, actions, states or timestep sinusoids), one for a kept layer after something trained, none for a
     kept layer before all that is. The published shorthand, 3 x forward, is that upper bound.
 ``hardware``
-    What the program executes: padding tokens, the pairs its attention kernel spans, recomputation, and input gradients
-    in the first layer if any layer needs them (the scan runs the same program for all). Equals the
+    What the program executes: padding tokens, the pairs its attention kernel spans, recomputation, the permutation of
+    heads in bf16 (``nn.rotary``), and input gradients in the first layer if any layer needs them (the scan runs the
+    same program for all). Equals the
     walk over the jaxpr of the training step (``flops.jaxpr``) to the last product of the model; tests hold the two
     together.
 
@@ -117,8 +118,11 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
         [(r.num_queries, r.num_keys) for r in schedule.rectangles],
         [(padded, config.model.text_tokens)],
     )
-    needed, _ = _tally(config, layout, _BlockTokens(needed_tokens, layout.num_pairs), is_scanned=False)
-    executed, blocks = _tally(config, layout, _BlockTokens(padded, schedule.num_executed_pairs), is_scanned=True)
+    turned = config.model.width // config.model.num_heads if config.model.compute_dtype == "bfloat16" else 0
+    needed, _ = _tally(config, layout, _BlockTokens(needed_tokens, layout.num_pairs, 0), is_scanned=False)
+    executed, blocks = _tally(
+        config, layout, _BlockTokens(padded, schedule.num_executed_pairs, turned), is_scanned=True
+    )
     hardware = executed.training()
     is_rematerialised = config.model.remat in _REMATERIALISED and any(blocks.backward.values())
     # Scores, not weighted values, are computed once more: half of the forward FLOPs. Of chunks always, of the rest
@@ -130,9 +134,8 @@ def count_flops(config: RunConfig, layout: Layout) -> FlopCount:
         else:
             again = blocks.forward[name] if is_rematerialised else chunked
         hardware[name] += again // 2 * bool(blocks.backward[name])
-    if is_rematerialised:
-        for name, flops in blocks.recomputed().items():
-            hardware[name] += 0 if name in _ATTENTION else flops
+    for name, flops in (blocks.recomputed() if is_rematerialised else blocks.turned).items():
+        hardware[name] += flops if name not in _ATTENTION and any(blocks.backward.values()) else 0
     return FlopCount(
         forward=dict(needed.forward),
         model=needed.training(),
@@ -178,10 +181,17 @@ _ATTENTION_COMPONENTS = {"self": ("self_projections", "self_projections"), "cros
 
 
 class _BlockTokens(NamedTuple):
-    """What goes through a block: tokens, and query-key pairs of self-attention."""
+    """What goes through a block.
+
+    Attributes:
+      tokens: Tokens.
+      pairs: Query-key pairs of self-attention.
+      turned: Dims of a head that its rotary embedding multiplies by a constant matrix; 0 where it does not.
+    """
 
     tokens: int
     pairs: int
+    turned: int
 
 
 class _Gradients(NamedTuple):
@@ -261,6 +271,9 @@ def _tally_block(tally: Tally, config: RunConfig, size: _BlockTokens, into: _Gra
                 ("value", into_keys, keys, seen),
             )
         )
+        if kind == "self":
+            for needs in (query, key):
+                tally.turn(into_queries, layers.linear(size.tokens, model.width, size.turned), needs=needs)
         out = tally.scores(f"{kind}_scores", flops, query=query, key=key, value=value)
         return tally.linear(into_queries, f"{path}.out_kernel", size.tokens, needs=out)
 

@@ -22,12 +22,14 @@ class Tally:
       forward: Of one forward pass.
       backward: What a backward pass adds.
       unused: Share of ``forward`` that no gradient needs, so that rematerialisation leaves it out.
+      turned: Share of ``forward`` that rotary embeddings multiply by a constant matrix.
     """
 
     def __init__(self, components: Iterable[str], kernels: Mapping[str, Kernel], finetune: FinetuneConfig) -> None:
         self.forward: dict[str, int] = dict.fromkeys(components, 0)
         self.backward: dict[str, int] = dict.fromkeys(self.forward, 0)
         self.unused: dict[str, int] = dict.fromkeys(self.forward, 0)
+        self.turned: dict[str, int] = dict.fromkeys(self.forward, 0)
         self._kernels, self._finetune = kernels, finetune
 
     def trains(self, *paths: str) -> bool:
@@ -70,6 +72,12 @@ class Tally:
         self.backward[component] += flops // 2 * ((query or key) + query + key + value)
         return query or key or value
 
+    def turn(self, component: str, flops: int, *, needs: bool) -> None:
+        """Adds the product of heads and the constant matrix that exchanges their halves (``nn.rotary``)."""
+        self.forward[component] += flops
+        self.backward[component] += flops * needs
+        self.turned[component] += flops
+
     def add(self, other: Tally, times: int) -> None:
         """Adds ``times`` what ``other`` holds."""
         for mine, theirs in zip(self._parts(), other._parts(), strict=True):
@@ -85,4 +93,4 @@ class Tally:
         return {name: self.forward[name] - self.unused[name] for name in self.forward}
 
     def _parts(self) -> tuple[dict[str, int], ...]:
-        return self.forward, self.backward, self.unused
+        return self.forward, self.backward, self.unused, self.turned

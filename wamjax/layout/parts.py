@@ -7,6 +7,7 @@ another order of the tokens (all pieces, in that order).
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable
 
 from wamjax.layout.schedule import Rectangle, Schedule, Span, merge_spans, span_length
@@ -75,7 +76,7 @@ def _cut_diagonal(
             first = place + whole - span[0]
             inner = [bound for bound in bounds if first < bound < first + count]
             edges = [first, *inner, first + count]
-            for low, high in zip(edges, edges[1:], strict=False):
+            for low, high in itertools.pairwise(edges):
                 rows = (start + low - first, start + high - first)
                 seen = [(at, at, last - begin) for begin, last, at in columns if last <= low]
                 triangle = None

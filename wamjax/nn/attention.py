@@ -36,7 +36,7 @@ from wamjax.types import Heads, KeyHeads
 
 __all__ = ["ATTENTION_IN", "ATTENTION_OUT", "ATTENTION_SCORES", "attend", "attend_self", "choose_kernel"]
 
-# Name by which a rematerialisation policy keeps queries, keys and values where attention reads them, after any exchange.
+# Name by which a rematerialisation policy keeps what attention reads, after any exchange.
 ATTENTION_IN = "attention_in"
 
 Attend = Callable[[Heads, KeyHeads, KeyHeads, Schedule], Heads]

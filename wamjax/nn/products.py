@@ -2,6 +2,9 @@
 
 JAX derives the gradient of a kernel as a transposed product, which XLA on a CPU runs at a third of the speed of a plain
 one, and behind which it computes the whole chain of elementwise gradients a second time, column by column.
+
+In explicit blocks activations and their gradients enter and leave a product row-major: a TPU's compiler otherwise lets
+products choose the layout of heads, and copies them between product, exchange and attention kernel.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.config.choices import Matmul
 from wamjax.nn.quantised import quantised_einsum
+from wamjax.parallel.explicit import row_major
 
 PRODUCT = "product"  # name by which a rematerialisation policy keeps what a product returns
 
@@ -57,8 +61,9 @@ def project(
       The product in the dtype of ``x``.
     """
     matmul = _MATMUL.get() if precision is None else ""
-    product: jax.Array = checkpoint_name(_project(x, kernel, spec or _dense(x.ndim), precision, matmul), PRODUCT)
-    return product
+    product = row_major(_project(row_major(x), kernel, spec or _dense(x.ndim), precision, matmul))
+    named: jax.Array = checkpoint_name(product, PRODUCT)
+    return named
 
 
 def _dense(num_dims: int) -> str:

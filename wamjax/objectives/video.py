@@ -49,6 +49,7 @@ class VideoObjective:
     """
 
     config: RunConfig
+    layout: Layout = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         backbone = self.backbone
@@ -62,17 +63,13 @@ class VideoObjective:
                 "config.backbone takes condition channels, an image or a padding mask, which formulation video does "
                 "not have; pretrain a text-to-video backbone (wan2.1-t2v-14b)"
             )
+        object.__setattr__(self, "layout", build_layout(self.config))
 
     @property
     def backbone(self) -> VideoTransformerConfig:
         """The model's configuration."""
         assert self.config.backbone is not None, "this objective is for backbones"
         return self.config.backbone
-
-    @property
-    def layout(self) -> Layout:
-        """The clip, padded as the configuration says."""
-        return build_layout(self.config)
 
     def make_model(self, key: PRNGKey) -> VideoTransformer:
         """Makes the backbone, its low-rank updates included."""

@@ -46,11 +46,10 @@ class WorldActionObjective:
     """Video and actions denoised together by the small world-action model (``objectives.objective.Objective``)."""
 
     config: RunConfig
+    layout: Layout = dataclasses.field(init=False)
 
-    @property
-    def layout(self) -> Layout:
-        """The layout that the configuration describes."""
-        return build_layout(self.config)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", build_layout(self.config))
 
     def make_model(self, key: PRNGKey) -> WorldActionModel:
         """Makes the model, its low-rank updates included."""

@@ -20,9 +20,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from wamjax.config.choices import ContextMethod
 from wamjax.errors import ConfigError
+from wamjax.parallel.explicit import row_major
 from wamjax.parallel.rules import active_placement, constrain
 
 CONTEXT = "context"
@@ -103,7 +105,11 @@ def split_heads(x: jax.Array, ways: int) -> jax.Array:
     placement = active_placement()
     if placement is None or not placement.is_local:
         return constrain(x, "batch", "attention_heads", None, None)
-    return _exchange(x, ways, split_axis=1, concat_axis=2)
+    if ways == 1:
+        return x
+    batch, heads, tokens, dims = x.shape
+    parts = _exchange(x.reshape(batch, ways, heads // ways, tokens, dims))
+    return row_major(jnp.swapaxes(parts, 1, 2).reshape(batch, heads // ways, ways * tokens, dims))
 
 
 def join_heads(x: jax.Array, ways: int) -> jax.Array:
@@ -111,14 +117,21 @@ def join_heads(x: jax.Array, ways: int) -> jax.Array:
     placement = active_placement()
     if placement is None or not placement.is_local:
         return constrain(x, "batch", "attention_heads", None, None)
-    return _exchange(x, ways, split_axis=2, concat_axis=1)
-
-
-def _exchange(x: jax.Array, ways: int, *, split_axis: int, concat_axis: int) -> jax.Array:
     if ways == 1:
         return x
-    size = jax.lax.axis_size(CONTEXT)
+    batch, heads, tokens, dims = x.shape
+    parts = jnp.swapaxes(row_major(x).reshape(batch, heads, ways, tokens // ways, dims), 1, 2)
+    return _exchange(parts).reshape(batch, ways * heads, tokens // ways, dims)
+
+
+def _exchange(parts: jax.Array) -> jax.Array:
+    """Sends part i of ``[b ways k n e]`` to the i-th of ``ways`` neighbours, and returns what they sent, in order.
+
+    What is sent and what arrives is contiguous: the one transposition of an exchange stays outside.
+    """
+    ways, size = parts.shape[1], jax.lax.axis_size(CONTEXT)
     groups = None if ways == size else [list(range(first, first + ways)) for first in range(0, size, ways)]
-    return jax.lax.all_to_all(
-        x, CONTEXT, split_axis=split_axis, concat_axis=concat_axis, axis_index_groups=groups, tiled=True
+    arrived = jax.lax.all_to_all(
+        row_major(parts), CONTEXT, split_axis=1, concat_axis=1, axis_index_groups=groups, tiled=True
     )
+    return row_major(arrived)

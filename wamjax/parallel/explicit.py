@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from wamjax.config.choices import WeightExchange
@@ -58,6 +59,14 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
         context_method=config.context_method,
         attention_kernel=config.attention_kernel,
     )
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """Pins a local array and its gradient row-major in memory, the last dim contiguous; identity on whole arrays."""
+    placement = active_placement()
+    if placement is None or not placement.is_local:
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
