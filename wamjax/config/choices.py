@@ -21,5 +21,8 @@ WeightExchange = Literal["auto", "all_gather", "all_to_all"]
 # How self-attention is shared over the context axis. See ``parallel.context``.
 ContextMethod = Literal["auto", "ulysses", "all_gather", "ring", "ulysses_ring"]
 
+# How tokens are dealt out to the context axis where attention needs them balanced. See ``layout.balance``.
+TokenPlacement = Literal["balanced", "natural"]
+
 # What computes attention. See ``nn.attention``.
 AttentionKernel = Literal["auto", "rectangles", "blockwise", "splash"]

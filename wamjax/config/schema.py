@@ -10,7 +10,8 @@ import dataclasses
 from typing import Literal
 
 from wamjax.config.backbone import VideoTransformerConfig
-from wamjax.config.choices import AttentionKernel, ContextMethod, DType, Matmul, Remat, RulePreset, WeightExchange
+from wamjax.config.choices import DType, Matmul, Remat
+from wamjax.config.parallel import ParallelConfig
 
 # A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
 ViewPlacement = tuple[str, int, int, int, int]
@@ -262,38 +263,6 @@ class FinetuneConfig:
     lora_targets: tuple[str, ...] = ()
     lora_rank: int = 16
     lora_alpha: float = 16.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """Sizes of the mesh axes. Their product must be the number of devices.
-
-    An axis of size -1 takes what is left; several axes of -1 share what is left, prime factor by prime factor,
-    leftmost first (8 devices on ``fsdp=-1, context=-1`` give 4 x 2, 4 devices 2 x 2, 1 device 1 x 1).
-
-    Attributes:
-      data: Replicas of the parameters; the batch is split over it.
-      fsdp: Parameters and optimizer state are split over it, and the batch too.
-      context: The token sequence is split over it (inside attention as ``context_method`` says).
-      tensor: Heads and feed-forward hidden units are split over it.
-      rules: Where parameters go: ``fsdp``: split over fsdp (and tensor); ``fsdp_context``: over context too.
-      blocks: ``sharded``: XLA places the collectives of the blocks from shardings alone, on any mesh. ``explicit``: the
-        blocks are one program per device that says which collectives move weights and tokens; needs tensor = 1.
-      weight_exchange: With ``explicit``, how weights are gathered: ``auto`` picks by chip (``parallel.explicit``).
-      context_method: How self-attention is shared over context: ``auto`` picks by the number of heads
-        (``parallel.context``).
-      attention_kernel: What computes attention: ``auto`` picks by platform (``nn.attention``).
-    """
-
-    data: int = 1
-    fsdp: int = -1
-    context: int = 1
-    tensor: int = 1
-    rules: RulePreset = "fsdp"
-    blocks: Literal["sharded", "explicit"] = "sharded"
-    weight_exchange: WeightExchange = "auto"
-    context_method: ContextMethod = "auto"
-    attention_kernel: AttentionKernel = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

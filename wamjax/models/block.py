@@ -64,7 +64,7 @@ class Block(nnx.Module):
         """Makes the block of ``config``."""
         keys = jax.random.split(key, 4)
         width, self.dtype, self.eps = config.width, config.compute_dtype, config.norm_eps
-        self.kind = config.modulation
+        self.kind, self.num_heads = config.modulation, config.num_heads
         self.matmul: Matmul = config.matmul
         self.self_attention = Attention(keys[0], config)
         self.cross_attention = Attention(

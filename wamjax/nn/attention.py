@@ -24,6 +24,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool
 
 from wamjax.errors import ConfigError
+from wamjax.layout.balance import TokenOrder, balance_order, imbalance
 from wamjax.layout.schedule import Rectangle, Schedule
 from wamjax.nn.blockwise import BLOCKWISE
 from wamjax.nn.kernel import ATTENTION_OUT, Kernel, attend_kernel
@@ -34,12 +35,21 @@ from wamjax.parallel.context import CONTEXT, ContextPlan, check_tokens_divide, j
 from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
 from wamjax.types import Heads, KeyHeads
 
-__all__ = ["ATTENTION_IN", "ATTENTION_OUT", "ATTENTION_SCORES", "attend", "attend_self", "choose_kernel"]
+__all__ = [
+    "ATTENTION_IN",
+    "ATTENTION_OUT",
+    "ATTENTION_SCORES",
+    "attend",
+    "attend_self",
+    "choose_kernel",
+    "describe_attention",
+    "token_order",
+]
 
 # Name by which a rematerialisation policy keeps what attention reads, after any exchange.
 ATTENTION_IN = "attention_in"
 
-Attend = Callable[[Heads, KeyHeads, KeyHeads, Schedule], Heads]
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Schedule], jax.Array]
 
 
 def _attend_blockwise(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule) -> Heads:
@@ -104,7 +114,7 @@ def attend(
     names = ("batch", "attention_heads", None, None) if split == "heads" else ("batch", "heads", "tokens", None)
     whole = (*names[:2], None, None)
     local = schedule if split == "heads" else _part_of_queries(schedule, placement.mesh.shape[CONTEXT])
-    return _run_local(lambda *args: KERNELS[kernel](*args, local), placement, (q, names), (k, whole), (v, whole))
+    return _run_local(lambda q, k, v: KERNELS[kernel](q, k, v, local), placement, (q, names), (k, whole), (v, whole))
 
 
 def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kernel: str = "auto") -> Heads:
@@ -130,8 +140,8 @@ def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kerne
     # Where arrays are local, so are heads; there tensor is 1.
     plan = plan_context(placement.context_method, q.shape[1], sizes)
     if plan.ring == 1:
-        split = [split_heads(part, plan.ulysses) for part in (q, k, v)]
-        return join_heads(attend(*_named(*split), schedule, kernel=kernel), plan.ulysses)
+        parts = _exchanged(q, k, v, plan.ulysses)
+        return join_heads(attend(*parts, schedule, kernel=kernel), plan.ulysses)
     kernel = choose_kernel(placement) if kernel == "auto" else _known(kernel)
     if kernel not in PARTS:
         raise ConfigError(
@@ -148,6 +158,34 @@ def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kerne
         return run(q, k, v)
     names = ("batch", "heads", "tokens", None)
     return _run_local(run, placement, (q, names), (k, names), (v, names))
+
+
+def token_order(placement: Placement, schedule: Schedule, num_heads: int) -> TokenOrder | None:
+    """Returns the order in which the context axis should hold the tokens of ``schedule``; None for their own.
+
+    Where every device has the whole sequence (Ulysses), order does not matter.
+    """
+    plan = plan_context(placement.context_method, num_heads, placement.mesh.shape)
+    divides = schedule.num_queries % placement.mesh.shape[CONTEXT] == 0
+    if plan.ring == 1 or placement.token_placement == "natural" or not divides:
+        return None
+    order = balance_order(schedule, plan.ring, plan.exchange, plan.ulysses)
+    return None if order.is_natural else order
+
+
+def describe_attention(placement: Placement, schedule: Schedule, num_heads: int) -> str:
+    """Returns one line: the kernel, how the context axis is used, and how even its load is."""
+    plan = plan_context(placement.context_method, num_heads, placement.mesh.shape)
+    line = f"attention: kernel {choose_kernel(placement)}; context {plan}"
+    if plan.ring == 1:
+        return line
+    check_tokens_divide(schedule.num_queries, placement.mesh.shape[CONTEXT], "tokens")
+    order = token_order(placement, schedule, num_heads)
+    natural = imbalance(schedule, plan.ring, plan.exchange)
+    if order is None:
+        return f"{line}; tokens in their own order, longest / mean work {natural:.3f}"
+    balanced = imbalance(order.apply(schedule), plan.ring, plan.exchange)
+    return f"{line}; tokens in {len(order.pieces)} pieces, longest / mean work {balanced:.3f} ({natural:.3f} in order)"
 
 
 def choose_kernel(placement: Placement | None, *, is_masked: bool = False) -> str:
@@ -171,11 +209,10 @@ def _attend_parts(
         ways=plan.ring,
         stride=plan.ulysses,
         size=plan.ring * plan.ulysses,
-        method="all_gather" if plan.method == "all_gather" else "ring",
+        exchange=plan.exchange,
         kernel=kernel,
     )
-    parts = _named(*(split_heads(part, plan.ulysses) for part in (q, k, v)))
-    return join_heads(attend_split(*parts, split), plan.ulysses)
+    return join_heads(attend_split(*_exchanged(q, k, v, plan.ulysses), split), plan.ulysses)
 
 
 def _run_local(
@@ -204,8 +241,12 @@ def _part_of_queries(schedule: Schedule, ways: int) -> Schedule:
     return Schedule(part, schedule.num_keys, (Rectangle(((0, part),), ((0, schedule.num_keys),)),))
 
 
-def _named(*parts: jax.Array) -> list[jax.Array]:
-    return [checkpoint_name(part, ATTENTION_IN) for part in parts]
+def _exchanged(q: jax.Array, k: jax.Array, v: jax.Array, ways: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return _named(split_heads(q, ways), split_heads(k, ways), split_heads(v, ways))
+
+
+def _named(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return checkpoint_name(q, ATTENTION_IN), checkpoint_name(k, ATTENTION_IN), checkpoint_name(v, ATTENTION_IN)
 
 
 def _known(kernel: str) -> str:

@@ -36,7 +36,7 @@ class SplitSequence:
       ways: Parts of the sequence.
       stride: Distance, on the context axis, of devices that hold neighbouring parts (the same heads).
       size: Devices on the context axis.
-      method: How keys and values get to the queries.
+      exchange: How keys and values come to the queries.
       kernel: What attends.
     """
 
@@ -44,7 +44,7 @@ class SplitSequence:
     ways: int
     stride: int
     size: int
-    method: Literal["ring", "all_gather"]
+    exchange: Literal["ring", "all_gather"]
     kernel: Kernel
 
     @property
@@ -106,7 +106,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, split: SplitSequence) -> 
 
 
 def _backward(split: SplitSequence, kept: _Kept, grad: jax.Array) -> tuple[jax.Array, ...]:
-    run = _ring_gradients if split.method == "ring" else _gathered_gradients
+    run = _ring_gradients if split.exchange == "ring" else _gathered_gradients
     return tuple(part.astype(like.dtype) for part, like in zip(run(split, kept, grad), kept[:3], strict=True))
 
 
@@ -114,7 +114,7 @@ attend_split.defvjp(_forward, _backward)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, split: SplitSequence) -> Normalised:
-    if split.method == "all_gather":
+    if split.exchange == "all_gather":
         everything = _all_keys_schedules(split)
         return _switch(split, everything, _forward_of(split.kernel), q, *_gathered(split, (k, v)))
     whole, held, steps = None, (k, v), split.steps()

@@ -164,8 +164,8 @@ def make_splash(interpret: bool = False) -> Kernel:
         options = {name: value for name, value in kernel.kwargs.items() if name not in ("save_residuals", "interpret")}
 
         def one_head(q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, lse: jax.Array, grad: jax.Array) -> Any:
+            q, k, v, out, lse = (x[None] for x in (q, k, v, out, lse))
             kept = (q, k, v, None, None, out, lse, kernel.dq_mask_info, kernel.dkv_mask_info)
-            kept = tuple(x[None] if isinstance(x, jax.Array) else x for x in kept)
             # The kernel's own backward pass takes the normaliser as it is given; no public function does.
             grads = kernels._splash_attention_bwd(
                 save_residuals=False, interpret=interpret, res=kept, do=grad[None], **options

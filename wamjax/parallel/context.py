@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,11 @@ class ContextPlan(NamedTuple):
     method: ContextMethod
     ulysses: int
     ring: int
+
+    @property
+    def exchange(self) -> Literal["ring", "all_gather"]:
+        """How keys come to the queries of another part, where there is more than one."""
+        return "all_gather" if self.method == "all_gather" else "ring"
 
     def __str__(self) -> str:
         if self.ulysses * self.ring == 1:

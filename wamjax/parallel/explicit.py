@@ -57,6 +57,7 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
         blocks=config.blocks,
         weight_exchange=exchange,
         context_method=config.context_method,
+        token_placement=config.token_placement,
         attention_kernel=config.attention_kernel,
     )
 

@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wamjax.config.choices import AttentionKernel, ContextMethod, RulePreset, WeightExchange
+from wamjax.config.choices import AttentionKernel, ContextMethod, RulePreset, TokenPlacement, WeightExchange
 from wamjax.errors import ConfigError
 
 MeshAxes = str | tuple[str, ...] | None
@@ -77,6 +77,7 @@ class Placement:
       blocks: Who writes the collectives of the blocks: XLA from shardings, or ``parallel.explicit``.
       weight_exchange: How explicit blocks gather weights.
       context_method: How self-attention is shared over the context axis.
+      token_placement: How tokens are dealt out to it where attention needs them balanced.
       attention_kernel: What computes attention.
       is_local: Whether what is traced is one device's part of the blocks, where arrays are local.
     """
@@ -86,6 +87,7 @@ class Placement:
     blocks: Literal["sharded", "explicit"] = "sharded"
     weight_exchange: WeightExchange = "all_gather"
     context_method: ContextMethod = "auto"
+    token_placement: TokenPlacement = "balanced"
     attention_kernel: AttentionKernel = "auto"
     is_local: bool = False
 
