@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.layout.random_layouts import random_layout
 from tests.tiny import TINY
 from wamjax.batch import fake_batch
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.schema import ParallelConfig
+from wamjax.layout import joint_layout
 from wamjax.models.block import Conditioning
 from wamjax.models.stack import run_blocks, stack_blocks
 from wamjax.nn.attention import describe_attention, token_order
@@ -47,7 +47,8 @@ def _step(**parallel):
 
 
 def test_blocks_on_a_ring_with_balanced_tokens_equal_one_device():
-    layout_pass = random_layout(4, multiple=8).full_pass()
+    sizes = {"num_blocks": 2, "frames_per_block": 1, "grid": (1, 2), "actions_per_block": 2, "states_per_block": 1}
+    layout_pass = joint_layout(**sizes, pad_multiple=8).full_pass()
     config = BlockConfig(width=8, num_heads=1, ffn_width=8)
     blocks = stack_blocks(jax.random.key(0), config, 1)
     keys = jax.random.split(jax.random.key(1), 5)
@@ -75,7 +76,7 @@ def test_blocks_on_a_ring_with_balanced_tokens_equal_one_device():
     assert token_order(placement, layout_pass.schedule, 1) is not None
     for measured, expected in zip(run(placement), run(None), strict=True):
         np.testing.assert_allclose(measured, expected, rtol=2e-5, atol=1e-5)
-    description = describe_attention(placement, layout_pass.schedule, 1)
+    description = describe_attention(placement, layout_pass.schedule, config)
     assert "context ring: 1 parts of the heads x 2 parts of the sequence; tokens in" in description
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from tests.layout.random_layouts import random_layout
+from wamjax.errors import ConfigError
 from wamjax.layout import joint_layout
 from wamjax.layout.parts import cut, even_parts
 from wamjax.nn import blockwise, rectangles
+from wamjax.nn.cudnn import attend_cudnn
 from wamjax.nn.kernel import attend_kernel, merge
 from wamjax.nn.splash import make_splash
 
@@ -20,7 +22,7 @@ KERNELS = {"blockwise": blockwise.BLOCKWISE, "rectangles": rectangles.RECTANGLES
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(blockwise, "BLOCK", 16)
-    monkeypatch.setattr(rectangles, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(rectangles, "QUERY_CHUNK", 16)
 
 
 def _inputs(num_queries, num_keys, seed=0):
@@ -57,7 +59,17 @@ def _layout(kernel, seed, parts):
     )
 
 
-CASES = [*(("rectangles", seed) for seed in (0, 1)), *(("blockwise", seed) for seed in (1, 2)), ("splash", 0)]
+# Seed 1 has a triangle in its layout.
+CASES = [
+    ("rectangles", 1),
+    ("blockwise", 1),
+    ("splash", 0),
+    *(
+        pytest.param(kernel, seed, marks=pytest.mark.slow)
+        for kernel in ("rectangles", "blockwise")
+        for seed in range(6)
+    ),
+]
 
 
 @pytest.mark.parametrize(("kernel", "seed"), CASES)
@@ -98,3 +110,20 @@ def test_parts_of_the_keys_merge_into_the_whole_with_gradients(kernel, seed):
 
     inputs = _inputs(schedule.num_queries, schedule.num_keys)
     _close(ours(*inputs), dense(*inputs))
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 2, 3))])
+def test_cudnn_calls_cover_the_schedule(seed):
+    # The calls themselves by XLA: which queries, keys and modes they have is what is ours.
+    layout = random_layout(seed)
+    schedule = layout.full_pass().schedule
+    q, k, v, _ = _inputs(schedule.num_queries, schedule.num_keys)
+    ours = jax.jit(lambda *args: attend_cudnn(*args, schedule, implementation="xla"))(q, k, v)
+    _close((ours,), (_dense(q, k, v, schedule.dense_mask()),))
+
+
+def test_cudnn_refuses_float32_and_names_the_ways_out():
+    schedule = random_layout(0).full_pass().schedule
+    q, k, v, _ = _inputs(schedule.num_queries, schedule.num_keys)
+    with pytest.raises(ConfigError, match=r"got float32 and 8; .*compute_dtype=bfloat16 .*attention_kernel=rectangles"):
+        attend_cudnn(q, k, v, schedule)

@@ -25,4 +25,4 @@ ContextMethod = Literal["auto", "ulysses", "all_gather", "ring", "ulysses_ring"]
 TokenPlacement = Literal["balanced", "natural"]
 
 # What computes attention. See ``nn.attention``.
-AttentionKernel = Literal["auto", "rectangles", "blockwise", "splash"]
+AttentionKernel = Literal["auto", "rectangles", "blockwise", "splash", "cudnn"]

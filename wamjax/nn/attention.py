@@ -10,6 +10,7 @@ kernel     platform what it is
 rectangles any      Dense rectangles in plain XLA, a chunk of queries at a time (``nn.rectangles``).
 blockwise  any      A loop over the touched blocks with an online softmax (``nn.blockwise``).
 splash     TPU      Pallas kernel on the touched blocks (``nn.splash``).
+cudnn      GPU      cuDNN's fused kernel on the dense rectangles (``nn.cudnn``).
 ========== ======== ==========================================================================================
 """
 
@@ -20,13 +21,16 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool
 
+from wamjax.config.backbone import BlockConfig
 from wamjax.errors import ConfigError
 from wamjax.layout.balance import TokenOrder, balance_order, imbalance
 from wamjax.layout.schedule import Rectangle, Schedule
 from wamjax.nn.blockwise import BLOCKWISE
+from wamjax.nn.cudnn import attend_cudnn, supports, unfused
 from wamjax.nn.kernel import ATTENTION_OUT, Kernel, attend_kernel
 from wamjax.nn.rectangles import ATTENTION_SCORES, RECTANGLES, attend_rectangles
 from wamjax.nn.ring import SplitSequence, attend_split
@@ -61,6 +65,7 @@ KERNELS: dict[str, Attend] = {
     "rectangles": attend_rectangles,
     "blockwise": _attend_blockwise,
     "splash": functools.partial(attend_splash, name=ATTENTION_OUT),
+    "cudnn": attend_cudnn,
 }
 PARTS: dict[str, Kernel] = {"rectangles": RECTANGLES, "blockwise": BLOCKWISE, "splash": SPLASH}
 
@@ -98,7 +103,9 @@ def attend(
       ValueError: The arrays do not have the schedule's sizes.
     """
     placement = active_placement()
-    kernel = choose_kernel(placement, is_masked=key_mask is not None) if kernel == "auto" else _known(kernel)
+    if kernel == "auto":
+        kernel = "rectangles" if key_mask is not None else choose_kernel(placement, v.dtype, q.shape[3])
+    _check_known(kernel)
     if (q.shape[2], k.shape[2]) != (schedule.num_queries, schedule.num_keys):
         raise ValueError(
             f"attention got {q.shape[2]} queries and {k.shape[2]} keys; its schedule holds {schedule.num_queries} and "
@@ -142,7 +149,9 @@ def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kerne
     if plan.ring == 1:
         parts = _exchanged(q, k, v, plan.ulysses)
         return join_heads(attend(*parts, schedule, kernel=kernel), plan.ulysses)
-    kernel = choose_kernel(placement) if kernel == "auto" else _known(kernel)
+    if kernel == "auto":
+        kernel = choose_kernel(placement, v.dtype, q.shape[3], is_in_parts=True)
+    _check_known(kernel)
     if kernel not in PARTS:
         raise ConfigError(
             f"attention kernel {kernel} cannot attend to parts of the keys, as config.parallel.context_method="
@@ -173,14 +182,17 @@ def token_order(placement: Placement, schedule: Schedule, num_heads: int) -> Tok
     return None if order.is_natural else order
 
 
-def describe_attention(placement: Placement, schedule: Schedule, num_heads: int) -> str:
+def describe_attention(placement: Placement, schedule: Schedule, block: BlockConfig) -> str:
     """Returns one line: the kernel, how the context axis is used, and how even its load is."""
-    plan = plan_context(placement.context_method, num_heads, placement.mesh.shape)
-    line = f"attention: kernel {choose_kernel(placement)}; context {plan}"
+    plan = plan_context(placement.context_method, block.num_heads, placement.mesh.shape)
+    kernel = choose_kernel(placement, block.compute_dtype, block.head_dim, is_in_parts=plan.ring > 1)
+    line = f"attention: kernel {kernel}; context {plan}"
+    if kernel == "cudnn" and unfused(schedule):
+        line += f"; {unfused(schedule)} of {len(schedule.rectangles)} rectangles in plain XLA (causal after a context)"
     if plan.ring == 1:
         return line
     check_tokens_divide(schedule.num_queries, placement.mesh.shape[CONTEXT], "tokens")
-    order = token_order(placement, schedule, num_heads)
+    order = token_order(placement, schedule, block.num_heads)
     natural = imbalance(schedule, plan.ring, plan.exchange)
     if order is None:
         return f"{line}; tokens in their own order, longest / mean work {natural:.3f}"
@@ -188,16 +200,28 @@ def describe_attention(placement: Placement, schedule: Schedule, num_heads: int)
     return f"{line}; tokens in {len(order.pieces)} pieces, longest / mean work {balanced:.3f} ({natural:.3f} in order)"
 
 
-def choose_kernel(placement: Placement | None, *, is_masked: bool = False) -> str:
-    """Returns the kernel of what is traced: what the placement asks for, or by platform: splash on TPUs.
+def choose_kernel(
+    placement: Placement | None, dtype: jnp.dtype | str, head_dim: int, *, is_in_parts: bool = False
+) -> str:
+    """Returns the kernel of what is traced: what the placement asks for, or by platform.
 
-    A mask of keys is always the rectangles' task.
+    Splash on TPUs; cuDNN on GPUs, where it has a kernel for such heads and the keys are not in parts (it gives no
+    normalisers in fp32); else rectangles.
+
+    Args:
+      placement: The active one.
+      dtype: Of the values.
+      head_dim: Of the heads.
+      is_in_parts: Whether attention is put together from parts of the keys.
     """
-    if placement is None or is_masked:
+    if placement is None:
         return "rectangles"
     if placement.attention_kernel != "auto":
-        return _known(placement.attention_kernel)
-    return "splash" if placement.mesh.devices.flat[0].platform == "tpu" else "rectangles"
+        return placement.attention_kernel
+    platform = placement.mesh.devices.flat[0].platform
+    if platform == "gpu" and not is_in_parts and supports(jnp.dtype(dtype), head_dim):
+        return "cudnn"
+    return "splash" if platform == "tpu" else "rectangles"
 
 
 def _attend_parts(
@@ -249,9 +273,8 @@ def _named(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Arr
     return checkpoint_name(q, ATTENTION_IN), checkpoint_name(k, ATTENTION_IN), checkpoint_name(v, ATTENTION_IN)
 
 
-def _known(kernel: str) -> str:
+def _check_known(kernel: str) -> None:
     if kernel not in KERNELS:
         raise ConfigError(
             f"attention kernel {kernel!r} is unknown; set config.parallel.attention_kernel to one of {sorted(KERNELS)}"
         )
-    return kernel

@@ -28,11 +28,11 @@ def attend_rectangles(
     """Attention as a list of dense rectangles, in plain XLA (any platform)."""
     pieces: list[tuple[Span, jax.Array]] = []
     for rectangle in schedule.rectangles:
-        keys = _keys(rectangle)
-        seen = None if key_mask is None else _take(key_mask, keys, axis=1)
-        out = _attend_rectangle(_take(q, rectangle.queries), _take(k, keys), _take(v, keys), rectangle, seen)
-        pieces += _spread(rectangle.queries, out)
-    return _lay_out(pieces, schedule.num_queries)
+        keys = keys_of(rectangle)
+        seen = None if key_mask is None else take(key_mask, keys, axis=1)
+        out = _attend_rectangle(take(q, rectangle.queries), take(k, keys), take(v, keys), rectangle, seen)
+        pieces += spread(rectangle.queries, out)
+    return lay_out(pieces, schedule.num_queries)
 
 
 def forward(q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule) -> Normalised:
@@ -40,17 +40,17 @@ def forward(q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule) -> Nor
     outs: list[tuple[Span, jax.Array]] = []
     lses: list[tuple[Span, jax.Array]] = []
     for rectangle in schedule.rectangles:
-        keys = _keys(rectangle)
+        keys = keys_of(rectangle)
         for rows, limits in _chunks(rectangle):
-            queries = _chunk(_take(q, rows), _chunk_size(rows))
-            out, highest, scale = _chunk_outputs(queries, _take(k, keys), _take(v, keys), limits, None)
+            queries = _chunk(take(q, rows), _chunk_size(rows))
+            out, highest, scale = _chunk_outputs(queries, take(k, keys), take(v, keys), limits, None)
             lse = _unchunk((highest - jnp.log(scale))[..., None])
-            outs += _spread(rows, out)
-            lses += _spread(rows, lse)
+            outs += spread(rows, out)
+            lses += spread(rows, lse)
     if not outs:
         return Normalised(jnp.zeros_like(q, v.dtype), jnp.full(q.shape[:3], -jnp.inf))
     n = schedule.num_queries
-    return Normalised(_lay_out(outs, n), _lay_out(lses, n, fill=-jnp.inf)[..., 0])
+    return Normalised(lay_out(outs, n), lay_out(lses, n, fill=-jnp.inf)[..., 0])
 
 
 def backward(
@@ -60,16 +60,16 @@ def backward(
     grads_q: list[tuple[Span, jax.Array]] = []
     grad_k, grad_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for rectangle in schedule.rectangles:
-        keys = _keys(rectangle)
+        keys = keys_of(rectangle)
         for rows, limits in _chunks(rectangle):
             size = _chunk_size(rows)
-            lse = _chunk(_take(whole.lse[..., None], rows), size)[..., 0]
-            queries, outs = _chunk(_take(q, rows), size), _take(whole.out, rows)
-            kept = (queries, _take(k, keys), _take(v, keys), limits, None, outs, lse, jnp.ones_like(lse))
-            by_query, by_key, by_value, *_ = _attend_chunks_backward(kept, _take(grad, rows))
-            grads_q += _spread(rows, _unchunk(by_query))
+            lse = _chunk(take(whole.lse[..., None], rows), size)[..., 0]
+            queries, outs = _chunk(take(q, rows), size), take(whole.out, rows)
+            kept = (queries, take(k, keys), take(v, keys), limits, None, outs, lse, jnp.ones_like(lse))
+            by_query, by_key, by_value, *_ = _attend_chunks_backward(kept, take(grad, rows))
+            grads_q += spread(rows, _unchunk(by_query))
             grad_k, grad_v = _add_at(grad_k, keys, by_key), _add_at(grad_v, keys, by_value)
-    return _lay_out(grads_q, schedule.num_queries) if grads_q else jnp.zeros_like(q), grad_k, grad_v
+    return lay_out(grads_q, schedule.num_queries) if grads_q else jnp.zeros_like(q), grad_k, grad_v
 
 
 RECTANGLES = Kernel(forward, backward)
@@ -198,7 +198,7 @@ def _attend_chunks_backward(kept: tuple[Any, ...], grad: jax.Array) -> tuple[Any
 _attend_chunks.defvjp(_attend_chunks_forward, _attend_chunks_backward)
 
 
-def _keys(rectangle: Rectangle) -> tuple[Span, ...]:
+def keys_of(rectangle: Rectangle) -> tuple[Span, ...]:
     """Returns the spans of a rectangle's keys, the diagonal last."""
     return (*rectangle.keys, rectangle.diagonal) if rectangle.diagonal else rectangle.keys
 
@@ -234,7 +234,7 @@ def _slice_spans(spans: Sequence[Span], first: int, last: int) -> tuple[Span, ..
     return tuple(kept)
 
 
-def _spread(spans: Sequence[Span], x: jax.Array) -> list[tuple[Span, jax.Array]]:
+def spread(spans: Sequence[Span], x: jax.Array) -> list[tuple[Span, jax.Array]]:
     """Returns the tokens of ``x`` ``[b k n e]`` by the spans they belong to."""
     pieces, offset = [], 0
     for start, stop in spans:
@@ -245,7 +245,7 @@ def _spread(spans: Sequence[Span], x: jax.Array) -> list[tuple[Span, jax.Array]]
 
 def _add_at(total: jax.Array, spans: Sequence[Span], x: jax.Array) -> jax.Array:
     """Adds the tokens of ``x`` where ``spans`` say."""
-    for (start, stop), piece in _spread(spans, x):
+    for (start, stop), piece in spread(spans, x):
         total = total.at[:, :, start:stop].add(piece.astype(total.dtype))
     return total
 
@@ -260,13 +260,13 @@ def _unchunk(x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])
 
 
-def _take(x: jax.Array, spans: Sequence[Span], axis: int = 2) -> jax.Array:
+def take(x: jax.Array, spans: Sequence[Span], axis: int = 2) -> jax.Array:
     """Returns the tokens of ``spans`` along ``axis``."""
     parts = [jax.lax.slice_in_dim(x, start, stop, axis=axis) for start, stop in spans]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
 
 
-def _lay_out(pieces: list[tuple[Span, jax.Array]], length: int, fill: float = 0.0) -> jax.Array:
+def lay_out(pieces: list[tuple[Span, jax.Array]], length: int, fill: float = 0.0) -> jax.Array:
     """Concatenates pieces by position, with ``fill`` where there is none."""
     like, laid, offset = pieces[0][1], [], 0
 

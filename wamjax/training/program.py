@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from wamjax.batch import VideoStatistics, WamBatch
+from wamjax.config.blocks import block_config
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
 from wamjax.models.world_action import WorldActionModel
@@ -175,9 +176,9 @@ def describe_sharding(program: TrainProgram) -> str:
     axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=is_names))
     sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
     config = program.config
-    num_heads = config.model.num_heads if config.backbone is None else config.backbone.block.num_heads
+    block = block_config(config.model) if config.backbone is None else config.backbone.block
     placement = make_placement(config.parallel, program.mesh)
-    attention = describe_attention(placement, program.layout.full_pass().schedule, num_heads)
+    attention = describe_attention(placement, program.layout.full_pass().schedule, block)
     lines = [
         f"mesh: {sizes}",
         attention,
