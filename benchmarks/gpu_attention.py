@@ -1,13 +1,13 @@
-"""On one GPU: attention on a layout against dense attention with a mask, and a Wan 1.3B training step against diffusers.
+"""On one GPU: attention on a layout against dense attention with a mask, and a Wan 1.3B step against diffusers.
 
     python benchmarks/gpu_attention.py [--rounds=10] [--reference_python=/path/to/python]
 
 1. DreamZero's layout (15,940 tokens, 30 % of the pairs seen), 40 heads of 128, bf16, forward and backward: cuDNN on the
    layout's rectangles against cuDNN with the layout's mask.
-2. A training step (forward, backward, AdamW; fp32 weights and moments, bf16 compute) of Wan 2.1's 1.3B transformer on one
-   clip of 33 frames at 480 x 832, 14,040 tokens: seconds, and MFU against the card's listed dense bf16 peak. Where torch
-   and diffusers are there, the same step of WanTransformer3DModel (autocast, fused AdamW, its scaled_dot_product_attention,
-   torch.compile) on the same shapes. Both count the same model FLOPs.
+2. A training step (forward, backward, AdamW; fp32 weights and moments, bf16 compute) of Wan 2.1's 1.3B transformer on
+   one clip of 33 frames at 480 x 832, 14,040 tokens: seconds, and MFU against the card's listed dense bf16 peak. Where
+   torch and diffusers are there, the same step of WanTransformer3DModel (autocast, fused AdamW, torch.compile, its
+   scaled_dot_product_attention) on the same shapes. Both count the same model FLOPs.
 
 The sides of a comparison run in turn, a step each, and ratios are of medians. Without a GPU it says so and ends.
 """
@@ -72,8 +72,8 @@ def compare_attention(rounds: int, implementation: Any = "cudnn", sizes: Any = N
     ours, theirs = (statistics.median(seconds[name]) for name in sides)
     return (
         f"attention, {layout.num_tokens} tokens, {layout.num_pairs / layout.num_tokens**2:.1%} of the pairs seen, "
-        f"{heads} heads x {HEAD_DIM}, bf16, both passes, median of {rounds}: layout {1e3 * ours:.2f} ms, dense with mask "
-        f"{1e3 * theirs:.2f} ms, x {theirs / ours:.2f}"
+        f"{heads} heads x {HEAD_DIM}, bf16, both passes, median of {rounds}: layout {1e3 * ours:.2f} ms, dense with "
+        f"mask {1e3 * theirs:.2f} ms, x {theirs / ours:.2f}"
     )
 
 
@@ -248,7 +248,7 @@ def main(argv: list[str]) -> None:
         return
     print(f"{device.device_kind}, jax {jax.__version__}")
     print(compare_attention(values.rounds), flush=True)
-    names = list(SIDES)
+    names: list[str] = list(SIDES)
     if not has_reference(values.reference_python):
         print(f"{values.reference_python} has no torch or diffusers (parity extra): no reference to compare with")
         names.remove("diffusers")

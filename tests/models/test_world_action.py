@@ -13,6 +13,7 @@ from wamjax.batch import VideoStatistics
 from wamjax.errors import ConfigError
 from wamjax.layout import Role, build_layout
 from wamjax.models.codec import PatchCodec
+from wamjax.models.remat import REMAT_POLICIES
 from wamjax.models.world_action import Streams, WorldActionModel
 
 
@@ -75,13 +76,16 @@ def test_prediction_of_a_block_reaches_the_clean_past_and_its_own_block_only(rol
     assert touched(2) == {"clean_video": {0, 1}, **{field: {2} for field in own}}
 
 
-def test_full_remat_changes_neither_outputs_nor_gradients():
+@pytest.mark.parametrize(
+    "remat", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in REMAT_POLICIES if kind != "full")]
+)
+def test_remat_changes_neither_outputs_nor_gradients(remat):
     layout = build_layout(TINY)
     streams = _streams(layout, 3 * 8 * 8)
     plain = _model()
     graphdef, state = nnx.split(plain)
     again = nnx.merge(graphdef, state)
-    again.config = dataclasses.replace(TINY.model, remat="full")
+    again.config = dataclasses.replace(TINY.model, remat=remat)
 
     def loss(model):
         outputs, _ = model(streams, layout.full_pass())

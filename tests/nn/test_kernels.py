@@ -1,16 +1,19 @@
 """Kernels in parts: normalisers, merging over parts of the keys, and gradients of every part."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from tests.layout.random_layouts import random_layout
 from wamjax.errors import ConfigError
 from wamjax.layout import joint_layout
 from wamjax.layout.parts import cut, even_parts
+from wamjax.models.remat import REMAT_POLICIES
 from wamjax.nn import blockwise, rectangles
 from wamjax.nn.cudnn import attend_cudnn
 from wamjax.nn.kernel import attend_kernel, merge
@@ -127,3 +130,16 @@ def test_cudnn_refuses_float32_and_names_the_ways_out():
     q, k, v, _ = _inputs(schedule.num_queries, schedule.num_keys)
     with pytest.raises(ConfigError, match=r"got float32 and 8; .*compute_dtype=bfloat16 .*attention_kernel=rectangles"):
         attend_cudnn(q, k, v, schedule)
+
+
+def test_cudnn_runs_forward_once_for_both_passes_and_takes_no_mask(monkeypatch):
+    # As on a GPU: cuDNN's presence and the card are asked for while tracing.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_is_flash_attention", lambda *args: None)
+    schedule = random_layout(3).full_pass().schedule
+    q, k, v, probe = (x.astype(jnp.bfloat16) for x in _inputs(schedule.num_queries, schedule.num_keys))
+    attend = jax.checkpoint(lambda *args: attend_cudnn(*args, schedule), policy=REMAT_POLICIES["attention"])
+    text = str(jax.make_jaxpr(lambda q, k, v: jax.vjp(attend, q, k, v)[1](probe))(q, k, v))
+    calls = [len(re.findall(rf"= dot_product_attention_{kind}_wrapper", text)) for kind in ("fwd", "bwd")]
+    assert calls == [len(schedule.rectangles)] * 2
+    assert f"{schedule.num_queries},{schedule.num_keys}]" not in text  # neither scores nor a mask of all pairs

@@ -41,10 +41,10 @@ def _two_steps(parallel, num_devices):
     return metrics
 
 
-@pytest.mark.parametrize("exchange", ["all_gather", pytest.param("all_to_all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("exchange", ["all_to_all", pytest.param("reduce_scatter", marks=pytest.mark.slow)])
 def test_explicit_blocks_train_as_one_device_does(exchange):
     explicit = ParallelConfig(
-        data=2, fsdp=2, context=2, rules="fsdp_context", blocks="explicit", weight_exchange=exchange
+        data=2, fsdp=2, context=2, rules="fsdp_context", blocks="explicit", gradient_exchange=exchange
     )
     expected = _two_steps(ParallelConfig(fsdp=1), 1)
     np.testing.assert_allclose(_two_steps(explicit, 8), expected, rtol=1e-5)

@@ -16,7 +16,7 @@ Remat = Literal["none", "full", "attention", "products", "exchanged", "offload"]
 RulePreset = Literal["fsdp", "fsdp_context"]
 
 # How a whole kernel is made from its parts, and its gradient's part from whole ones. See ``parallel.explicit``.
-WeightExchange = Literal["auto", "all_gather", "all_to_all"]
+GradientExchange = Literal["auto", "reduce_scatter", "all_to_all"]
 
 # How self-attention is shared over the context axis. See ``parallel.context``.
 ContextMethod = Literal["auto", "ulysses", "all_gather", "ring", "ulysses_ring"]

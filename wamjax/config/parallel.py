@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from wamjax.config.choices import AttentionKernel, ContextMethod, RulePreset, TokenPlacement, WeightExchange
+from wamjax.config.choices import AttentionKernel, ContextMethod, GradientExchange, RulePreset, TokenPlacement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class ParallelConfig:
       rules: Where parameters go: ``fsdp``: split over fsdp (and tensor); ``fsdp_context``: over context too.
       blocks: ``sharded``: XLA places the collectives of the blocks from shardings alone, on any mesh. ``explicit``: the
         blocks are one program per device that says which collectives move weights and tokens; needs tensor = 1.
-      weight_exchange: With ``explicit``, how weights are gathered: ``auto`` picks by chip (``parallel.explicit``).
+      gradient_exchange: With ``explicit``, how gradients of kernels are added up: ``auto`` picks by chip
+        (``parallel.explicit``).
       context_method: How self-attention is shared over context: ``auto`` picks by the number of heads
         (``parallel.context``).
       token_placement: Where keys come to the queries (``all_gather``, ``ring``, ``ulysses_ring``): ``balanced`` deals
@@ -37,7 +38,7 @@ class ParallelConfig:
     tensor: int = 1
     rules: RulePreset = "fsdp"
     blocks: Literal["sharded", "explicit"] = "sharded"
-    weight_exchange: WeightExchange = "auto"
+    gradient_exchange: GradientExchange = "auto"
     context_method: ContextMethod = "auto"
     token_placement: TokenPlacement = "balanced"
     attention_kernel: AttentionKernel = "auto"

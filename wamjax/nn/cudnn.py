@@ -9,15 +9,13 @@ Source: jax.nn.dot_product_attention with implementation="cudnn".
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.errors import ConfigError
 from wamjax.layout.schedule import Rectangle, Schedule, Span
-from wamjax.nn.kernel import ATTENTION_OUT
 from wamjax.nn.rectangles import attend_rectangles, keys_of, lay_out, spread, take
 
 MAX_HEAD_DIM = 128  # on every generation that has the kernel (compute capability 8.0); Hopper's takes 256
@@ -26,6 +24,14 @@ MAX_HEAD_DIM = 128  # on every generation that has the kernel (compute capabilit
 def supports(dtype: jnp.dtype, head_dim: int) -> bool:
     """Whether cuDNN has a kernel for such heads."""
     return dtype in (jnp.bfloat16, jnp.float16) and head_dim <= MAX_HEAD_DIM and head_dim % 8 == 0
+
+
+def is_cudnn_forward(primitive: Any) -> bool:
+    """Whether ``primitive`` is cuDNN's forward pass, whose output and normalisers a rematerialisation policy keeps.
+
+    They have no names: what the backward pass reads is made within JAX.
+    """
+    return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 def unfused(schedule: Schedule) -> int:
@@ -76,7 +82,7 @@ def attend_cudnn(
             implementation=implementation,
         )
         pieces += spread(rectangle.queries, jnp.swapaxes(out, 1, 2).astype(v.dtype))
-    return checkpoint_name(lay_out(pieces, schedule.num_queries), ATTENTION_OUT)
+    return lay_out(pieces, schedule.num_queries)
 
 
 def _is_fused(rectangle: Rectangle) -> bool:

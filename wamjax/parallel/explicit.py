@@ -18,25 +18,25 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
-from wamjax.config.choices import WeightExchange
+from wamjax.config.choices import GradientExchange
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
 from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement
 
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
 
-# device_kind -> exchange, all_gather otherwise. On TPU v5p a gather over three torus axes becomes an all-reduce of
-# twice the bytes and is never asynchronous, an all-to-all is; elsewhere the plain gather is better. Compiled with
-# jax 0.10.2 and libtpu 0.0.51.
-_EXCHANGES: dict[str, WeightExchange] = {"TPU v5 lite": "all_gather", "TPU v5": "all_to_all"}
+# device_kind -> exchange, reduce_scatter otherwise. On TPU v5p no reduce-scatter is asynchronous and an all-to-all is;
+# where one mesh axis is long an all-to-all takes more of the links than it saves. Compiled with jax 0.10.2 and libtpu
+# 0.0.51.
+_EXCHANGES: dict[str, GradientExchange] = {"TPU v5": "all_to_all"}
 
 
-def choose_exchange(wanted: WeightExchange, mesh: Mesh) -> WeightExchange:
-    """Returns how weights are gathered on the chips of ``mesh``."""
+def choose_exchange(wanted: GradientExchange, mesh: Mesh) -> GradientExchange:
+    """Returns how gradients of kernels are added up on the chips of ``mesh``."""
     if wanted != "auto":
         return wanted
     kind = mesh.devices.flat[0].device_kind
-    return _EXCHANGES.get(kind, "all_gather")
+    return _EXCHANGES.get(kind, "reduce_scatter")
 
 
 def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
@@ -50,12 +50,12 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
             f"config.parallel.blocks=explicit with tensor={mesh.shape['tensor']}: it needs config.parallel.tensor=1; "
             "config.parallel.blocks=sharded runs on any mesh"
         )
-    exchange = choose_exchange(config.weight_exchange, mesh)
+    exchange = choose_exchange(config.gradient_exchange, mesh)
     return Placement(
         mesh=mesh,
         rules=RULES[config.rules],
         blocks=config.blocks,
-        weight_exchange=exchange,
+        gradient_exchange=exchange,
         context_method=config.context_method,
         token_placement=config.token_placement,
         attention_kernel=config.attention_kernel,
@@ -87,7 +87,7 @@ def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
     axes = _mesh_axes(placement)
     if SPLIT_DIM not in names or not axes:
         return kernel.astype(dtype)
-    return _gather(kernel, names.index(SPLIT_DIM), dtype, axes, placement.weight_exchange)
+    return _gather(kernel, names.index(SPLIT_DIM), dtype, axes, placement.gradient_exchange)
 
 
 def _mesh_axes(placement: Placement) -> tuple[str, ...]:
@@ -98,37 +98,29 @@ def _mesh_axes(placement: Placement) -> tuple[str, ...]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4))
-def _gather(part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange) -> jax.Array:
+def _gather(part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: GradientExchange) -> jax.Array:
     """Returns the whole of an array split along ``dim`` over ``axes``, cast before it is sent."""
-    rows = jnp.moveaxis(part.astype(dtype), dim, 0)
-    if exchange == "all_to_all":
-        copies = jnp.broadcast_to(rows, (jax.lax.axis_size(axes), *rows.shape))
-        whole = jax.lax.all_to_all(copies, axes, split_axis=0, concat_axis=0, tiled=True)
-        whole = whole.reshape(-1, *rows.shape[1:])
-    else:
-        whole = jax.lax.all_gather(rows, axes, axis=0, tiled=True)
-    return jnp.moveaxis(whole, 0, dim)
+    del exchange
+    return jax.lax.all_gather(part.astype(dtype), axes, axis=dim, tiled=True)
 
 
 def _gather_forward(
-    part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange
+    part: jax.Array, dim: int, dtype: str, axes: tuple[str, ...], exchange: GradientExchange
 ) -> tuple[jax.Array, None]:
     return _gather(part, dim, dtype, axes, exchange), None
 
 
 def _gather_backward(
-    dim: int, dtype: str, axes: tuple[str, ...], exchange: WeightExchange, kept: None, grad: jax.Array
+    dim: int, dtype: str, axes: tuple[str, ...], exchange: GradientExchange, kept: None, grad: jax.Array
 ) -> tuple[jax.Array]:
     del dtype, kept
+    if exchange == "reduce_scatter":
+        return (jax.lax.psum_scatter(grad, axes, scatter_dimension=dim, tiled=True).astype(jnp.float32),)
+    ways = jax.lax.axis_size(axes)
     rows = jnp.moveaxis(grad, dim, 0)
-    if exchange == "all_to_all":
-        ways = jax.lax.axis_size(axes)
-        parts = rows.reshape(ways, rows.shape[0] // ways, *rows.shape[1:])
-        parts = jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0, tiled=True)
-        own = jnp.sum(parts, axis=0, dtype=jnp.float32)
-    else:
-        own = jax.lax.psum_scatter(rows, axes, scatter_dimension=0, tiled=True).astype(jnp.float32)
-    return (jnp.moveaxis(own, 0, dim),)
+    parts = rows.reshape(ways, rows.shape[0] // ways, *rows.shape[1:])
+    parts = jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0, tiled=True)
+    return (jnp.moveaxis(jnp.sum(parts, axis=0, dtype=jnp.float32), 0, dim),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)

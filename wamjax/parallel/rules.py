@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wamjax.config.choices import AttentionKernel, ContextMethod, RulePreset, TokenPlacement, WeightExchange
+from wamjax.config.choices import AttentionKernel, ContextMethod, GradientExchange, RulePreset, TokenPlacement
 from wamjax.errors import ConfigError
 
 MeshAxes = str | tuple[str, ...] | None
@@ -75,7 +75,7 @@ class Placement:
       mesh: The device mesh.
       rules: Rule tables.
       blocks: Who writes the collectives of the blocks: XLA from shardings, or ``parallel.explicit``.
-      weight_exchange: How explicit blocks gather weights.
+      gradient_exchange: How explicit blocks add gradients of kernels up.
       context_method: How self-attention is shared over the context axis.
       token_placement: How tokens are dealt out to it where attention needs them balanced.
       attention_kernel: What computes attention.
@@ -85,7 +85,7 @@ class Placement:
     mesh: Mesh
     rules: RuleTables = RULES["fsdp"]
     blocks: Literal["sharded", "explicit"] = "sharded"
-    weight_exchange: WeightExchange = "all_gather"
+    gradient_exchange: GradientExchange = "reduce_scatter"
     context_method: ContextMethod = "auto"
     token_placement: TokenPlacement = "balanced"
     attention_kernel: AttentionKernel = "auto"
