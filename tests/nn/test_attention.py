@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wamjax.layout import Rectangle, Schedule, joint_layout
-from wamjax.nn import attention
+from wamjax.nn import rectangles
 from wamjax.nn.attention import attend
 
 
@@ -29,7 +29,7 @@ def _dense(q, k, v, mask):
     [("natural", False, 1024), ("grouped", False, 5), ("natural", True, 5), ("grouped", True, 1024)],
 )
 def test_attend_joint_layout_equals_dense_softmax_with_gradients(order, causal, chunk, monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(rectangles, "QUERY_CHUNK", chunk)
     layout = joint_layout(
         num_blocks=2,
         frames_per_block=2,
@@ -90,7 +90,7 @@ def test_attend_key_mask_in_chunks_equals_at_once_with_gradients(dtype, monkeypa
     probe = jax.random.normal(jax.random.key(9), q.shape)
 
     def run(chunk):
-        monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+        monkeypatch.setattr(rectangles, "QUERY_CHUNK", chunk)
         out, pull = jax.vjp(lambda *args: attend(*args, schedule=schedule, key_mask=seen), q, k, v)
         return out, *pull(probe.astype(dtype))
 
@@ -108,7 +108,7 @@ def test_attend_key_mask_in_chunks_equals_at_once_with_gradients(dtype, monkeypa
 
 
 def test_chunked_attention_keeps_no_scores_for_the_backward_pass(monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(rectangles, "QUERY_CHUNK", 8)
     q, k, v = _inputs(32)
     schedule = Schedule(32, 32, (Rectangle(((0, 32),), ((0, 32),)),))
     _, pull = jax.vjp(lambda *args: attend(*args, schedule=schedule), q, k, v)

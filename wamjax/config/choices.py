@@ -17,3 +17,12 @@ RulePreset = Literal["fsdp", "fsdp_context", "fsdp_context_tensor", "multi_slice
 
 # How a whole kernel is made from its parts, and its gradient's part from whole ones. See ``parallel.explicit``.
 GradientExchange = Literal["auto", "reduce_scatter", "all_to_all"]
+
+# How self-attention is shared over the context axis. See ``parallel.context``.
+ContextMethod = Literal["auto", "ulysses", "all_gather", "ring", "ulysses_ring"]
+
+# How tokens are dealt out to the context axis where attention needs them balanced. See ``layout.balance``.
+TokenPlacement = Literal["balanced", "natural"]
+
+# What computes attention. See ``nn.attention``.
+AttentionKernel = Literal["auto", "rectangles", "blockwise", "splash", "cudnn"]

@@ -10,7 +10,8 @@ import dataclasses
 from typing import Literal
 
 from wamjax.config.backbone import ActionsConfig, ClipConfig, VideoTransformerConfig
-from wamjax.config.choices import DType, GradientExchange, Matmul, Remat, RulePreset
+from wamjax.config.choices import DType, Matmul, Remat
+from wamjax.config.parallel import ParallelConfig
 
 # A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
 ViewPlacement = tuple[str, int, int, int, int]
@@ -244,40 +245,6 @@ class FinetuneConfig:
     lora_targets: tuple[str, ...] = ()
     lora_rank: int = 16
     lora_alpha: float = 16.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ParallelConfig:
-    """Sizes of the mesh axes. Their product must be the number of devices.
-
-    An axis of size -1 takes what is left; several axes of -1 share what is left, prime factor by prime factor,
-    leftmost first (8 devices on ``fsdp=-1, context=-1`` give 4 x 2, 4 devices 2 x 2, 1 device 1 x 1).
-
-    Attributes:
-      data: Replicas of the parameters; the batch is split over it. Of several TPU slices it is a multiple: only this
-        axis crosses the data-centre network.
-      fsdp: Parameters and optimizer state are split over it, and the batch too.
-      context: The token sequence is split over it (heads inside attention).
-      tensor: Heads and feed-forward hidden units are split over it.
-      rules: Where arrays go (``parallel.rules``). Heads and feed-forward units are split over tensor, parameters
-        besides over fsdp (``fsdp``), and over context too (``fsdp_context``); ``fsdp_context_tensor`` splits the
-        tokens between layers over tensor too; ``multi_slice`` is ``fsdp_context`` in every slice, one replica or more.
-      rule_overrides: Pairs (name of a dim, mesh axes) that replace rules of the preset: ``fsdp+context`` joins axes, an
-        empty text splits over none.
-      blocks: ``sharded``: XLA places the collectives of the blocks from shardings alone, on any mesh. ``explicit``: the
-        blocks are one program per device that says which collectives move weights and tokens; needs tensor = 1.
-      gradient_exchange: With ``explicit``, how gradients of kernels are added up: ``auto`` picks by chip
-        (``parallel.explicit``).
-    """
-
-    data: int = 1
-    fsdp: int = -1
-    context: int = 1
-    tensor: int = 1
-    rules: RulePreset = "fsdp"
-    rule_overrides: tuple[tuple[str, str], ...] = ()
-    blocks: Literal["sharded", "explicit"] = "sharded"
-    gradient_exchange: GradientExchange = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

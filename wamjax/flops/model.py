@@ -43,7 +43,7 @@ BLOCK_COMPONENTS = ("self_projections", "self_scores", "cross_qo", "cross_kv", "
 COMPONENTS = (*BLOCK_COMPONENTS, "patch", "head", "text_embed", "image_embed", "time_embed", "action_state")
 
 # Rectangles with more queries than this are attended a chunk at a time, and the scores of a whole chunk are computed
-# again in the backward pass: ``nn.attention.QUERY_CHUNK``, a sibling this module may not import; a test compares them.
+# again in the backward pass: ``nn.rectangles.QUERY_CHUNK``, a sibling this module may not import; a test compares them.
 ATTENTION_QUERY_CHUNK = 256
 _ATTENTION = ("self_scores", "cross_scores")
 _REMATERIALISED = ("attention", "offload", "full")  # values of ``remat`` that compute products again

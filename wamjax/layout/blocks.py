@@ -22,8 +22,8 @@ MAX_BLOCK = 1024
 _OVERHEAD = 64
 
 
-def executed_pairs(schedule: Schedule, block: int) -> int:
-    """Returns the pairs in blocks of ``block`` x ``block`` tokens that hold a visible pair.
+def touched_blocks(schedule: Schedule, block: int) -> np.ndarray:
+    """Returns bool ``[rows columns]``: which blocks of ``block`` x ``block`` tokens hold a visible pair.
 
     Args:
       schedule: The rectangles.
@@ -43,6 +43,13 @@ def executed_pairs(schedule: Schedule, block: int) -> int:
                     last = offset + min(stop, (row + 1) * block) - 1 - start  # of the row's queries, in the diagonal
                     touched[row, first // block : (first + last) // block + 1] = True
                 offset += stop - start
+    return touched
+
+
+def executed_pairs(schedule: Schedule, block: int) -> int:
+    """Returns the pairs in blocks of ``block`` x ``block`` tokens that hold a visible pair."""
+    touched = touched_blocks(schedule, block)
+    rows, columns = touched.shape
     heights = np.minimum(block, schedule.num_queries - block * np.arange(rows))
     widths = np.minimum(block, schedule.num_keys - block * np.arange(columns))
     return int(heights @ touched @ widths)

@@ -115,14 +115,7 @@ class Layout:
 
     def dense_mask(self) -> np.ndarray:
         """Returns the boolean mask ``[n n]`` (queries, keys). For tests and pictures: it grows as N^2."""
-        mask = np.zeros((self.num_tokens, self.num_tokens), dtype=bool)
-        for rectangle in self.full_pass().schedule.rectangles:
-            rows = np.concatenate([np.arange(*span) for span in rectangle.queries])
-            columns = np.concatenate([np.arange(*span) for span in rectangle.keys] or [np.zeros(0, int)])
-            mask[np.ix_(rows, columns)] = True
-            if rectangle.diagonal:
-                mask[np.ix_(rows, np.arange(*rectangle.diagonal))] = np.tri(len(rows), dtype=bool)
-        return mask
+        return self.full_pass().schedule.dense_mask()
 
     def cacheable_roles(self) -> frozenset[Role]:
         """Returns the roles whose keys and values stay valid once computed.

@@ -7,7 +7,9 @@ except that a causal rectangle holds a triangle. Derived from segments and visib
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from wamjax.layout.segments import RelationKind, Role, Segment, Visibility
 
@@ -21,8 +23,8 @@ class Rectangle:
     Attributes:
       queries: Spans of the query sequence, ascending.
       keys: Spans of the key sequence, ascending.
-      diagonal: Span of keys, after all of ``keys``, of which the j-th query sees the first j + 1; None if there is
-        none. Its length equals the number of queries.
+      diagonal: Span of keys, none of ``keys``, of which the j-th query sees the first j + 1; None if there is none. Its
+        length equals the number of queries.
     """
 
     queries: tuple[Span, ...]
@@ -71,6 +73,17 @@ class Schedule:
         """Pairs the rectangles span: what a kernel without finer skipping computes."""
         return sum(r.num_queries * r.num_keys for r in self.rectangles)
 
+    def dense_mask(self) -> np.ndarray:
+        """Returns the boolean mask ``[queries keys]``. For tests and pictures: it grows as N^2."""
+        mask = np.zeros((self.num_queries, self.num_keys), dtype=bool)
+        for rectangle in self.rectangles:
+            rows = np.concatenate([np.arange(*span) for span in rectangle.queries])
+            columns = np.concatenate([np.arange(*span) for span in rectangle.keys] or [np.zeros(0, int)])
+            mask[np.ix_(rows, columns)] = True
+            if rectangle.diagonal:
+                mask[np.ix_(rows, np.arange(*rectangle.diagonal))] = np.tri(len(rows), dtype=bool)
+        return mask
+
 
 def span_length(spans: Sequence[Span]) -> int:
     """Returns the number of tokens in ``spans``."""
@@ -100,12 +113,12 @@ def build_schedule(queries: Sequence[Segment], keys: Sequence[Segment], visibili
                 full.append(key_span)
         if not full and diagonal is None:
             raise ValueError(f"segment {query.role} of order {query.order} sees no key; check the visibility table")
-        merged = _merge(full)
+        merged = merge_spans(full)
         if diagonal is None:
             grouped.setdefault(merged, []).append(query_span)
         else:
             diagonals.append(Rectangle((query_span,), merged, diagonal))
-    rectangles = [Rectangle(_merge(spans), seen) for seen, spans in grouped.items()]
+    rectangles = [Rectangle(merge_spans(spans), seen) for seen, spans in grouped.items()]
     ordered = sorted(rectangles + diagonals, key=lambda r: r.queries)
     num_queries, num_keys = (sum(s.num_tokens for s in part) for part in (queries, keys))
     return Schedule(num_queries, num_keys, tuple(ordered))
@@ -120,8 +133,8 @@ def _spans(segments: Sequence[Segment]) -> list[Span]:
     return spans
 
 
-def _merge(spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Joins spans that touch."""
+def merge_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Returns ``spans`` in ascending order, those that touch joined."""
     merged: list[Span] = []
     for start, stop in sorted(spans):
         if merged and merged[-1][1] == start:

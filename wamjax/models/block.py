@@ -14,19 +14,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.choices import Matmul
 from wamjax.layout import Pass, Rectangle, Schedule
-from wamjax.nn.attention import ATTENTION_IN, attend
+from wamjax.nn.attention import attend, attend_self
 from wamjax.nn.init import named
 from wamjax.nn.linear import Mlp
 from wamjax.nn.modulation import LowRankModulation, Modulation, Runs, gate, modulate
 from wamjax.nn.multihead import Attention, KeysValues
 from wamjax.nn.norm import layer_norm
 from wamjax.nn.rotary import Rotation, apply_rotary
-from wamjax.parallel.explicit import join_heads, split_heads
 from wamjax.parallel.rules import constrain
 from wamjax.types import Heads, PRNGKey, TextTokens, Tokens
 
@@ -66,7 +64,7 @@ class Block(nnx.Module):
         """Makes the block of ``config``."""
         keys = jax.random.split(key, 4)
         width, self.dtype, self.eps = config.width, config.compute_dtype, config.norm_eps
-        self.kind = config.modulation
+        self.kind, self.num_heads = config.modulation, config.num_heads
         self.matmul: Matmul = config.matmul
         self.self_attention = Attention(keys[0], config)
         self.cross_attention = Attention(
@@ -146,8 +144,7 @@ class Block(nnx.Module):
             if past is None
             else KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)))
         )
-        query, keys, values = (checkpoint_name(split_heads(part), ATTENTION_IN) for part in (query, *seen))
-        out = join_heads(attend(query, keys, values, schedule))
+        out = attend_self(query, *seen, schedule)
         return constrain(layer.project_out(out), "batch", "stream", None), own
 
     def _attend_context(self, h: Tokens, conditioning: Conditioning) -> Tokens:

@@ -22,27 +22,43 @@ import jax
 
 from wamjax.config.choices import Remat
 from wamjax.nn.attention import ATTENTION_IN, ATTENTION_OUT, ATTENTION_SCORES
+from wamjax.nn.cudnn import is_cudnn_forward
 from wamjax.nn.linear import MLP_HIDDEN
 from wamjax.nn.norm import NORM_STATISTICS
 from wamjax.nn.products import PRODUCT
 
 BLOCK_INPUT = "block_input"
 
-_KEEP = jax.checkpoint_policies.save_only_these_names
+
+def _with_cudnn(policy: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns ``policy`` that also keeps what cuDNN's attention returns, which has no name."""
+
+    def keep(primitive: Any, *args: Any, **params: Any) -> Any:
+        return is_cudnn_forward(primitive) or policy(primitive, *args, **params)
+
+    return keep
+
+
+def _keep(*names: str) -> Callable[..., Any]:
+    return _with_cudnn(jax.checkpoint_policies.save_only_these_names(*names))
+
+
 _PRODUCTS = (PRODUCT, ATTENTION_OUT, ATTENTION_SCORES)
 
 REMAT_POLICIES: Mapping[Remat, Callable[..., Any]] = {
     # Units of the feed-forward layer could be computed again, but XLA on a CPU does so column by column, at three times
     # the price of keeping them.
-    "none": _KEEP(*_PRODUCTS, MLP_HIDDEN),
-    "products": _KEEP(*_PRODUCTS, NORM_STATISTICS),
-    "exchanged": _KEEP(*_PRODUCTS, NORM_STATISTICS, ATTENTION_IN),
-    "attention": _KEEP(ATTENTION_OUT),
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[ATTENTION_OUT],
-        names_which_can_be_offloaded=[BLOCK_INPUT],
-        offload_src="device",
-        offload_dst="pinned_host",
+    "none": _keep(*_PRODUCTS, MLP_HIDDEN),
+    "products": _keep(*_PRODUCTS, NORM_STATISTICS),
+    "exchanged": _keep(*_PRODUCTS, NORM_STATISTICS, ATTENTION_IN),
+    "attention": _keep(ATTENTION_OUT),
+    "offload": _with_cudnn(
+        jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[ATTENTION_OUT],
+            names_which_can_be_offloaded=[BLOCK_INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }

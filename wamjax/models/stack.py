@@ -6,6 +6,7 @@ It runs as XLA places it, or as one program per device whose collectives are wri
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,13 +19,17 @@ from jax.sharding import PartitionSpec
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.choices import Remat
 from wamjax.layout import Pass
+from wamjax.layout.balance import TokenOrder
 from wamjax.models.block import Block, Conditioning
 from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
+from wamjax.nn.attention import token_order
 from wamjax.nn.init import AXES_KEY
 from wamjax.nn.multihead import KeysValues
 from wamjax.nn.products import multiplying_in
-from wamjax.parallel.explicit import CONTEXT
+from wamjax.nn.rotary import Rotation
+from wamjax.parallel.context import CONTEXT
 from wamjax.parallel.parameters import parameter_shardings
+from wamjax.parallel.reorder import reorder
 from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
 from wamjax.types import PRNGKey, PureDict, Tokens
 
@@ -49,12 +54,37 @@ def run_blocks(
 ) -> tuple[Tokens, KeysValues | None]:
     """Runs ``blocks`` over the tokens of one pass; arguments and results as ``scan_blocks``.
 
-    Where the placement asks for explicit blocks and there is no cache, as in training, it is one program per device.
+    Where there is no cache, as in training, tokens are dealt out over the context axis so that attention is balanced,
+    and where the placement asks for explicit blocks it is one program per device.
     """
     placement = active_placement()
-    if placement is None or placement.blocks != "explicit" or past is not None or return_cache:
+    if placement is None or past is not None or return_cache:
         return scan_blocks(blocks, x, layout_pass, conditioning, past, remat=remat, return_cache=return_cache)
-    return _run_explicit(blocks, x, layout_pass, conditioning, remat, placement), None
+    order = token_order(placement, layout_pass.schedule, blocks.num_heads)
+    if order is not None:
+        layout_pass = dataclasses.replace(layout_pass, schedule=order.apply(layout_pass.schedule))
+        conditioning = _reorder_conditioning(conditioning, order)
+        x = reorder(x, order.pieces, placement)
+    if placement.blocks == "explicit":
+        x = _run_explicit(blocks, x, layout_pass, conditioning, remat, placement)
+    else:
+        x, _ = scan_blocks(blocks, x, layout_pass, conditioning, None, remat=remat, return_cache=False)
+    return x if order is None else reorder(x, order.inverse().pieces, placement), None
+
+
+def _reorder_conditioning(conditioning: Conditioning, order: TokenOrder) -> Conditioning:
+    """Returns ``conditioning`` with what belongs to tokens in another order."""
+
+    def moved(x: Any) -> Any:
+        stack = np.concatenate if isinstance(x, np.ndarray) else jnp.concatenate
+        return stack([x[start:stop] for start, stop in order.spans(x.shape[0])])
+
+    runs, positions = _slots_of_tokens(conditioning), conditioning.positions
+    return conditioning._replace(
+        runs=conditioning.runs if isinstance(runs, tuple) else jnp.asarray(moved(runs)),
+        rotation=Rotation(*(moved(part) for part in conditioning.rotation)),
+        positions=None if positions is None else moved(positions),
+    )
 
 
 def _run_explicit(
@@ -69,7 +99,7 @@ def _run_explicit(
     def run_local(params: PureDict, x: Tokens, conditioning: Conditioning) -> Tokens:
         if not is_split:
             conditioning = conditioning._replace(runs=runs)
-        with placing(dataclasses.replace(placement, is_local=True)):
+        with placing(placement.local()):
             local = nnx.merge(graphdef, params)
             return scan_blocks(local, x, layout_pass, conditioning, None, remat=remat, return_cache=False)[0]
 
@@ -97,13 +127,15 @@ def _run_explicit(
     )(nnx.to_pure_dict(variables), x, conditioning)
 
 
-def _slots_of_tokens(conditioning: Conditioning) -> np.ndarray | tuple[()]:
+def _slots_of_tokens(conditioning: Conditioning) -> np.ndarray | jax.Array | tuple[()]:
     """Returns int32 ``[n]``, every token's slot: a device's part of the sequence may begin within a run.
 
     Empty where there is one slot, which needs no telling apart.
     """
     if conditioning.embedding.shape[1] == 1:
         return ()
+    if not isinstance(conditioning.runs, Sequence):
+        return conditioning.runs
     return np.concatenate([np.full(count, slot, np.int32) for slot, count in conditioning.runs])
 
 

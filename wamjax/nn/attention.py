@@ -1,30 +1,73 @@
 """Attention behind one front door: a schedule of rectangles in, one exact softmax per query out.
 
-What the schedule does not hold is never computed, and no array grows as the square of the sequence: a rectangle with
-many queries is taken a chunk of queries at a time. Kernels for other hardware register in ``KERNELS``.
+What the schedule does not hold is never computed, and no array grows as the square of the sequence. ``attend`` is for
+any queries and keys; ``attend_self`` for a sequence that the mesh's context axis splits. Which kernel runs is chosen
+by platform and can be set (``config.parallel.attention_kernel``).
+
+========== ======== ==========================================================================================
+kernel     platform what it is
+========== ======== ==========================================================================================
+rectangles any      Dense rectangles in plain XLA, a chunk of queries at a time (``nn.rectangles``).
+blockwise  any      A loop over the touched blocks with an online softmax (``nn.blockwise``).
+splash     TPU      Pallas kernel on the touched blocks (``nn.splash``).
+cudnn      GPU      cuDNN's fused kernel on the dense rectangles (``nn.cudnn``).
+========== ======== ==========================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool
 
-from wamjax.layout.schedule import Rectangle, Schedule, Span
-from wamjax.nn.splash import attend_splash
-from wamjax.parallel.rules import active_placement, partition_spec
+from wamjax.config.backbone import BlockConfig
+from wamjax.errors import ConfigError
+from wamjax.layout.balance import TokenOrder, balance_order, imbalance
+from wamjax.layout.schedule import Rectangle, Schedule
+from wamjax.nn.blockwise import BLOCKWISE
+from wamjax.nn.cudnn import attend_cudnn, supports, unfused
+from wamjax.nn.kernel import ATTENTION_OUT, Kernel, attend_kernel
+from wamjax.nn.rectangles import ATTENTION_SCORES, RECTANGLES, attend_rectangles
+from wamjax.nn.ring import SplitSequence, attend_split
+from wamjax.nn.splash import SPLASH, attend_splash
+from wamjax.parallel.context import CONTEXT, ContextPlan, check_tokens_divide, join_heads, plan_context, split_heads
+from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
 from wamjax.types import Heads, KeyHeads
 
-QUERY_CHUNK = 256  # queries whose scores exist at one time
+__all__ = [
+    "ATTENTION_IN",
+    "ATTENTION_OUT",
+    "ATTENTION_SCORES",
+    "attend",
+    "attend_self",
+    "choose_kernel",
+    "describe_attention",
+    "token_order",
+]
 
-# Names by which a rematerialisation policy keeps values of this module.
-ATTENTION_IN = "attention_in"  # queries, keys and values where attention reads them, after any exchange
-ATTENTION_OUT = "attention_out"  # outputs, and the softmax's normalisers
-ATTENTION_SCORES = "attention_scores"  # of rectangles with too few queries for chunks
+# Name by which a rematerialisation policy keeps what attention reads, after any exchange.
+ATTENTION_IN = "attention_in"
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Schedule], jax.Array]
+
+
+def _attend_blockwise(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule) -> Heads:
+    return attend_kernel(q, k, v, schedule, BLOCKWISE)
+
+
+# Name -> attention of whole sequences. ``PARTS`` has the kernels that also attend to parts of the keys.
+KERNELS: dict[str, Attend] = {
+    "rectangles": attend_rectangles,
+    "blockwise": _attend_blockwise,
+    "splash": functools.partial(attend_splash, name=ATTENTION_OUT),
+    "cudnn": attend_cudnn,
+}
+PARTS: dict[str, Kernel] = {"rectangles": RECTANGLES, "blockwise": BLOCKWISE, "splash": SPLASH}
 
 
 def attend(
@@ -50,42 +93,169 @@ def attend(
         mean of its values.
       split: Which dim of the queries the mesh's context axis splits; keys and values are split along heads too, or are
         whole where queries are split along tokens.
-      kernel: Key of ``KERNELS``; ``auto`` picks by platform, schedule and mask.
+      kernel: Key of ``KERNELS``; ``auto`` picks as ``choose_kernel``.
 
     Returns:
       ``[b k n e]`` in the dtype of ``v``; zero for queries in no rectangle (padding).
 
     Raises:
-      ValueError: The kernel is unknown, or the arrays do not have the schedule's sizes.
+      ConfigError: The kernel is unknown, or takes no mask of keys.
+      ValueError: The arrays do not have the schedule's sizes.
     """
+    placement = active_placement()
     if kernel == "auto":
-        kernel = choose_kernel(key_mask is not None)
-    if kernel not in KERNELS:
-        raise ValueError(f"attention kernel {kernel!r} is unknown; expected one of {sorted(KERNELS)}")
+        kernel = "rectangles" if key_mask is not None else choose_kernel(placement, v.dtype, q.shape[3])
+    _check_known(kernel)
     if (q.shape[2], k.shape[2]) != (schedule.num_queries, schedule.num_keys):
         raise ValueError(
             f"attention got {q.shape[2]} queries and {k.shape[2]} keys; its schedule holds {schedule.num_queries} and "
             f"{schedule.num_keys}"
         )
-    placement = active_placement()
-    if kernel == "rectangles" or placement is None or placement.is_local:
-        return KERNELS[kernel](q, k, v, schedule, key_mask)
+    if kernel == "rectangles":
+        return attend_rectangles(q, k, v, schedule, key_mask)
+    if key_mask is not None:
+        raise ConfigError(f"attention kernel {kernel} takes no mask of keys; rectangles does")
+    if placement is None or placement.is_local:
+        return KERNELS[kernel](q, k, v, schedule)
     # XLA cannot split a kernel: each device runs it on its own part.
     names = ("batch", "attention_heads", None, None) if split == "heads" else ("batch", "heads", "tokens", None)
     whole = (*names[:2], None, None)
-    specs = [
-        partition_spec(part, array.shape, placement.mesh, placement.rules.activations, "attention's operand")
-        for part, array in ((names, q), (whole, k), (whole, v))
-    ]
-    local = schedule if split == "heads" else _part_of_queries(schedule, placement.mesh.shape["context"])
-    run = jax.shard_map(
-        lambda q, k, v: KERNELS[kernel](q, k, v, local, None),
-        mesh=placement.mesh,
-        in_specs=tuple(specs),
-        out_specs=specs[0],
-        check_vma=False,
+    local = schedule if split == "heads" else _part_of_queries(schedule, placement.mesh.shape[CONTEXT])
+    return _run_local(lambda q, k, v: KERNELS[kernel](q, k, v, local), placement, (q, names), (k, whole), (v, whole))
+
+
+def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kernel: str = "auto") -> Heads:
+    """Attends a sequence to itself (and to a past), where the mesh's context axis splits both.
+
+    Args:
+      q: ``[b k n e]``, in an explicit program this device's part of the sequence.
+      k: ``[b k m e]``, likewise.
+      v: ``[b k m e]``, likewise.
+      schedule: Of the whole sequence.
+      kernel: Key of ``KERNELS``; ``auto`` picks as ``choose_kernel``.
+
+    Returns:
+      ``[b k n e]``, split as ``q`` is.
+
+    Raises:
+      ConfigError: Heads or tokens do not divide over the context axis as the method needs, or as ``attend``.
+    """
+    placement = active_placement()
+    if placement is None:
+        return attend(*_named(q, k, v), schedule, kernel=kernel)
+    sizes = placement.mesh.shape
+    # Where arrays are local, so are heads; there tensor is 1.
+    plan = plan_context(placement.context_method, q.shape[1], sizes)
+    if plan.ring == 1:
+        parts = _exchanged(q, k, v, plan.ulysses)
+        return join_heads(attend(*parts, schedule, kernel=kernel), plan.ulysses)
+    if kernel == "auto":
+        kernel = choose_kernel(placement, v.dtype, q.shape[3], is_in_parts=True)
+    _check_known(kernel)
+    if kernel not in PARTS:
+        raise ConfigError(
+            f"attention kernel {kernel} cannot attend to parts of the keys, as config.parallel.context_method="
+            f"{plan.method} needs; set config.parallel.attention_kernel to one of {sorted(PARTS)}"
+        )
+    for count, what in ((schedule.num_queries, "tokens"), (schedule.num_keys, "keys")):
+        check_tokens_divide(count, sizes[CONTEXT], what)
+
+    def run(q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+        return _attend_parts(q, k, v, schedule, plan, PARTS[kernel])
+
+    if placement.is_local:
+        return run(q, k, v)
+    names = ("batch", "heads", "tokens", None)
+    return _run_local(run, placement, (q, names), (k, names), (v, names))
+
+
+def token_order(placement: Placement, schedule: Schedule, num_heads: int) -> TokenOrder | None:
+    """Returns the order in which the context axis should hold the tokens of ``schedule``; None for their own.
+
+    Where every device has the whole sequence (Ulysses), order does not matter.
+    """
+    plan = plan_context(placement.context_method, num_heads, placement.mesh.shape)
+    divides = schedule.num_queries % placement.mesh.shape[CONTEXT] == 0
+    if plan.ring == 1 or placement.token_placement == "natural" or not divides:
+        return None
+    order = balance_order(schedule, plan.ring, plan.exchange, plan.ulysses)
+    return None if order.is_natural else order
+
+
+def describe_attention(placement: Placement, schedule: Schedule, block: BlockConfig) -> str:
+    """Returns one line: the kernel, how the context axis is used, and how even its load is."""
+    plan = plan_context(placement.context_method, block.num_heads, placement.mesh.shape)
+    kernel = choose_kernel(placement, block.compute_dtype, block.head_dim, is_in_parts=plan.ring > 1)
+    line = f"attention: kernel {kernel}; context {plan}"
+    if kernel == "cudnn" and unfused(schedule):
+        line += f"; {unfused(schedule)} of {len(schedule.rectangles)} rectangles in plain XLA (causal after a context)"
+    if plan.ring == 1:
+        return line
+    check_tokens_divide(schedule.num_queries, placement.mesh.shape[CONTEXT], "tokens")
+    order = token_order(placement, schedule, block.num_heads)
+    natural = imbalance(schedule, plan.ring, plan.exchange)
+    if order is None:
+        return f"{line}; tokens in their own order, longest / mean work {natural:.3f}"
+    balanced = imbalance(order.apply(schedule), plan.ring, plan.exchange)
+    return f"{line}; tokens in {len(order.pieces)} pieces, longest / mean work {balanced:.3f} ({natural:.3f} in order)"
+
+
+def choose_kernel(
+    placement: Placement | None, dtype: jnp.dtype | str, head_dim: int, *, is_in_parts: bool = False
+) -> str:
+    """Returns the kernel of what is traced: what the placement asks for, or by platform.
+
+    Splash on TPUs; cuDNN on GPUs, where it has a kernel for such heads and the keys are not in parts (it gives no
+    normalisers in fp32); else rectangles.
+
+    Args:
+      placement: The active one.
+      dtype: Of the values.
+      head_dim: Of the heads.
+      is_in_parts: Whether attention is put together from parts of the keys.
+    """
+    if placement is None:
+        return "rectangles"
+    if placement.attention_kernel != "auto":
+        return placement.attention_kernel
+    platform = placement.mesh.devices.flat[0].platform
+    if platform == "gpu" and not is_in_parts and supports(jnp.dtype(dtype), head_dim):
+        return "cudnn"
+    return "splash" if platform == "tpu" else "rectangles"
+
+
+def _attend_parts(
+    q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, plan: ContextPlan, kernel: Kernel
+) -> jax.Array:
+    """Attends this device's part of the sequence, within its group of heads, to all parts."""
+    split = SplitSequence(
+        schedule=schedule,
+        ways=plan.ring,
+        stride=plan.ulysses,
+        size=plan.ring * plan.ulysses,
+        exchange=plan.exchange,
+        kernel=kernel,
     )
-    return run(q, k, v)
+    return join_heads(attend_split(*_exchanged(q, k, v, plan.ulysses), split), plan.ulysses)
+
+
+def _run_local(
+    run: Callable[..., jax.Array], placement: Placement, *operands: tuple[jax.Array, tuple[str | None, ...]]
+) -> jax.Array:
+    """Runs ``run`` on each device's part of the operands, given with the names of their dims; it returns the first."""
+    rules = placement.rules.activations
+    specs = [
+        partition_spec(names, array.shape, placement.mesh, rules, "attention's operand") for array, names in operands
+    ]
+
+    def local(*args: jax.Array) -> jax.Array:
+        with placing(placement.local()):
+            return run(*args)
+
+    arrays = [array for array, _ in operands]
+    return jax.shard_map(local, mesh=placement.mesh, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(
+        *arrays
+    )
 
 
 def _part_of_queries(schedule: Schedule, ways: int) -> Schedule:
@@ -95,180 +265,16 @@ def _part_of_queries(schedule: Schedule, ways: int) -> Schedule:
     return Schedule(part, schedule.num_keys, (Rectangle(((0, part),), ((0, schedule.num_keys),)),))
 
 
-def choose_kernel(is_masked: bool) -> str:
-    """Returns the kernel for what is being traced: splash on TPUs, else (or with a mask of keys) rectangles."""
-    placement = active_placement()
-    is_tpu = placement is not None and placement.mesh.devices.flat[0].platform == "tpu"
-    return "splash" if is_tpu and not is_masked else "rectangles"
+def _exchanged(q: jax.Array, k: jax.Array, v: jax.Array, ways: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return _named(split_heads(q, ways), split_heads(k, ways), split_heads(v, ways))
 
 
-def attend_rectangles(
-    q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, key_mask: jax.Array | None = None
-) -> Heads:
-    """Attention as a list of dense rectangles, in plain XLA (any platform)."""
-    pieces: list[tuple[Span, jax.Array]] = []
-    for rectangle in schedule.rectangles:
-        keys = (*rectangle.keys, *([rectangle.diagonal] if rectangle.diagonal else []))
-        seen = None if key_mask is None else _take(key_mask, keys, axis=1)
-        out = _attend_rectangle(_take(q, rectangle.queries), _take(k, keys), _take(v, keys), rectangle, seen)
-        offset = 0
-        for start, stop in rectangle.queries:
-            pieces.append(((start, stop), out[:, :, offset : offset + stop - start]))
-            offset += stop - start
-    return _lay_out(pieces, schedule.num_queries)
+def _named(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return checkpoint_name(q, ATTENTION_IN), checkpoint_name(k, ATTENTION_IN), checkpoint_name(v, ATTENTION_IN)
 
 
-def _attend_splash(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, key_mask: jax.Array | None) -> Heads:
-    if key_mask is not None:
-        raise ValueError("the splash kernel takes no mask of keys; use rectangles")
-    return attend_splash(q, k, v, schedule, name=ATTENTION_OUT)
-
-
-Kernel = Callable[[Heads, KeyHeads, KeyHeads, Schedule, jax.Array | None], Heads]
-KERNELS: dict[str, Kernel] = {"rectangles": attend_rectangles, "splash": _attend_splash}
-
-
-def _attend_rectangle(
-    q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Rectangle, seen: jax.Array | None
-) -> jax.Array:
-    """Attends all queries to all keys (the last ones triangularly if there is a diagonal)."""
-    num_queries, num_full = q.shape[2], k.shape[2] - (q.shape[2] if rectangle.diagonal else 0)
-    num_chunks, rest = divmod(num_queries, QUERY_CHUNK) if num_queries > QUERY_CHUNK else (0, num_queries)
-    first_rest = num_chunks * QUERY_CHUNK
-    limits = num_full + 1 + jnp.arange(num_queries) if rectangle.diagonal else None
-    pieces = []
-    if num_chunks:
-        chunked = None if limits is None else limits[:first_rest].reshape(num_chunks, QUERY_CHUNK)
-        pieces.append(_attend_chunks(_chunk(q[:, :, :first_rest]), k, v, chunked, seen))
-    if rest:
-        pieces.append(
-            _softmax_attention(q[:, :, first_rest:], k, v, None if limits is None else limits[first_rest:], seen)
+def _check_known(kernel: str) -> None:
+    if kernel not in KERNELS:
+        raise ConfigError(
+            f"attention kernel {kernel!r} is unknown; set config.parallel.attention_kernel to one of {sorted(KERNELS)}"
         )
-    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
-
-
-def _softmax_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
-) -> jax.Array:
-    """Dense attention with fp32 softmax, heads first: ``[b k n e]``.
-
-    Query i sees the first ``limits[i]`` keys if ``limits`` is given, and of those the ones ``seen`` ``[b m]`` shows.
-    """
-    scores = checkpoint_name(_scores(q, k, limits, seen), ATTENTION_SCORES)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return checkpoint_name(jnp.einsum("bknm,bkme->bkne", weights, v), ATTENTION_OUT)
-
-
-def _scores(q: jax.Array, k: jax.Array, limits: jax.Array | None, seen: jax.Array | None) -> jax.Array:
-    """Returns fp32 scores ``[b k n m]``, hidden pairs at (or next to) minus infinity."""
-    scores = jnp.einsum("bkne,bkme->bknm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if limits is not None:
-        scores = jnp.where(jnp.arange(k.shape[2]) < limits[:, None], scores, -jnp.inf)
-    if seen is not None:
-        scores = jnp.where(seen[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-    return scores
-
-
-@jax.custom_vjp
-def _attend_chunks(
-    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
-) -> jax.Array:
-    """Dense attention a chunk of queries at a time, whose backward pass computes the scores again.
-
-    Args:
-      q: ``[chunks b k c e]``.
-      k: ``[b k m e]``.
-      v: ``[b k m e]``.
-      limits: ``[chunks c]``, how many keys each query sees; None for all.
-      seen: bool ``[b m]``; None for all.
-
-    Returns:
-      ``[b k n e]`` with n = chunks c.
-    """
-    return _attend_chunks_forward(q, k, v, limits, seen)[0]
-
-
-def _attend_chunks_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
-) -> tuple[jax.Array, tuple[Any, ...]]:
-    def attend_chunk(chunk: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        scores = _scores(chunk[0], k, chunk[1], seen)
-        highest = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - highest)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.einsum("bknm,bkme->bkne", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-        return (out / total).astype(v.dtype), highest[..., 0], 1.0 / total[..., 0]
-
-    out, highest, scale = jax.lax.map(attend_chunk, (q, limits))
-    kept = tuple(checkpoint_name(part, ATTENTION_OUT) for part in (_unchunk(out), highest, scale))
-    return kept[0], (q, k, v, limits, seen, *kept)
-
-
-def _attend_chunks_backward(kept: tuple[Any, ...], grad: jax.Array) -> tuple[Any, ...]:
-    """Returns the gradients of ``_attend_chunks``.
-
-    Scores are computed as ``[b k m c]``, keys first: then no product of the five has its large operand transposed.
-    """
-    q, k, v, limits, seen, out, highest, scale = kept
-    k_columns, rate = jnp.swapaxes(k, 2, 3), q.shape[-1] ** -0.5
-    grad_dot_out = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-
-    def grad_chunk(sums: tuple[jax.Array, jax.Array], chunk: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        q, grad, limits, highest, scale, grad_dot_out = chunk
-        q_columns, grad_columns = jnp.swapaxes(q, 2, 3), jnp.swapaxes(grad, 2, 3)
-        scores = jnp.einsum("bkme,bken->bkmn", k, q_columns, preferred_element_type=jnp.float32) * rate
-        if limits is not None:
-            scores = jnp.where(jnp.arange(k.shape[2])[:, None] < limits, scores, -jnp.inf)
-        if seen is not None:
-            scores = jnp.where(seen[:, None, :, None], scores, jnp.finfo(jnp.float32).min)
-        weights = jnp.exp(scores - highest[:, :, None]) * scale[:, :, None]
-        grad_weights = jnp.einsum("bkme,bken->bkmn", v, grad_columns, preferred_element_type=jnp.float32)
-        grad_scores = weights * (grad_weights - grad_dot_out[:, :, None, :, 0]) * rate
-        if seen is not None:
-            grad_scores = jnp.where(seen[:, None, :, None], grad_scores, 0.0)
-        grad_scores = grad_scores.astype(q.dtype)
-        grad_q = jnp.einsum("bkem,bkmn->bken", k_columns, grad_scores)
-        grad_k = jnp.einsum("bkmn,bkne->bkme", grad_scores, q, preferred_element_type=jnp.float32)
-        grad_v = jnp.einsum("bkmn,bkne->bkme", weights.astype(v.dtype), grad, preferred_element_type=jnp.float32)
-        return (sums[0] + grad_k, sums[1] + grad_v), grad_q
-
-    zeros = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
-    chunks = (q, _chunk(grad), limits, highest, scale, _chunk(grad_dot_out))
-    (grad_k, grad_v), grad_q = jax.lax.scan(grad_chunk, zeros, chunks)
-    return jnp.swapaxes(grad_q, 3, 4), grad_k.astype(k.dtype), grad_v.astype(v.dtype), None, None
-
-
-_attend_chunks.defvjp(_attend_chunks_forward, _attend_chunks_backward)
-
-
-def _chunk(x: jax.Array) -> jax.Array:
-    """Returns ``[chunks b k c e]`` of ``[b k n e]``."""
-    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, QUERY_CHUNK, x.shape[-1]), 2, 0)
-
-
-def _unchunk(x: jax.Array) -> jax.Array:
-    """Returns ``[b k n e]`` of ``[chunks b k c e]``."""
-    return jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])
-
-
-def _take(x: jax.Array, spans: Sequence[Span], axis: int = 2) -> jax.Array:
-    """Returns the tokens of ``spans`` along ``axis``."""
-    parts = [jax.lax.slice_in_dim(x, start, stop, axis=axis) for start, stop in spans]
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
-
-
-def _lay_out(pieces: list[tuple[Span, jax.Array]], length: int) -> jax.Array:
-    """Concatenates pieces by position, with zeros where there is none."""
-    like, laid, offset = pieces[0][1], [], 0
-
-    def zeros(count: int) -> jax.Array:
-        return jnp.zeros((*like.shape[:2], count, like.shape[3]), like.dtype)
-
-    for (start, stop), piece in sorted(pieces, key=lambda item: item[0]):
-        if start > offset:
-            laid.append(zeros(start - offset))
-        laid.append(piece)
-        offset = stop
-    if offset < length:
-        laid.append(zeros(length - offset))
-    return laid[0] if len(laid) == 1 else jnp.concatenate(laid, axis=2)

@@ -22,10 +22,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from wamjax.errors import ConfigError
 from wamjax.layout.blocks import LANES, choose_block
 from wamjax.layout.schedule import Schedule
+from wamjax.nn.kernel import Kernel, Normalised
 
 # Largest blocks where all is seen. Fewer blocks of keys in the backward pass mean fewer partial gradients of queries in
 # memory, and 16,384 of them do not fit into 64 MiB of VMEM (compiled for TPU v5p, jax 0.10.2).
 _FORWARD_BLOCK, _BACKWARD_QUERIES, _BACKWARD_KEYS = 1024, 512, 8192
+
+_HIDDEN = 1e30  # a normaliser beside which every score's exponential is zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,12 +144,64 @@ def attend_splash(
         k, v = (jnp.pad(part, ((0, 0), (0, 0), (0, -part.shape[2] % LANES), (0, 0))) for part in (k, v))
         schedule = dataclasses.replace(schedule, num_keys=k.shape[2])
     kernel = _make_kernel(schedule, name, interpret)
-    scaled = (q.astype("float32") * q.shape[-1] ** -0.5).astype(q.dtype)
     one_head = lambda q, k, v: kernel(q[None], k[None], v[None])[0]  # noqa: E731 - mapped twice below
-    return jax.vmap(jax.vmap(one_head))(scaled, k, v)
+    return jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)
 
 
-def _make_kernel(schedule: Schedule, name: str, interpret: bool) -> kernels.SplashAttentionKernel:
+def make_splash(interpret: bool = False) -> Kernel:
+    """Returns both passes of the kernel, for parts of attention (``nn.kernel``)."""
+
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule) -> Normalised:
+        kernel, live = _make_kernel(schedule, None, interpret, save_residuals=True), _live(schedule)
+        one_head = lambda q, k, v: kernel(q[None], k[None], v[None])  # noqa: E731 - mapped twice below
+        out, (lse,) = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)
+        out, lse = out[:, :, 0], lse[:, :, 0]
+        return Normalised(jnp.where(live[:, None], out, 0).astype(v.dtype), jnp.where(live, lse, -jnp.inf))
+
+    def backward(
+        q: jax.Array, k: jax.Array, v: jax.Array, whole: Normalised, grad: jax.Array, schedule: Schedule
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        kernel, live = _make_kernel(schedule, None, interpret), _live(schedule)
+        # A query that sees no key of this part has some block of the kernel's mask: its weights there must be zero.
+        lse = jnp.where(live, whole.lse, _HIDDEN)
+        grad = jnp.where(live[:, None], grad, 0).astype(q.dtype)
+        options = {name: value for name, value in kernel.kwargs.items() if name not in ("save_residuals", "interpret")}
+
+        def one_head(q: jax.Array, k: jax.Array, v: jax.Array, out: jax.Array, lse: jax.Array, grad: jax.Array) -> Any:
+            q, k, v, out, lse = (x[None] for x in (q, k, v, out, lse))
+            kept = (q, k, v, None, None, out, lse, kernel.dq_mask_info, kernel.dkv_mask_info)
+            # The kernel's own backward pass takes the normaliser as it is given; no public function does.
+            grads = kernels._splash_attention_bwd(
+                save_residuals=False, interpret=interpret, res=kept, do=grad[None], **options
+            )
+            return tuple(part[0] for part in grads[3:6])
+
+        grad_q, grad_k, grad_v = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v, whole.out.astype(v.dtype), lse, grad)
+        return grad_q.astype(jnp.float32) * q.shape[-1] ** -0.5, grad_k, grad_v
+
+    return Kernel(forward, backward)
+
+
+SPLASH = make_splash()
+
+
+def _scaled(q: jax.Array) -> jax.Array:
+    """Returns queries as the kernel takes them, times 1 / sqrt(e)."""
+    return (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+
+
+def _live(schedule: Schedule) -> np.ndarray:
+    """Returns bool ``[n]``: which queries see a key."""
+    live = np.zeros(schedule.num_queries, bool)
+    for rectangle in schedule.rectangles:
+        for start, stop in rectangle.queries:
+            live[start:stop] = True
+    return live
+
+
+def _make_kernel(
+    schedule: Schedule, name: str | None, interpret: bool, *, save_residuals: bool = False
+) -> kernels.SplashAttentionKernel:
     """Makes the kernel of one head."""
     mask = _make_mask(schedule)
     return kernels.make_splash_mha(
@@ -155,6 +210,7 @@ def _make_kernel(schedule: Schedule, name: str, interpret: bool) -> kernels.Spla
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=name,
+        save_residuals=save_residuals,
         interpret=interpret,
     )
 

@@ -1,13 +1,10 @@
-"""Blocks as one program per device: which collectives move weights and tokens is written here, not left to XLA.
+"""Blocks as one program per device: which collectives move weights is written here, not left to XLA.
 
 Inside ``jax.shard_map`` a kernel is this device's rows of it, and tokens are this device's part of the sequence.
-``gather_kernel`` makes the whole kernel (and adds up its gradient), ``split_heads`` and ``join_heads`` trade a part of
-the sequence with all heads for the whole sequence with a part of the heads (Ulysses). On whole arrays all of them are
-a cast or a sharding constraint, so that one model definition serves both.
+``gather_kernel`` makes the whole kernel (and adds up its gradient); what moves tokens is in ``parallel.context``. On
+whole arrays it is a cast, so that one model definition serves both.
 
 Why not XLA's own collectives: docs/design/explicit-blocks.md.
-
-Source: DeepSpeed-Ulysses (arXiv 2309.14509) for the exchange of heads.
 """
 
 from __future__ import annotations
@@ -24,9 +21,8 @@ from jax.sharding import Mesh
 from wamjax.config.choices import GradientExchange
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.rules import AXES_KEY, Placement, active_placement, build_rules, constrain
+from wamjax.parallel.rules import AXES_KEY, Placement, active_placement, build_rules
 
-CONTEXT = "context"
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
 
 # device_kind -> exchange, reduce_scatter otherwise. On TPU v5p no reduce-scatter is asynchronous and an all-to-all is;
@@ -55,7 +51,15 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
             "config.parallel.blocks=sharded runs on any mesh"
         )
     exchange = choose_exchange(config.gradient_exchange, mesh)
-    return Placement(mesh=mesh, rules=build_rules(config), blocks=config.blocks, gradient_exchange=exchange)
+    return Placement(
+        mesh=mesh,
+        rules=build_rules(config),
+        blocks=config.blocks,
+        gradient_exchange=exchange,
+        context_method=config.context_method,
+        token_placement=config.token_placement,
+        attention_kernel=config.attention_kernel,
+    )
 
 
 def row_major(x: jax.Array) -> jax.Array:
@@ -84,45 +88,6 @@ def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
     if SPLIT_DIM not in names or not axes:
         return kernel.astype(dtype)
     return _gather(kernel, names.index(SPLIT_DIM), dtype, axes, placement.gradient_exchange)
-
-
-def split_heads(x: jax.Array) -> jax.Array:
-    """Returns ``[b k n e]`` with the whole sequence and this device's heads."""
-    placement = active_placement()
-    if placement is None or not placement.is_local:
-        return constrain(x, "batch", "attention_heads", None, None)
-    batch, heads, tokens, dims = x.shape
-    ways = placement.mesh.shape[CONTEXT]
-    if heads % ways:
-        raise ConfigError(
-            f"{heads} heads do not divide over config.parallel.context={ways}: Ulysses gives every device whole "
-            "heads; choose a divisor"
-        )
-    if ways == 1:
-        return x
-    parts = _exchange(x.reshape(batch, ways, heads // ways, tokens, dims))
-    return row_major(jnp.swapaxes(parts, 1, 2).reshape(batch, heads // ways, ways * tokens, dims))
-
-
-def join_heads(x: jax.Array) -> jax.Array:
-    """Returns ``[b k n e]`` with this device's part of the sequence and all heads: the inverse of ``split_heads``."""
-    placement = active_placement()
-    if placement is None or not placement.is_local:
-        return constrain(x, "batch", "attention_heads", None, None)
-    batch, heads, tokens, dims = x.shape
-    ways = placement.mesh.shape[CONTEXT]
-    if ways == 1:
-        return x
-    parts = jnp.swapaxes(row_major(x).reshape(batch, heads, ways, tokens // ways, dims), 1, 2)
-    return _exchange(parts).reshape(batch, ways * heads, tokens // ways, dims)
-
-
-def _exchange(parts: jax.Array) -> jax.Array:
-    """Sends part i of ``[b ways k n e]`` to device i of the context axis, and returns what the devices sent, in order.
-
-    What is sent and what arrives is contiguous: the one transposition of an exchange stays outside.
-    """
-    return row_major(jax.lax.all_to_all(row_major(parts), CONTEXT, split_axis=1, concat_axis=1, tiled=True))
 
 
 def _mesh_axes(placement: Placement) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wamjax.config.choices import GradientExchange, RulePreset
+from wamjax.config.choices import AttentionKernel, ContextMethod, GradientExchange, RulePreset, TokenPlacement
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
 
@@ -120,6 +120,9 @@ class Placement:
       rules: Rule tables.
       blocks: Who writes the collectives of the blocks: XLA from shardings, or ``parallel.explicit``.
       gradient_exchange: How explicit blocks add gradients of kernels up.
+      context_method: How self-attention is shared over the context axis.
+      token_placement: How tokens are dealt out to it where attention needs them balanced.
+      attention_kernel: What computes attention.
       is_local: Whether what is traced is one device's part of the blocks, where arrays are local.
     """
 
@@ -127,7 +130,14 @@ class Placement:
     rules: RuleTables = RULES["fsdp"]
     blocks: Literal["sharded", "explicit"] = "sharded"
     gradient_exchange: GradientExchange = "reduce_scatter"
+    context_method: ContextMethod = "auto"
+    token_placement: TokenPlacement = "balanced"
+    attention_kernel: AttentionKernel = "auto"
     is_local: bool = False
+
+    def local(self) -> Placement:
+        """Returns the placement of one device's part of the program."""
+        return dataclasses.replace(self, is_local=True)
 
 
 _ACTIVE: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("wamjax_placement", default=None)

@@ -17,9 +17,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from wamjax.batch import VideoStatistics, WamBatch
+from wamjax.config.blocks import block_config
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
 from wamjax.models.world_action import WorldActionModel
+from wamjax.nn.attention import describe_attention
 from wamjax.nn.lora import adaptable_kernels
 from wamjax.objectives.objective import Objective, abstract_model, build_objective
 from wamjax.objectives.stream_loss import StreamLoss
@@ -166,11 +168,22 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
 
 
 def describe_sharding(program: TrainProgram) -> str:
-    """Returns a table of the parameters: path, shape, logical names, partition over the mesh, bytes per device."""
+    """Returns the mesh, how attention uses it, and a table of the parameters.
+
+    A parameter has its path, shape, logical names, partition over the mesh and bytes per device.
+    """
     _, variables = abstract_model(build_objective(program.config))
     axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=is_names))
     sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
-    lines = [f"mesh: {sizes}", f"{'parameter':44} {'shape':20} {'names':28} {'partition':24} {'bytes/device':>12}"]
+    config = program.config
+    block = block_config(config.model) if config.backbone is None else config.backbone.block
+    placement = make_placement(config.parallel, program.mesh)
+    attention = describe_attention(placement, program.layout.full_pass().schedule, block)
+    lines = [
+        f"mesh: {sizes}",
+        attention,
+        f"{'parameter':44} {'shape':20} {'names':28} {'partition':24} {'bytes/device':>12}",
+    ]
     total = on_device = trained = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(program.abstract_params):
         local = leaf.sharding.shard_shape(leaf.shape)

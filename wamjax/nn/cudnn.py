@@ -1,0 +1,89 @@
+"""Attention on GPUs: cuDNN's fused kernel on the dense rectangles of a schedule, one call for each.
+
+No mask is ever made: a rectangle sees all its keys, and a triangle is the kernel's own causal mode. The one kind of
+rectangle it has no mode for, full keys before a triangle (token by token after a context), runs as plain XLA, and
+``unfused`` counts those.
+
+Source: jax.nn.dot_product_attention with implementation="cudnn".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from wamjax.errors import ConfigError
+from wamjax.layout.schedule import Rectangle, Schedule, Span
+from wamjax.nn.rectangles import attend_rectangles, keys_of, lay_out, spread, take
+
+MAX_HEAD_DIM = 128  # on every generation that has the kernel (compute capability 8.0); Hopper's takes 256
+
+
+def supports(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether cuDNN has a kernel for such heads."""
+    return dtype in (jnp.bfloat16, jnp.float16) and head_dim <= MAX_HEAD_DIM and head_dim % 8 == 0
+
+
+def is_cudnn_forward(primitive: Any) -> bool:
+    """Whether ``primitive`` is cuDNN's forward pass, whose output and normalisers a rematerialisation policy keeps.
+
+    They have no names: what the backward pass reads is made within JAX.
+    """
+    return primitive.name == "dot_product_attention_fwd_wrapper"
+
+
+def unfused(schedule: Schedule) -> int:
+    """Returns how many rectangles cuDNN has no mode for."""
+    return sum(not _is_fused(rectangle) for rectangle in schedule.rectangles)
+
+
+def attend_cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    schedule: Schedule,
+    *,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> jax.Array:
+    """Attends local arrays.
+
+    Args:
+      q: ``[b k n e]`` queries.
+      k: ``[b k m e]`` keys.
+      v: ``[b k m e]`` values.
+      schedule: Which rectangles are attended.
+      implementation: ``xla`` computes each call by XLA operations, on any platform.
+
+    Returns:
+      ``[b k n e]`` in the dtype of ``v``; zero for queries in no rectangle.
+
+    Raises:
+      ConfigError: cuDNN has no kernel for these heads.
+    """
+    if implementation == "cudnn" and not supports(q.dtype, q.shape[3]):
+        raise ConfigError(
+            f"attention kernel cudnn takes bfloat16 or float16 and head dims up to {MAX_HEAD_DIM} that 8 divides, got "
+            f"{q.dtype} and {q.shape[3]}; set the model's compute_dtype=bfloat16 or "
+            "config.parallel.attention_kernel=rectangles"
+        )
+    pieces: list[tuple[Span, jax.Array]] = []
+    for rectangle in schedule.rectangles:
+        if not _is_fused(rectangle):
+            whole = attend_rectangles(q, k, v, Schedule(q.shape[2], k.shape[2], (rectangle,)))
+            pieces += [(span, whole[:, :, span[0] : span[1]]) for span in rectangle.queries]
+            continue
+        keys = keys_of(rectangle)
+        operands = (take(q, rectangle.queries), take(k, keys), take(v, keys))
+        out = jax.nn.dot_product_attention(
+            *(jnp.swapaxes(part, 1, 2) for part in operands),
+            is_causal=rectangle.diagonal is not None,
+            implementation=implementation,
+        )
+        pieces += spread(rectangle.queries, jnp.swapaxes(out, 1, 2).astype(v.dtype))
+    return lay_out(pieces, schedule.num_queries)
+
+
+def _is_fused(rectangle: Rectangle) -> bool:
+    return not (rectangle.diagonal and rectangle.keys)
