@@ -136,8 +136,7 @@ class CategoryActionTransformer(nnx.Module):
         tokens = {role: self.video.patch_embed(x) for role, x in streams.items() if role in _VIDEO}
         tokens[Role.ACTION] = self.embed_actions(streams[Role.ACTION], ids[:, slots[Role.ACTION]], category)
         tokens[Role.STATE] = self.embed_states(streams[Role.STATE], category)
-        runs = tuple((_slot(s), s.num_tokens) for s in layout_pass.segments)
-        conditioning = self.video.condition(ids, text, layout_pass, runs=runs, image=image)
+        conditioning = self.video.condition(ids, text, layout_pass, runs=_slot_runs(layout_pass), image=image)
         return self.run(tokens, layout_pass, conditioning, category)
 
     def run(
@@ -296,6 +295,18 @@ class ActionExpertTransformer(nnx.Module):
 def _slot(segment: Segment) -> int:
     """Returns the timestep slot of a segment: a state has that of its block's actions."""
     return segment.order + 1 if segment.role is Role.STATE else segment.timestep_slot
+
+
+def _slot_runs(layout_pass: Pass) -> tuple[tuple[int, int], ...]:
+    """Returns the (slot, tokens) runs of a pass; padding takes the slot before it, so that runs stay aligned."""
+    runs: list[tuple[int, int]] = []
+    for segment in layout_pass.segments:
+        slot = runs[-1][0] if segment.role is Role.PADDING and runs else _slot(segment)
+        if runs and runs[-1][0] == slot:
+            runs[-1] = (slot, runs[-1][1] + segment.num_tokens)
+        else:
+            runs.append((slot, segment.num_tokens))
+    return tuple(runs)
 
 
 def _token_times(inputs: TeacherForced, grid: tuple[int, int, int]) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:

@@ -27,6 +27,7 @@ from wamjax.nn.init import AXES_KEY
 from wamjax.nn.multihead import KeysValues
 from wamjax.nn.products import multiplying_in
 from wamjax.nn.rotary import Rotation
+from wamjax.parallel.context import CONTEXT
 from wamjax.parallel.parameters import parameter_shardings
 from wamjax.parallel.reorder import reorder
 from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
@@ -91,9 +92,13 @@ def _run_explicit(
 ) -> Tokens:
     """Scans ``blocks`` with this device's part of every kernel and of the sequence (``parallel.explicit``)."""
     graphdef, variables = nnx.split(blocks)
-    conditioning = conditioning._replace(runs=_slots_of_tokens(conditioning))
+    is_split = placement.mesh.shape[CONTEXT] > 1
+    runs = conditioning.runs
+    conditioning = conditioning._replace(runs=_slots_of_tokens(conditioning) if is_split else ())
 
     def run_local(params: PureDict, x: Tokens, conditioning: Conditioning) -> Tokens:
+        if not is_split:
+            conditioning = conditioning._replace(runs=runs)
         with placing(placement.local()):
             local = nnx.merge(graphdef, params)
             return scan_blocks(local, x, layout_pass, conditioning, None, remat=remat, return_cache=False)[0]
