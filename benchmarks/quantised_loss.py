@@ -2,8 +2,8 @@
 
     pip install 'wamjax[quantised]' && python benchmarks/quantised_loss.py [STEPS]
 
-Every side is ``wamjax train`` on experiments/quickstart.py for STEPS steps (default 200), the same data in the same order.
-A fifth run, not rounded and of another seed, shows how far two runs differ without any rounding. Printed: the mean of
+Every side is ``wamjax train`` on experiments/quickstart.py for STEPS steps (default 200), with the same data in order.
+A run, not rounded and of another seed, shows how far two runs differ without any rounding. Printed: the mean of
 the training loss over each quarter of the run, and its ratio to the run that is not rounded.
 """
 

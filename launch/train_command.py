@@ -60,6 +60,11 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax train takes flags only (see wamjax train --help)")
     values = flags.FLAGS
     config, workdir = config_from_flags(), WorkDir(Path(values.workdir))
+    if config.backbone is not None:
+        raise ConfigError(
+            f"{config.name} trains config.backbone, which reads cached latents, and no data source gives them yet; "
+            "wamjax plan compiles its step"
+        )
     distributed.start_devices(values.cpu_devices, keep_memory=config.model.remat == "none")
     # All keys count here, also those a resumed run may change: processes that save at other steps wait for ever.
     facts = {**settings(config), **code_facts(), "--cpu_devices": str(values.cpu_devices)}

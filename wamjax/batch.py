@@ -7,6 +7,7 @@ its mask. Nothing here reads files or builds models.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,8 +40,10 @@ class WamBatch:
       prompt_id: int32 ``[b]``: row of the run's prompt table.
       embodiment_id: int32 ``[b]``.
       provenance: int32 ``[b 3]``: dataset, episode, first dataset step of the window.
-      latents: bfloat16 ``[b t h w c]``: normalised latents of the clip, for a backbone.
+      latents: bfloat16 ``[b t h w c]``: normalised latents of the clip, for a backbone; its frames are latent ones.
       text: bfloat16 ``[b l text_width]``: tokens of the text encoder, zero beyond the prompt's length.
+      condition: bfloat16 ``[b t h w c]``: channels beside the latents (Wan I2V: 4 of mask, 16 of the encoded image).
+      image: bfloat16 ``[b m image_width]``: tokens of the image encoder.
     """
 
     video: Any = None
@@ -57,6 +60,8 @@ class WamBatch:
     provenance: Any = None
     latents: Any = None
     text: Any = None
+    condition: Any = None
+    image: Any = None
 
     @property
     def size(self) -> int:
@@ -83,29 +88,54 @@ def batch_spec(config: RunConfig, batch_size: int) -> WamBatch:
     def spec(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
+    data = config.data
     if config.backbone is not None:
-        text = (config.clip.text_tokens, config.backbone.text_width)
-        return WamBatch(
+        backbone, clip, grid = config.backbone, config.clip, latent_grid(config)
+        clips = WamBatch(
             provenance=spec((3,), np.int32),
-            latents=spec((*latent_grid(config), config.backbone.out_channels), jnp.bfloat16),
-            text=spec(text, jnp.bfloat16),
+            latents=spec((*grid, backbone.out_channels), jnp.bfloat16),
+            text=spec((clip.text_tokens, backbone.text_width), jnp.bfloat16),
         )
-    g, data = derive_geometry(config), config.data
+        if config.layout.formulation == "video":
+            return clips
+        extra = backbone.in_channels - backbone.out_channels
+        num_actions, num_states = (
+            config.layout.num_blocks * each
+            for each in (config.layout.actions_per_block, config.layout.states_per_block)
+        )
+        return dataclasses.replace(
+            clips,
+            frame_mask=spec(grid[:1], np.bool_),
+            condition=spec((*grid, extra), jnp.bfloat16) if extra else None,
+            image=spec((clip.image_tokens, backbone.image_width), jnp.bfloat16) if backbone.image_width else None,
+            **_vector_specs(config, num_actions, num_states, spec),
+        )
+    g = derive_geometry(config)
     views, (height, width) = max(1, len(data.views)), data.canvas
     return WamBatch(
         video=spec((g.num_frames, height, width, 3), np.uint8),
         frame_mask=spec((g.num_frames,), np.bool_),
         view_mask=spec((views,), np.bool_),
-        actions=spec((g.num_actions, data.action_dim), np.float32),
-        action_mask=spec((g.num_actions,), np.bool_),
-        action_dim_mask=spec((data.action_dim,), np.bool_),
-        has_action=spec((), np.bool_),
-        state=spec((g.num_states, data.state_dim), np.float32),
-        state_mask=spec((g.num_states, data.state_dim), np.bool_),
         prompt_id=spec((), np.int32),
-        embodiment_id=spec((), np.int32),
         provenance=spec((3,), np.int32),
+        **_vector_specs(config, g.num_actions, g.num_states, spec),
     )
+
+
+def _vector_specs(
+    config: RunConfig, num_actions: int, num_states: int, spec: Callable[..., jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the fields of actions and states."""
+    actions, states = (num_actions, config.data.action_dim), (num_states, config.data.state_dim)
+    return {
+        "actions": spec(actions, np.float32),
+        "action_mask": spec(actions[:1], np.bool_),
+        "action_dim_mask": spec(actions[1:], np.bool_),
+        "has_action": spec((), np.bool_),
+        "state": spec(states, np.float32),
+        "state_mask": spec(states, np.bool_),
+        "embodiment_id": spec((), np.int32),
+    }
 
 
 def fake_batch(config: RunConfig, batch_size: int, seed: int = 0) -> WamBatch:

@@ -10,10 +10,10 @@ import dataclasses
 
 from ml_collections import config_dict
 
+from wamjax.config.backbone import ClipConfig
 from wamjax.config.bridge import to_config_dict
 from wamjax.config.presets import WAN_2_1_T2V_14B
 from wamjax.config.schema import (
-    ClipConfig,
     LayoutConfig,
     ObjectiveConfig,
     OptimizerConfig,

@@ -22,7 +22,7 @@ from wamjax.flops.parameters import count_parameters
 from wamjax.flops.summary import describe
 from wamjax.layout import build_layout, joint_layout
 from wamjax.models.world_action import WorldActionModel
-from wamjax.nn.attention import QUERY_CHUNK
+from wamjax.nn.rectangles import QUERY_CHUNK
 from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.parallel.mesh import build_mesh
 from wamjax.training.program import build_program

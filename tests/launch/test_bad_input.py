@@ -147,6 +147,12 @@ def test_raising_experiment_file_is_refused_with_its_line(tmp_path: Path, capsys
     assert not (tmp_path / "run").exists()
 
 
+def test_backbone_without_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, experiment="experiments/pretrain/wan_1_3b_480p.py") == 2
+    assert "cached latents" in only_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_locked_work_directory_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
     with open(tmp_path / "run/LOCK", "w") as lock:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from wamjax.batch import fake_batch
-from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
-from wamjax.config.schema import ClipConfig, LayoutConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
+from wamjax.config.backbone import BlockConfig, ClipConfig, VideoTransformerConfig
+from wamjax.config.schema import LayoutConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
 from wamjax.errors import ConfigError
 from wamjax.parallel.mesh import build_mesh, make_global_batch
 from wamjax.training.program import build_program

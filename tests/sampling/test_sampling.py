@@ -12,7 +12,7 @@ from tests.models.test_world_action import _model
 from tests.tiny import TINY, tiny_batch
 from wamjax.layout import Role, build_layout
 from wamjax.models.world_action import Streams
-from wamjax.objectives.world_action import select_frames
+from wamjax.objectives.noising import select_frames
 from wamjax.sampling.chunk import fill_context
 from wamjax.sampling.policy import Policy
 from wamjax.sampling.rollout import ChunkSampler

@@ -1,7 +1,8 @@
 """Configuration of video transformers: what differs between Wan, Cosmos and our own blocks, as data.
 
-Owns the sizes and the variants of one block and of the model around it. The table of published models is in
-``config.presets``; how a checkpoint's ``config.json`` becomes one of these is in ``weights.kinds``.
+Owns the sizes and the variants of one block and of the model around it, of what it reads, and which action modules it
+carries. The table of published models is in ``config.presets``; how a checkpoint's ``config.json`` becomes one of these
+is in ``weights.kinds``.
 """
 
 from __future__ import annotations
@@ -179,3 +180,40 @@ class TwoExpertConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.boundary < 1.0:
             raise ConfigError(f"boundary {self.boundary} between the two experts; expected a timestep between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """The clips of a pretrained-size backbone, which reads cached latents and text embeddings.
+
+    Attributes:
+      num_frames: Pixel frames; 4n + 1 for a VAE that compresses time 4 times.
+      height: Pixel rows.
+      width: Pixel columns.
+      stride: How many pixels (frames, rows, columns) one latent stands for: 4, 8, 8 for Wan 2.1's VAE.
+      text_tokens: Text tokens of a prompt, padding included: Wan shows its padding.
+      image_tokens: Tokens of the image encoder, for a backbone with an image branch: 257 for CLIP ViT-H/14.
+    """
+
+    num_frames: int = 81
+    height: int = 480
+    width: int = 832
+    stride: tuple[int, int, int] = (4, 8, 8)
+    text_tokens: int = 512
+    image_tokens: int = 257
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActionsConfig:
+    """Action modules that a backbone carries; dims of actions and states are those of ``data``.
+
+    Attributes:
+      modules: ``none``; ``category``: actions and states are tokens of the video's blocks, with encoders and a decoder
+        per embodiment (DreamZero; ``models.action_transformers``).
+      hidden_width: Hidden width of the state encoder and of the action decoder.
+      num_categories: Embodiments with weights of their own.
+    """
+
+    modules: Literal["none", "category"] = "none"
+    hidden_width: int = 1024
+    num_categories: int = 1

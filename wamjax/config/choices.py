@@ -13,7 +13,7 @@ Matmul = Literal["", "fp8", "int8"]
 Remat = Literal["none", "full", "attention", "products", "exchanged", "offload"]
 
 # Names of the tables of ``parallel.rules``.
-RulePreset = Literal["fsdp", "fsdp_context"]
+RulePreset = Literal["fsdp", "fsdp_context", "fsdp_context_tensor", "multi_slice"]
 
 # How a whole kernel is made from its parts, and its gradient's part from whole ones. See ``parallel.explicit``.
 GradientExchange = Literal["auto", "reduce_scatter", "all_to_all"]

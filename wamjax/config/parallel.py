@@ -16,11 +16,16 @@ class ParallelConfig:
     leftmost first (8 devices on ``fsdp=-1, context=-1`` give 4 x 2, 4 devices 2 x 2, 1 device 1 x 1).
 
     Attributes:
-      data: Replicas of the parameters; the batch is split over it.
+      data: Replicas of the parameters; the batch is split over it. Of several TPU slices it is a multiple: only this
+        axis crosses the data-centre network.
       fsdp: Parameters and optimizer state are split over it, and the batch too.
       context: The token sequence is split over it (inside attention as ``context_method`` says).
       tensor: Heads and feed-forward hidden units are split over it.
-      rules: Where parameters go: ``fsdp``: split over fsdp (and tensor); ``fsdp_context``: over context too.
+      rules: Where arrays go (``parallel.rules``). Heads and feed-forward units are split over tensor, parameters
+        besides over fsdp (``fsdp``), and over context too (``fsdp_context``); ``fsdp_context_tensor`` splits the
+        tokens between layers over tensor too; ``multi_slice`` is ``fsdp_context`` in every slice, one replica or more.
+      rule_overrides: Pairs (name of a dim, mesh axes) that replace rules of the preset: ``fsdp+context`` joins axes, an
+        empty text splits over none.
       blocks: ``sharded``: XLA places the collectives of the blocks from shardings alone, on any mesh. ``explicit``: the
         blocks are one program per device that says which collectives move weights and tokens; needs tensor = 1.
       gradient_exchange: With ``explicit``, how gradients of kernels are added up: ``auto`` picks by chip
@@ -37,6 +42,7 @@ class ParallelConfig:
     context: int = 1
     tensor: int = 1
     rules: RulePreset = "fsdp"
+    rule_overrides: tuple[tuple[str, str], ...] = ()
     blocks: Literal["sharded", "explicit"] = "sharded"
     gradient_exchange: GradientExchange = "auto"
     context_method: ContextMethod = "auto"

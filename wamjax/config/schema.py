@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from wamjax.config.backbone import VideoTransformerConfig
+from wamjax.config.backbone import ActionsConfig, ClipConfig, VideoTransformerConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.parallel import ParallelConfig
 
@@ -63,31 +63,13 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipConfig:
-    """The clips of a pretrained-size backbone, which reads cached latents and text embeddings.
-
-    Attributes:
-      num_frames: Pixel frames; 4n + 1 for a VAE that compresses time 4 times.
-      height: Pixel rows.
-      width: Pixel columns.
-      stride: How many pixels (frames, rows, columns) one latent stands for: 4, 8, 8 for Wan 2.1's VAE.
-      text_tokens: Text tokens of a prompt, padding included: Wan shows its padding.
-    """
-
-    num_frames: int = 81
-    height: int = 480
-    width: int = 832
-    stride: tuple[int, int, int] = (4, 8, 8)
-    text_tokens: int = 512
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class LayoutConfig:
     """Which token streams one training sample holds, and how time is cut into blocks.
 
     Attributes:
-      formulation: ``joint``: video and actions denoised together with teacher forcing (DreamZero). ``video``: one clip
-        denoised as a whole, all tokens seeing all (video pretraining; needs ``config.backbone``).
+      formulation: ``joint``: video and actions denoised together with teacher forcing (DreamZero); with
+        ``config.backbone`` it needs ``config.actions.modules``. ``video``: one clip denoised as a whole, all tokens
+        seeing all (video pretraining; needs ``config.backbone``).
       num_blocks: Temporal blocks after the first frame.
       frames_per_block: Latent frames of one block.
       actions_per_block: Action tokens of one block (the action horizon of one chunk).
@@ -349,12 +331,14 @@ class RunConfig:
       model: The small world-action model on pixels. Not used where ``backbone`` is set.
       backbone: A video transformer on latents (``config.presets`` has the published ones); None for ``model``.
       clip: What a backbone reads.
+      actions: Action modules of a backbone.
     """
 
     name: str = "unnamed"
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     backbone: VideoTransformerConfig | None = None
     clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
+    actions: ActionsConfig = dataclasses.field(default_factory=ActionsConfig)
     layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

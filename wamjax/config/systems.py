@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
+from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 
 
@@ -80,6 +81,34 @@ class ActionExpertConfig:
                 f"{video.num_heads} of {video.head_dim}; joint attention needs the same: change num_heads and "
                 "attention_width of the expert"
             )
+
+
+def category_actions(config: RunConfig) -> CategoryActionConfig:
+    """Returns the video transformer with action modules that a run trains.
+
+    Raises:
+      ConfigError: The run has no such system.
+    """
+    if config.backbone is None or config.actions.modules != "category":
+        raise ConfigError(
+            f"config.actions.modules={config.actions.modules} with config.layout.formulation=joint: a backbone "
+            "denoises video and actions together with modules=category; to train it on video alone set "
+            "config.layout.formulation=video"
+        )
+    if config.backbone.patch[0] != 1:
+        raise ConfigError(
+            f"config.backbone.patch={config.backbone.patch} joins frames; config.layout.formulation=joint needs one "
+            "latent frame per token"
+        )
+    return CategoryActionConfig(
+        video=config.backbone,
+        action_dim=config.data.action_dim,
+        state_dim=config.data.state_dim,
+        hidden_width=config.actions.hidden_width,
+        num_categories=config.actions.num_categories,
+        frames_per_block=config.layout.frames_per_block,
+        states_per_block=config.layout.states_per_block,
+    )
 
 
 def _check_positive(config: object, *names: str) -> None:

@@ -27,7 +27,8 @@ _RULES: dict[str, dict[str, _Rule]] = {
         ),
         **dict.fromkeys(("time_width", "action_hidden", "rope_theta", "norm_eps"), _POSITIVE),
     },
-    "clip": dict.fromkeys(("num_frames", "height", "width", "text_tokens"), _POSITIVE),
+    "clip": dict.fromkeys(("num_frames", "height", "width", "text_tokens", "image_tokens"), _POSITIVE),
+    "actions": dict.fromkeys(("hidden_width", "num_categories"), _POSITIVE),
     "layout": dict.fromkeys(
         ("num_blocks", "frames_per_block", "actions_per_block", "states_per_block", "pad_multiple", "pad_unit"),
         _POSITIVE,

@@ -7,6 +7,7 @@ Same convention as everywhere: 1 multiply-add = 2 FLOPs, matrix products only. C
 from __future__ import annotations
 
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
+from wamjax.config.systems import CategoryActionConfig
 from wamjax.flops import layers
 
 
@@ -47,6 +48,17 @@ def video_transformer_flops(
         else 0,
         "time_embed": _time_flops(config, slots),
     }
+
+
+def category_action_flops(config: CategoryActionConfig, *, actions: int, states: int) -> int:
+    """Returns the forward FLOPs of encoders and decoder around the video transformer, for so many tokens."""
+    width, hidden = config.video.block.width, config.hidden_width
+    return (
+        layers.linear(actions, config.action_dim, width)
+        + layers.mlp(actions, (2 * width, width, width))
+        + layers.mlp(actions, (width, hidden, config.action_dim))
+        + layers.mlp(states, (config.state_dim, hidden, width))
+    )
 
 
 def _block_flops(block: BlockConfig, tokens: int, pairs: int, text_tokens: int, image_tokens: int) -> dict[str, int]:

@@ -27,10 +27,15 @@ from typing import NamedTuple
 
 from wamjax.config.backbone import VideoTransformerConfig
 from wamjax.config.schema import RunConfig
+from wamjax.config.systems import category_actions
 from wamjax.flops import layers
-from wamjax.flops.backbone import video_transformer_flops
+from wamjax.flops.backbone import category_action_flops, video_transformer_flops
 from wamjax.flops.kernels import model_kernels
-from wamjax.flops.parameters import count_backbone_parameters, count_parameters
+from wamjax.flops.parameters import (
+    count_backbone_parameters,
+    count_category_action_parameters,
+    count_parameters,
+)
 from wamjax.flops.tally import Tally
 from wamjax.layout import Layout, Role
 
@@ -38,7 +43,7 @@ BLOCK_COMPONENTS = ("self_projections", "self_scores", "cross_qo", "cross_kv", "
 COMPONENTS = (*BLOCK_COMPONENTS, "patch", "head", "text_embed", "image_embed", "time_embed", "action_state")
 
 # Rectangles with more queries than this are attended a chunk at a time, and the scores of a whole chunk are computed
-# again in the backward pass: ``nn.attention.QUERY_CHUNK``, a sibling this module may not import; a test compares them.
+# again in the backward pass: ``nn.rectangles.QUERY_CHUNK``, a sibling this module may not import; a test compares them.
 ATTENTION_QUERY_CHUNK = 256
 _ATTENTION = ("self_scores", "cross_scores")
 _REMATERIALISED = ("attention", "offload", "full")  # values of ``remat`` that compute products again
@@ -157,22 +162,40 @@ def _count_backbone(config: RunConfig, backbone: VideoTransformerConfig, layout:
     """
     streams, schedule = layout.tokens_by_stream(), layout.full_pass().schedule
     needed_tokens = layout.num_tokens - streams.get(Role.PADDING.value, 0)
+    is_joint = config.layout.formulation == "joint"
+    clean, noisy, actions, states = (
+        streams.get(role.value, 0) for role in (Role.CLEAN_VIDEO, Role.NOISY_VIDEO, Role.ACTION, Role.STATE)
+    )
+    extra = 0
+    if is_joint:
+        extra = category_action_flops(category_actions(config), actions=actions, states=states)
 
     def forward(tokens: int, pairs: int) -> dict[str, int]:
-        return video_transformer_flops(backbone, tokens=tokens, text_tokens=config.clip.text_tokens, pairs=pairs)
+        video = video_transformer_flops(
+            backbone,
+            tokens=tokens,
+            text_tokens=config.clip.text_tokens,
+            image_tokens=config.clip.image_tokens if backbone.image_width else 0,
+            slots=layout.num_slots if is_joint else 1,
+            pairs=pairs,
+            patch_tokens=clean + noisy if is_joint else tokens,
+            head_tokens=noisy if is_joint else tokens,
+        )
+        return video | {"action_state": extra}
 
     needed = forward(needed_tokens, layout.num_pairs)
     executed = forward(layout.num_tokens, schedule.num_executed_pairs)
     return FlopCount(
-        forward=needed | {"action_state": 0},
-        model={name: 3 * flops for name, flops in needed.items()} | {"action_state": 0},
-        hardware={name: 3 * flops for name, flops in executed.items()} | {"action_state": 0},
-        hardware_forward=executed | {"action_state": 0},
+        forward=needed,
+        model={name: 3 * flops for name, flops in needed.items()},
+        hardware={name: 3 * flops for name, flops in executed.items()},
+        hardware_forward=executed,
         tokens=streams,
         num_pairs=layout.num_pairs,
         num_executed_pairs=schedule.num_executed_pairs,
         num_dense_pairs=layout.num_dense_pairs,
-        num_parameters=count_backbone_parameters(backbone),
+        num_parameters=count_backbone_parameters(backbone)
+        + (count_category_action_parameters(category_actions(config)) if is_joint else 0),
     )
 
 

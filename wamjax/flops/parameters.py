@@ -9,6 +9,7 @@ from wamjax.config.backbone import VideoTransformerConfig
 from wamjax.config.finetune import matches
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
+from wamjax.config.systems import CategoryActionConfig
 from wamjax.errors import ConfigError
 from wamjax.flops.kernels import model_kernels
 
@@ -50,25 +51,41 @@ def count_parameters(config: RunConfig) -> dict[str, int]:
 
 
 def count_backbone_parameters(config: VideoTransformerConfig) -> int:
-    """Returns the parameters of a text-to-video backbone with tabled modulation (Wan).
+    """Returns the parameters of a backbone with tabled modulation (Wan).
 
     Raises:
       ConfigError: The backbone is of another kind, whose count is not written down.
     """
     block = config.block
-    if block.modulation != "table" or block.image_branch or config.text_embedding != "mlp" or not block.use_bias:
+    if block.modulation != "table" or config.text_embedding != "mlp" or not block.use_bias:
         raise ConfigError(
-            "config.backbone: parameters are counted in closed form for Wan's text-to-video models only; expected "
-            "modulation=table, text_embedding=mlp, biases and no image branch"
+            "config.backbone: parameters are counted in closed form for Wan's models only; expected "
+            "modulation=table, text_embedding=mlp and biases"
         )
     d, inner, context = block.width, block.inner_width, block.context_width or block.width
     norms = 2 * (inner if block.qk_norm == "width" else block.head_dim)
     own = 3 * linear_parameters(d, inner) + linear_parameters(inner, d) + norms
     cross = linear_parameters(d, inner) + 2 * linear_parameters(context, inner) + linear_parameters(inner, d) + norms
+    image, image_kv = 0, 0
+    if config.image_width is not None:
+        seen = config.image_width
+        # Two linear layers between two affine norms; in every block keys, values and a norm of the keys.
+        image = linear_parameters(seen, seen) + linear_parameters(seen, d) + 2 * seen + 2 * d
+        image += (config.image_positions or 0) * seen
+        image_kv = 2 * linear_parameters(d, inner) + norms // 2
     mlp = linear_parameters(d, block.ffn_width) + linear_parameters(block.ffn_width, d)
     affine = 2 * d if block.cross_norm == "affine" else 0
     text = linear_parameters(config.text_width, context) + linear_parameters(context, context)
     time = linear_parameters(config.time_width, d) + linear_parameters(d, d) + linear_parameters(d, 6 * d)
     patch, head = (config.patch_channels, config.out_patch_channels)
     ends = linear_parameters(patch, d) + linear_parameters(d, head) - (0 if config.use_patch_bias else d + head)
-    return config.num_layers * (own + cross + mlp + affine + 6 * d) + text + time + ends + 2 * d
+    return config.num_layers * (own + cross + image_kv + mlp + affine + 6 * d) + text + image + time + ends + 2 * d
+
+
+def count_category_action_parameters(config: CategoryActionConfig) -> int:
+    """Returns the parameters of encoders and decoder around the video transformer, of all categories."""
+    d, hidden, action, state = config.video.block.width, config.hidden_width, config.action_dim, config.state_dim
+    encoder = linear_parameters(action, d) + linear_parameters(2 * d, d) + linear_parameters(d, d)
+    decoder = linear_parameters(d, hidden) + linear_parameters(hidden, action)
+    states = linear_parameters(state, hidden) + linear_parameters(hidden, d)
+    return config.num_categories * (encoder + decoder + states)

@@ -12,6 +12,7 @@ from typing import Literal
 from wamjax.config.clip import patch_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
 from wamjax.layout.layout import Layout
 from wamjax.layout.segments import ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
 
@@ -130,13 +131,17 @@ def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
 @functools.lru_cache(maxsize=32)
 def build_layout(config: RunConfig) -> Layout:
     """Returns the layout that ``config`` describes, the same object for equal configurations."""
-    if config.backbone is not None:
-        return video_layout(patch_grid(config), config.layout.pad_multiple)
-    sizes, geometry = config.layout, derive_geometry(config)
+    sizes = config.layout
+    if config.backbone is None:
+        grid = derive_geometry(config).grid
+    elif sizes.formulation == "video":
+        return video_layout(patch_grid(config), sizes.pad_multiple)
+    else:
+        grid = _frame_grid(config)
     return joint_layout(
         num_blocks=sizes.num_blocks,
         frames_per_block=sizes.frames_per_block,
-        grid=geometry.grid,
+        grid=grid,
         actions_per_block=sizes.actions_per_block,
         states_per_block=sizes.states_per_block,
         noisy_first_frame=sizes.noisy_first_frame,
@@ -145,6 +150,23 @@ def build_layout(config: RunConfig) -> Layout:
         pad_multiple=sizes.pad_multiple,
         pad_unit=sizes.pad_unit,
     )
+
+
+def _frame_grid(config: RunConfig) -> tuple[int, int]:
+    """Returns the rows and columns of tokens in a latent frame of ``config.clip``, whose frames fill the blocks.
+
+    Raises:
+      ConfigError: They do not.
+    """
+    frames, *grid = patch_grid(config)
+    sizes = config.layout
+    if frames != 1 + sizes.num_blocks * sizes.frames_per_block:
+        raise ConfigError(
+            f"config.clip.num_frames={config.clip.num_frames} is {frames} latent frames; one frame and "
+            f"config.layout.num_blocks={sizes.num_blocks} blocks of frames_per_block={sizes.frames_per_block} are "
+            f"{1 + sizes.num_blocks * sizes.frames_per_block}"
+        )
+    return grid[0], grid[1]
 
 
 def _padded(units: Sequence[Sequence[Segment]], pad_unit: int, pad_multiple: int) -> list[Segment]:

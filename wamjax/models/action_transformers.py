@@ -7,16 +7,19 @@ it was trained on; the shared form and the expert's joint attention have none he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig
 from wamjax.errors import DataError
-from wamjax.layout import Layout, Pass, joint_layout
+from wamjax.layout import Layout, Pass, Role, Segment, joint_layout
+from wamjax.layout.packing import pack, unpack
 from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
 from wamjax.models.stack import stack_blocks
 from wamjax.models.video_transformer import VideoTransformer
@@ -25,6 +28,8 @@ from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
 from wamjax.nn.linear import Linear
 from wamjax.nn.rotary import rotary_table
 from wamjax.types import Actions, PRNGKey, States, Tokens
+
+_VIDEO = (Role.CLEAN_VIDEO, Role.NOISY_VIDEO)
 
 
 class TeacherForced(NamedTuple):
@@ -90,17 +95,64 @@ class CategoryActionTransformer(nnx.Module):
         grid = self.video.check(inputs.noisy)
         layout_pass = self._layout(inputs, grid).full_pass()
         ids, runs = _token_times(inputs, grid)
+        streams = {
+            Role.CLEAN_VIDEO: self.video.embed(inputs.clean),
+            Role.NOISY_VIDEO: self.video.embed(inputs.noisy),
+            Role.ACTION: self.embed_actions(inputs.actions, inputs.action_ids, inputs.category),
+            Role.STATE: self.embed_states(inputs.states, inputs.category),
+        }
         conditioning = self.video.condition(ids, text, layout_pass, runs=runs, image=image)
-        tokens = [self.video.embed(inputs.clean), self.video.embed(inputs.noisy)]
-        tokens.append(self.embed_actions(inputs.actions, inputs.action_ids, inputs.category))
-        tokens.append(self.embed_states(inputs.states, inputs.category))
-        x, _ = self.video.run(jnp.concatenate(tokens, axis=1), layout_pass, conditioning)
-        num_video = tokens[1].shape[1]
-        # The head reads the noisy frames only, whose timesteps follow the clean ones'.
-        own = conditioning._replace(runs=runs[grid[0] : 2 * grid[0]])
-        video = self.video.head(x[:, num_video : 2 * num_video], own)
-        actions = x[:, 2 * num_video : 2 * num_video + inputs.actions.shape[1]]
-        return self.video.unpatch(video, grid), self.decode_actions(actions, inputs.category)
+        video, actions = self.run(streams, layout_pass, conditioning, inputs.category)
+        return self.video.unpatch(video, grid), actions
+
+    def predict(
+        self,
+        streams: Mapping[Role, jax.Array],
+        ids: jax.Array,
+        category: jax.Array,
+        text: jax.Array,
+        layout_pass: Pass,
+        *,
+        image: jax.Array | None = None,
+    ) -> tuple[jax.Array, Actions]:
+        """Predicts the velocities of what a layout denoises, in any order of its tokens.
+
+        Args:
+          streams: Of each role: patches ``[b n_role patch_channels]`` of video, actions ``[b a u]``, states
+            ``[b s p]``; noised where the layout says so.
+          ids: Timestep ids ``[b slots]`` of the layout's slots. A state has its block's.
+          category: int ``[b]`` embodiments.
+          text: ``[b l text_width]``.
+          layout_pass: Which token sees which.
+          image: ``[b m image_width]``.
+
+        Returns:
+          fp32 ``[b n_noisy out_patch_channels]`` and ``[b a u]``.
+        """
+        slots = {
+            role: np.concatenate([np.full(s.num_tokens, _slot(s)) for s in layout_pass.segments if s.role is role])
+            for role in streams
+        }
+        tokens = {role: self.video.patch_embed(x) for role, x in streams.items() if role in _VIDEO}
+        tokens[Role.ACTION] = self.embed_actions(streams[Role.ACTION], ids[:, slots[Role.ACTION]], category)
+        tokens[Role.STATE] = self.embed_states(streams[Role.STATE], category)
+        runs = tuple((_slot(s), s.num_tokens) for s in layout_pass.segments)
+        conditioning = self.video.condition(ids, text, layout_pass, runs=runs, image=image)
+        return self.run(tokens, layout_pass, conditioning, category)
+
+    def run(
+        self, streams: Mapping[Role, Tokens], layout_pass: Pass, conditioning: Conditioning, category: jax.Array
+    ) -> tuple[jax.Array, Actions]:
+        """Runs the blocks over the embedded ``streams`` ``[b n_role d]``; returns as ``predict``."""
+        segments = layout_pass.segments
+        x, _ = self.video.run(pack(segments, streams), layout_pass, conditioning)
+        # The head reads the noisy frames only.
+        slots = np.concatenate([np.full(count, slot) for slot, count in conditioning.runs])
+        is_noisy = np.concatenate([np.full(s.num_tokens, s.role is Role.NOISY_VIDEO) for s in segments])
+        runs = itertools.groupby(slots[is_noisy].tolist())
+        own = conditioning._replace(runs=tuple((slot, len(list(run))) for slot, run in runs))
+        video = self.video.head(unpack(segments, x, Role.NOISY_VIDEO), own)
+        return video, self.decode_actions(unpack(segments, x, Role.ACTION), category)
 
     def _layout(self, inputs: TeacherForced, grid: tuple[int, int, int]) -> Layout:
         """Returns the released model's layout of ``inputs`` on ``grid``: clean | noisy | actions | states."""
@@ -239,6 +291,11 @@ class ActionExpertTransformer(nnx.Module):
         """Returns ``text`` ``[b l text_width]`` with ``state`` ``[b p]`` as one more token, before any embedding."""
         assert self.state_embed is not None, "this model has no state token"
         return jnp.concatenate([text, self.state_embed(state)[:, None].astype(text.dtype)], axis=1)
+
+
+def _slot(segment: Segment) -> int:
+    """Returns the timestep slot of a segment: a state has that of its block's actions."""
+    return segment.order + 1 if segment.role is Role.STATE else segment.timestep_slot
 
 
 def _token_times(inputs: TeacherForced, grid: tuple[int, int, int]) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:

@@ -145,7 +145,7 @@ class Block(nnx.Module):
             else KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)))
         )
         out = attend_self(query, *seen, schedule)
-        return constrain(layer.project_out(out), "batch", "tokens", None), own
+        return constrain(layer.project_out(out), "batch", "stream", None), own
 
     def _attend_context(self, h: Tokens, conditioning: Conditioning) -> Tokens:
         """Attends to all text tokens and, in a sum before the output projection, to all image tokens."""
@@ -166,4 +166,4 @@ class Block(nnx.Module):
     def _add(self, x: Tokens, update: jax.Array) -> Tokens:
         """Adds in fp32, stores in the compute dtype, keeps the residual stream split by tokens."""
         total = (x.astype(jnp.float32) + update.astype(jnp.float32)).astype(self.dtype)
-        return constrain(total, "batch", "tokens", None)
+        return constrain(total, "batch", "stream", None)

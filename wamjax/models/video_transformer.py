@@ -212,7 +212,7 @@ class VideoTransformer(nnx.Module):
         return_cache: bool = False,
     ) -> tuple[Tokens, KeysValues | None]:
         """Runs the blocks over ``tokens`` ``[b n d]`` of any pass; arguments and results as ``block.run_blocks``."""
-        x = constrain(tokens.astype(self.config.block.compute_dtype), "batch", "tokens", None)
+        x = constrain(tokens.astype(self.config.block.compute_dtype), "batch", "stream", None)
         return run_blocks(
             self.blocks, x, layout_pass, conditioning, past, remat=self.config.remat, return_cache=return_cache
         )

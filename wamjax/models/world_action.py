@@ -108,7 +108,7 @@ class WorldActionModel(nnx.Module):
           None).
         """
         conditioning = self._condition(streams, layout_pass)
-        x = constrain(self._embed(streams, layout_pass), "batch", "tokens", None)
+        x = constrain(self._embed(streams, layout_pass), "batch", "stream", None)
         x, cache = run_blocks(
             self.blocks,
             x,

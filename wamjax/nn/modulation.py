@@ -26,6 +26,9 @@ TIMESTEP_IDS = 1000.0  # a timestep t in [0, 1] is embedded as the id 1000 t
 Runs = Sequence[tuple[int, int]] | jax.Array
 
 
+_MAX_CHOICES = 16  # slots that are chosen from one by one
+
+
 class Modulation(NamedTuple):
     """Vectors that modulate one part of a block, fp32 ``[b slots d]`` each.
 
@@ -140,7 +143,7 @@ def _over_runs(function: Callable[..., jax.Array], x: jax.Array, runs: Runs, *pe
     if per_slot[0].shape[1] == 1:
         return function(x, *per_slot)
     if isinstance(runs, jax.Array):
-        return function(x, *(jnp.take(slots, runs, axis=1) for slots in per_slot))
+        return function(x, *(_take_slots(slots, runs) for slots in per_slot))
     pieces, offset = [], 0
     for first, num_slots, count in _stretches(runs):
         part = jax.lax.slice_in_dim(x, offset, offset + num_slots * count, axis=1)
@@ -149,6 +152,20 @@ def _over_runs(function: Callable[..., jax.Array], x: jax.Array, runs: Runs, *pe
         pieces.append(function(tiled, *vectors).reshape(part.shape))
         offset += num_slots * count
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+
+
+def _take_slots(per_slot: jax.Array, slots: jax.Array) -> jax.Array:
+    """Returns every token's row ``[b n d]`` of ``per_slot`` ``[b slots d]``.
+
+    Few slots are chosen from one after the other: that is part of the computation that reads the rows, and its gradient
+    a sum, where a gather writes every row to memory and its gradient scatters.
+    """
+    if per_slot.shape[1] > _MAX_CHOICES:
+        return jnp.take(per_slot, slots, axis=1)
+    rows = per_slot[:, :1]
+    for slot in range(1, per_slot.shape[1]):
+        rows = jnp.where(slots[:, None] == slot, per_slot[:, slot : slot + 1], rows)
+    return rows
 
 
 def _stretches(runs: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:

@@ -137,8 +137,12 @@ def attend_splash(
       ``[b k n e]`` in the dtype of ``v``. A query in no rectangle has some output that has no meaning.
 
     Raises:
-      ConfigError: A length is no multiple of 128.
+      ConfigError: The number of queries is no multiple of 128.
     """
+    if k.shape[2] % LANES:
+        # A few keys, such as an image's: hidden ones complete the last block.
+        k, v = (jnp.pad(part, ((0, 0), (0, 0), (0, -part.shape[2] % LANES), (0, 0))) for part in (k, v))
+        schedule = dataclasses.replace(schedule, num_keys=k.shape[2])
     kernel = _make_kernel(schedule, name, interpret)
     one_head = lambda q, k, v: kernel(q[None], k[None], v[None])[0]  # noqa: E731 - mapped twice below
     return jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)

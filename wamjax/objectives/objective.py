@@ -13,6 +13,7 @@ from flax import nnx
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
+from wamjax.objectives.joint import JointObjective
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.objectives.video import VideoObjective
 from wamjax.objectives.world_action import WorldActionObjective
@@ -55,9 +56,11 @@ def build_objective(config: RunConfig) -> Objective:
     """Returns the objective that ``config`` describes.
 
     Raises:
-      ConfigError: The formulation and the model do not fit together.
+      ConfigError: The formulation and the model do not fit together, or the sizes of the layout do not.
     """
-    return WorldActionObjective(config) if config.backbone is None else VideoObjective(config)
+    if config.backbone is None:
+        return WorldActionObjective(config)
+    return VideoObjective(config) if config.layout.formulation == "video" else JointObjective(config)
 
 
 def abstract_model(objective: Objective) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any]]:

@@ -53,11 +53,6 @@ class VideoObjective:
 
     def __post_init__(self) -> None:
         backbone = self.backbone
-        if self.config.layout.formulation != "video":
-            raise ConfigError(
-                f"config.layout.formulation={self.config.layout.formulation} with config.backbone: a backbone is "
-                "trained by formulation video"
-            )
         if backbone.in_channels != backbone.out_channels or backbone.image_width or backbone.padding_mask:
             raise ConfigError(
                 "config.backbone takes condition channels, an image or a padding mask, which formulation video does "

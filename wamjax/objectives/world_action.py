@@ -15,30 +15,11 @@ import numpy as np
 from wamjax.batch import WamBatch
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
-from wamjax.layout import Layout, Pass, Role, Segment, build_layout
+from wamjax.layout import Layout, Role, Segment, build_layout
 from wamjax.models.world_action import Streams, WorldActionModel, make_model
-from wamjax.nn.modulation import spread_slots
-from wamjax.objectives.flow_matching import add_noise, draw_times, velocity_from
+from wamjax.objectives.noising import Noise, Target, action_mask, num_frames, select_frames, total_loss
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.types import PRNGKey
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Noise:
-    """The randomness of one loss: equal noise makes two losses comparable.
-
-    Attributes:
-      times: fp32 ``[b slots]``, slot 0 is 0.
-      weights: fp32 ``[b slots]``, the loss weight of each slot's time.
-      video: ``[b t h w c]`` standard normal.
-      actions: ``[b a u]`` standard normal.
-    """
-
-    times: jax.Array
-    weights: jax.Array
-    video: jax.Array
-    actions: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,16 +57,9 @@ class WorldActionObjective:
 
 def draw_noise(key: PRNGKey, batch_size: int, config: RunConfig, layout: Layout) -> Noise:
     """Draws noise and one time per slot; slot 0 is clean."""
-    time_key, video_key, action_key = jax.random.split(key, 3)
     g = derive_geometry(config)
-    times, weights = draw_times(time_key, (batch_size, layout.num_slots), config.objective)
-    video_shape = (batch_size, g.num_latent_frames, *g.grid, g.token_channels)
-    return Noise(
-        times=times.at[:, 0].set(0.0),
-        weights=weights,
-        video=jax.random.normal(video_key, video_shape),
-        actions=jax.random.normal(action_key, (batch_size, g.num_actions, config.data.action_dim)),
-    )
+    video = (g.num_latent_frames, *g.grid, g.token_channels)
+    return Noise.draw(key, batch_size, config, layout, video=video, actions=(g.num_actions, config.data.action_dim))
 
 
 def world_action_losses(
@@ -116,8 +90,8 @@ def world_action_losses(
     observed = batch if observed is None else observed
     latents = model.codec.encode(batch.video)
     seen = latents if observed is batch else model.codec.encode(observed.video)
-    video = _Target.of_video(latents, noise, everything, config)
-    actions = _Target.of_actions(batch.actions, noise, everything, config)
+    video = Target.of_video(latents, noise, everything, config)
+    actions = Target.of_actions(batch.actions, noise, everything, config)
     streams = Streams(
         times=noise.times,
         prompt_id=batch.prompt_id,
@@ -143,19 +117,6 @@ def loss_counts(batch: WamBatch, config: RunConfig, layout: Layout) -> dict[str,
     return {name: jnp.sum(mask, dtype=jnp.float32) for name, mask in masks.items()}
 
 
-def total_loss(losses: dict[str, StreamLoss], config: RunConfig) -> jax.Array:
-    """Returns the weighted sum of the masked means."""
-    factors = config.objective
-    return factors.video_weight * losses["video"].mean() + factors.action_weight * losses["action"].mean()
-
-
-def select_frames(latents: jax.Array, segments: tuple[Segment, ...]) -> jax.Array:
-    """Returns the tokens ``[b n_role c]`` of the latent frames that ``segments`` hold, from ``[b t h w c]``."""
-    pieces = [latents[:, s.first_frame : s.first_frame + _num_frames(s)] for s in segments]
-    frames = jnp.concatenate(pieces, axis=1)
-    return frames.reshape(frames.shape[0], -1, frames.shape[-1])
-
-
 def video_residual(latents: jax.Array, segments: tuple[Segment, ...], config: RunConfig) -> jax.Array:
     """Returns what is added to the patch head's output: ``[b n_role c]``.
 
@@ -174,65 +135,12 @@ def video_residual(latents: jax.Array, segments: tuple[Segment, ...], config: Ru
 def repeat_frame(frame: jax.Array, segment: Segment) -> jax.Array:
     """Returns the tokens ``[b n c]`` of ``frame`` ``[b h w c]`` repeated over the frames of ``segment``."""
     tokens = frame.reshape(frame.shape[0], -1, frame.shape[-1])
-    return jnp.tile(tokens, (1, _num_frames(segment), 1))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Target:
-    """A noised stream with what its prediction is compared with."""
-
-    x0: jax.Array  # [b n_role c]
-    noised: jax.Array  # [b n_role c]
-    times: jax.Array  # [b n_role 1]
-    weights: jax.Array  # [b n_role 1]
-    min_time: float
-
-    @classmethod
-    def of_video(cls, latents: jax.Array, noise: Noise, layout_pass: Pass, config: RunConfig) -> _Target:
-        segments = tuple(s for s in layout_pass.segments if s.role is Role.NOISY_VIDEO)
-        return cls._make(
-            select_frames(latents, segments), select_frames(noise.video, segments), noise, segments, config
-        )
-
-    @classmethod
-    def of_actions(cls, actions: jax.Array, noise: Noise, layout_pass: Pass, config: RunConfig) -> _Target:
-        segments = tuple(s for s in layout_pass.segments if s.role is Role.ACTION)
-        return cls._make(actions, noise.actions, noise, segments, config)
-
-    @classmethod
-    def _make(
-        cls, x0: jax.Array, sample: jax.Array, noise: Noise, segments: tuple[Segment, ...], config: RunConfig
-    ) -> _Target:
-        runs = tuple((s.timestep_slot, s.num_tokens) for s in segments)
-        times = spread_slots(noise.times, runs)[..., None]
-        weights = spread_slots(noise.weights, runs)[..., None]
-        noised = add_noise(x0, sample, times)
-        return cls(x0=x0, noised=noised, times=times, weights=weights, min_time=config.objective.min_time)
-
-    def loss(self, prediction: jax.Array, kind: str, mask: jax.Array) -> StreamLoss:
-        """Weighted squared velocity error; for x0 both velocities divide by the same clamped time."""
-        if kind == "velocity":
-            target = (self.noised - self.x0) / self.times  # noise - x0, without keeping the noise alive
-            error = prediction - target
-        else:
-            error = velocity_from(prediction, "x0", self.noised, self.times, self.min_time) - velocity_from(
-                self.x0, "x0", self.noised, self.times, self.min_time
-            )
-        weighted = self.weights * jnp.square(error) * mask
-        axes = tuple(range(1, weighted.ndim))
-        count = jnp.sum(jnp.broadcast_to(mask, weighted.shape), axis=axes, dtype=jnp.float32)
-        return StreamLoss(total=jnp.sum(weighted, axis=axes), count=count)
-
-
-def _num_frames(segment: Segment) -> int:
-    assert segment.grid is not None
-    return segment.grid[0]
+    return jnp.tile(tokens, (1, num_frames(segment), 1))
 
 
 def _loss_masks(batch: WamBatch, config: RunConfig, layout: Layout) -> dict[str, jax.Array]:
     """Returns what carries a loss: bool, video ``[b n_role c]``, action ``[b a u]``."""
-    action_mask = (batch.action_mask & batch.has_action[:, None])[..., None] & batch.action_dim_mask[:, None]
-    return {"video": _video_mask(batch, layout, config), "action": action_mask}
+    return {"video": _video_mask(batch, layout, config), "action": action_mask(batch)}
 
 
 def _video_mask(batch: WamBatch, layout: Layout, config: RunConfig) -> jax.Array:

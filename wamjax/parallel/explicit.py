@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from wamjax.config.choices import GradientExchange
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.rules import AXES_KEY, RULES, Placement, active_placement
+from wamjax.parallel.rules import AXES_KEY, Placement, active_placement, build_rules
 
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
 
@@ -53,7 +53,7 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
     exchange = choose_exchange(config.gradient_exchange, mesh)
     return Placement(
         mesh=mesh,
-        rules=RULES[config.rules],
+        rules=build_rules(config),
         blocks=config.blocks,
         gradient_exchange=exchange,
         context_method=config.context_method,

@@ -5,6 +5,7 @@ Owns axis sizes and which rows of the global batch a process reads. Does not kno
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +17,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
+from wamjax.parallel.rules import MESH_AXES
 
-AXES = ("data", "fsdp", "context", "tensor")
+AXES = MESH_AXES
 BATCH_AXES = ("data", "fsdp")  # mesh axes the batch dim is split over
 
 
@@ -52,13 +54,33 @@ def build_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> 
     """Returns the mesh of ``config`` over ``devices`` (all devices of all processes by default).
 
     Raises:
-      ConfigError: The axis sizes do not multiply to the number of devices.
+      ConfigError: See ``arrange_devices``.
     """
-    available = list(devices) if devices is not None else jax.devices()
-    sizes = resolve_axis_sizes(config, len(available))
-    shape = tuple(sizes[name] for name in AXES)
-    grid = mesh_utils.create_device_mesh(shape, available, allow_split_physical_axes=True)
+    grid = arrange_devices(config, list(devices) if devices is not None else jax.devices())
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange_devices(config: ParallelConfig, devices: Sequence[Any]) -> np.ndarray:
+    """Returns ``devices`` in a grid with the axes ``AXES``.
+
+    Devices next to each other along an axis are neighbours on the chips' network; an axis may be a part of a physical
+    one. Of several slices each is a whole number of rows of ``data``, so that no other axis leaves a slice.
+
+    Raises:
+      ConfigError: The axis sizes do not multiply to the number of devices, or the data axis is not split by slices.
+    """
+    sizes = resolve_axis_sizes(config, len(devices))
+    shape = tuple(sizes[name] for name in AXES)
+    num_slices = _count_slices(devices)
+    if num_slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if sizes["data"] % num_slices:
+        raise ConfigError(
+            f"config.parallel.data={sizes['data']} is no multiple of the {num_slices} slices there are, and no other "
+            "axis may leave a slice; set data to a multiple"
+        )
+    within, across = (sizes["data"] // num_slices, *shape[1:]), (num_slices, 1, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def data_shard(mesh: Mesh) -> tuple[int, int]:
@@ -117,6 +139,21 @@ def make_global_batch(host_rows: Any, mesh: Mesh) -> Any:
         return jax.make_array_from_process_local_data(sharding, rows, (rows.shape[0] * shard_count, *rows.shape[1:]))
 
     return jax.tree.map(place, host_rows)
+
+
+def _count_slices(devices: Sequence[Any]) -> int:
+    """Returns the number of TPU slices, which the data-centre network joins. Other devices count as one slice.
+
+    Raises:
+      ConfigError: The slices are of different sizes.
+    """
+    if devices[0].platform != "tpu":
+        return 1
+    sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{size} in slice {index}" for index, size in sorted(sizes.items()))
+        raise ConfigError(f"the slices of this run have different numbers of devices ({listed}); expected equal slices")
+    return len(sizes)
 
 
 def _prime_factors(number: int) -> list[int]:

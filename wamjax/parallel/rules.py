@@ -19,7 +19,10 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wamjax.config.choices import AttentionKernel, ContextMethod, GradientExchange, RulePreset, TokenPlacement
+from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
+
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 MeshAxes = str | tuple[str, ...] | None
 Rules = Mapping[str, MeshAxes]
@@ -36,6 +39,7 @@ PARAMETER_RULES: Rules = {
 ACTIVATION_RULES: Rules = {
     "batch": ("data", "fsdp"),
     "tokens": "context",
+    "stream": "context",  # tokens of the residual stream, between layers
     "mlp": "tensor",
     "heads": "tensor",
     "embed": "fsdp",
@@ -64,7 +68,47 @@ RULES: Mapping[RulePreset, RuleTables] = {
     "fsdp_context": RuleTables(
         {**PARAMETER_RULES, "embed": ("fsdp", "context")}, {**ACTIVATION_RULES, "embed": ("fsdp", "context")}
     ),
+    # What is kept between layers is split over the tensor axis too, and gathered over it by the products that read it.
+    # Source: Megatron-LM's sequence parallelism (arXiv 2205.05198).
+    "fsdp_context_tensor": RuleTables(
+        {**PARAMETER_RULES, "embed": ("fsdp", "context")},
+        {**ACTIVATION_RULES, "embed": ("fsdp", "context"), "stream": ("context", "tensor")},
+    ),
+    # The tables of one slice: parameters are gathered within it, and gradients alone cross the network, once a step.
+    "multi_slice": RuleTables(
+        {**PARAMETER_RULES, "embed": ("fsdp", "context")}, {**ACTIVATION_RULES, "embed": ("fsdp", "context")}
+    ),
 }
+
+
+def build_rules(config: ParallelConfig) -> RuleTables:
+    """Returns the tables of ``config``: those of its preset with its overrides.
+
+    Raises:
+      ConfigError: An override names no dim of the tables, or no mesh axis; ``multi_slice`` without replicas.
+    """
+    if config.rules == "multi_slice" and config.data == 1:
+        raise ConfigError(
+            "config.parallel.rules=multi_slice with config.parallel.data=1: every slice is a replica or more; set data "
+            "to the number of slices, or rules=fsdp_context for one slice"
+        )
+    preset = RULES[config.rules]
+    parameters, activations = dict(preset.parameters), dict(preset.activations)
+    known = sorted({*parameters, *activations})
+    for name, text in config.rule_overrides:
+        axes = tuple(axis for axis in text.split("+") if axis)
+        if name not in known:
+            raise ConfigError(f"config.parallel.rule_overrides: no dim is named {name!r}; known: {', '.join(known)}")
+        for axis in axes:
+            if axis not in MESH_AXES:
+                raise ConfigError(
+                    f"config.parallel.rule_overrides: {name}={text!r} names no mesh axis {axis!r}; axes are "
+                    f"{', '.join(MESH_AXES)}, joined by +"
+                )
+        for table in (parameters, activations):
+            if name in table:
+                table[name] = axes or None
+    return RuleTables(parameters, activations)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +210,7 @@ def _advice(name: str | None) -> str:
     """Returns which config key sets the size of a logical dim."""
     return {
         "tokens": "config.layout.pad_multiple pads the sequence",
+        "stream": "config.layout.pad_multiple pads the sequence",
         "attention_heads": "config.model.num_heads",
         "heads": "config.model.num_heads",
         "mlp": "config.model.ffn_width or config.model.action_hidden",

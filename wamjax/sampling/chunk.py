@@ -18,7 +18,8 @@ from wamjax.layout import Layout, Pass, Role, Segment
 from wamjax.models.world_action import Streams, WorldActionModel
 from wamjax.nn.multihead import KeysValues
 from wamjax.objectives.flow_matching import shift_time, velocity_from
-from wamjax.objectives.world_action import repeat_frame, select_frames
+from wamjax.objectives.noising import select_frames
+from wamjax.objectives.world_action import repeat_frame
 from wamjax.types import PRNGKey
 
 

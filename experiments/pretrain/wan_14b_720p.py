@@ -1,0 +1,38 @@
+"""Pretraining of Wan 2.1's 14B text-to-video transformer on clips of 81 frames at 720 x 1280.
+
+Command:   wamjax plan --config=experiments/pretrain/wan_14b_720p.py --topology=v5p:4x4x4 --compile
+Paper:     Wan (arXiv 2503.20314); sizes of wan/configs/wan_t2v_14B.py
+Sequence:  21 x 45 x 80 = 75,600 tokens, padded to 76,800
+Mesh:      64 chips of TPU v5p: fsdp 16 x context 4
+"""
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from wamjax.config.backbone import ClipConfig
+from wamjax.config.bridge import to_config_dict
+from wamjax.config.presets import WAN_2_1_T2V_14B
+from wamjax.config.schema import (
+    LayoutConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> config_dict.ConfigDict:
+    block = dataclasses.replace(WAN_2_1_T2V_14B.block, compute_dtype="bfloat16")
+    config = RunConfig(
+        name="wan_14b_720p",
+        backbone=dataclasses.replace(WAN_2_1_T2V_14B, block=block, remat="attention"),
+        clip=ClipConfig(num_frames=81, height=720, width=1280),
+        layout=LayoutConfig(formulation="video", pad_multiple=2560),
+        objective=ObjectiveConfig(shift=5.0, weighting="gaussian"),
+        optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=2000, b1=0.9, b2=0.95, ema_decay=0.0),
+        parallel=ParallelConfig(fsdp=-1, context=4, rules="fsdp_context", blocks="explicit"),
+        train=TrainConfig(num_steps=100_000, global_batch_size=16),
+    )
+    return to_config_dict(config)
