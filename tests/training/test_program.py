@@ -96,10 +96,16 @@ def test_mesh_that_does_not_divide_names_the_axes_and_the_devices():
         build_mesh(ParallelConfig(context=3))
 
 
-def test_heads_that_do_not_divide_name_the_setting():
-    parallel = ParallelConfig(fsdp=1, context=8)
-    mesh = build_mesh(parallel)
-    program = build_program(dataclasses.replace(TINY, parallel=parallel), mesh)
-    with pytest.raises(ConfigError, match=r"config\.model\.num_heads"):
-        batch = make_global_batch(fake_batch(TINY, 8), mesh)
-        program.step.lower(program.abstract_state, batch)  # pyright: ignore[reportFunctionMemberAccess] - jitted
+def test_heads_that_do_not_divide_name_the_setting_and_the_ring():
+    parallel = ParallelConfig(fsdp=1, context=8, context_method="ulysses")
+    with pytest.raises(ConfigError, match=r"context_method=ring.*config\.model\.num_heads"):
+        build_program(dataclasses.replace(TINY, parallel=parallel), build_mesh(parallel))
+
+
+def test_tokens_that_do_not_divide_say_the_padding_it_takes():
+    parallel = ParallelConfig(fsdp=1, context=4)
+    layout = dataclasses.replace(TINY.layout, pad_multiple=6)
+    with pytest.raises(ConfigError, match=r"tokens do not divide .*context=4; it would take . padding tokens"):
+        build_program(
+            dataclasses.replace(TINY, layout=layout, parallel=parallel), build_mesh(parallel, jax.devices()[:4])
+        )

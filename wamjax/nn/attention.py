@@ -191,7 +191,6 @@ def describe_attention(placement: Placement, schedule: Schedule, block: BlockCon
         line += f"; {unfused(schedule)} of {len(schedule.rectangles)} rectangles in plain XLA (causal after a context)"
     if plan.ring == 1:
         return line
-    check_tokens_divide(schedule.num_queries, placement.mesh.shape[CONTEXT], "tokens")
     order = token_order(placement, schedule, block.num_heads)
     natural = imbalance(schedule, plan.ring, plan.exchange)
     if order is None:

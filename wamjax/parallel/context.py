@@ -78,7 +78,7 @@ def plan_context(wanted: ContextMethod, num_heads: int, mesh: Mapping[str, int])
         over = f"config.parallel.context={ways}" + (f" x config.parallel.tensor={tensor}" if tensor > 1 else "")
         raise ConfigError(
             f"{num_heads} heads do not divide over {over}: Ulysses gives every device whole heads; set "
-            "config.parallel.context_method=ring, or a context that divides the heads"
+            "config.parallel.context_method=ring, or a context that divides the heads (config.model.num_heads)"
         )
     if method == "ulysses_ring" and ways > 1 and common == 1:
         raise ConfigError(

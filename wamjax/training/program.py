@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from wamjax.batch import VideoStatistics, WamBatch
+from wamjax.config.backbone import BlockConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
@@ -25,6 +26,7 @@ from wamjax.nn.attention import describe_attention
 from wamjax.nn.lora import adaptable_kernels
 from wamjax.objectives.objective import Objective, abstract_model, build_objective
 from wamjax.objectives.stream_loss import StreamLoss
+from wamjax.parallel.context import CONTEXT, check_tokens_divide, plan_context
 from wamjax.parallel.explicit import make_placement
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
 from wamjax.parallel.parameters import flatten_params, is_names, parameter_axes, parameter_shardings
@@ -111,6 +113,8 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         return split_tree(tree, lambda path: path in trained)
 
     placement = make_placement(config.parallel, mesh)
+    plan_context(placement.context_method, _block(config).num_heads, mesh.shape)  # refuses what does not divide
+    check_tokens_divide(objective.layout.num_tokens, mesh.shape[CONTEXT], "tokens")
     params_sharding = parameter_shardings(variables, mesh, placement.rules.parameters)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     kernels = adaptable_kernels(nnx.merge(graphdef, variables))
@@ -176,9 +180,8 @@ def describe_sharding(program: TrainProgram) -> str:
     axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=is_names))
     sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
     config = program.config
-    block = block_config(config.model) if config.backbone is None else config.backbone.block
     placement = make_placement(config.parallel, program.mesh)
-    attention = describe_attention(placement, program.layout.full_pass().schedule, block)
+    attention = describe_attention(placement, program.layout.full_pass().schedule, _block(config))
     lines = [
         f"mesh: {sizes}",
         attention,
@@ -244,6 +247,11 @@ def _placed(function: Callable[..., Any], placement: Placement) -> Callable[...,
             return function(*args)
 
     return placed
+
+
+def _block(config: RunConfig) -> BlockConfig:
+    """Returns the block that a run's model is a stack of."""
+    return block_config(config.model) if config.backbone is None else config.backbone.block
 
 
 def _product(shape: tuple[int, ...]) -> int:
