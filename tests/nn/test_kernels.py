@@ -79,16 +79,16 @@ CASES = [
 def test_kernel_equals_dense_softmax_with_gradients(kernel, seed):
     schedule = _layout(kernel, seed, 1).full_pass().schedule
     mask = schedule.dense_mask()
-    live = mask.any(-1)[:, None]  # what a padding query returns has no meaning
+    live = np.any(mask, axis=-1, keepdims=True)  # what a padding query returns has no meaning
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(attend, q, k, v, probe):
-        out, pull = jax.vjp(lambda *args: attend(*args) * live, q, k, v)
+        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v) * live, q, k, v)
         return out, *pull(probe)
 
     inputs = _inputs(schedule.num_queries, schedule.num_keys)
-    ours = run(lambda *args: attend_kernel(*args, schedule, KERNELS[kernel]), *inputs)
-    _close(ours, run(lambda *args: _dense(*args, mask), *inputs))
+    ours = run(lambda q, k, v: attend_kernel(q, k, v, schedule, KERNELS[kernel]), *inputs)
+    _close(ours, run(lambda q, k, v: _dense(q, k, v, mask), *inputs))
 
 
 @pytest.mark.parametrize(("kernel", "seed"), CASES)
@@ -108,7 +108,7 @@ def test_parts_of_the_keys_merge_into_the_whole_with_gradients(kernel, seed):
 
     @jax.jit
     def dense(q, k, v, probe):
-        out, pull = jax.vjp(lambda *args: _dense(*args, mask), q, k, v)
+        out, pull = jax.vjp(lambda q, k, v: _dense(q, k, v, mask), q, k, v)
         return out, *pull(probe)
 
     inputs = _inputs(schedule.num_queries, schedule.num_keys)
@@ -121,7 +121,7 @@ def test_cudnn_calls_cover_the_schedule(seed):
     layout = random_layout(seed)
     schedule = layout.full_pass().schedule
     q, k, v, _ = _inputs(schedule.num_queries, schedule.num_keys)
-    ours = jax.jit(lambda *args: attend_cudnn(*args, schedule, implementation="xla"))(q, k, v)
+    ours = jax.jit(lambda q, k, v: attend_cudnn(q, k, v, schedule, implementation="xla"))(q, k, v)
     _close((ours,), (_dense(q, k, v, schedule.dense_mask()),))
 
 
@@ -138,7 +138,7 @@ def test_cudnn_runs_forward_once_for_both_passes_and_takes_no_mask(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_is_flash_attention", lambda *args: None)
     schedule = random_layout(3).full_pass().schedule
     q, k, v, probe = (x.astype(jnp.bfloat16) for x in _inputs(schedule.num_queries, schedule.num_keys))
-    attend = jax.checkpoint(lambda *args: attend_cudnn(*args, schedule), policy=REMAT_POLICIES["attention"])
+    attend = jax.checkpoint(lambda q, k, v: attend_cudnn(q, k, v, schedule), policy=REMAT_POLICIES["attention"])
     text = str(jax.make_jaxpr(lambda q, k, v: jax.vjp(attend, q, k, v)[1](probe))(q, k, v))
     calls = [len(re.findall(rf"= dot_product_attention_{kind}_wrapper", text)) for kind in ("fwd", "bwd")]
     assert calls == [len(schedule.rectangles)] * 2
