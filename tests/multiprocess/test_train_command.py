@@ -101,6 +101,7 @@ def test_no_checkpoint_to_trust_exits_with_3_and_keeps_everything(
     assert copy.metrics.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_run_whose_updates_are_skipped_in_a_row_exits_with_4_and_one_skip_is_survived_and_counted(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,7 +45,7 @@ def test_losses_equal_a_loop_over_blocks(kind):
     config = dataclasses.replace(TINY, objective=objective)
     layout, model, batch = build_layout(config), _model(), tiny_batch(config, 3)
     noise = draw_noise(jax.random.key(1), 3, config, layout)
-    losses = world_action_losses(model, batch, noise, config, layout)
+    losses = jax.jit(lambda batch, noise: world_action_losses(model, batch, noise, config, layout))(batch, noise)
     batch = jax.device_get(batch)
 
     latents = np.asarray(model.codec.encode(jnp.asarray(batch.video)))
@@ -94,11 +94,9 @@ def test_losses_of_a_split_batch_add_up_to_the_whole():
     layout, model, batch = build_layout(TINY), _model(), tiny_batch(TINY, 4)
     noise = draw_noise(jax.random.key(1), 4, TINY, layout)
     half = lambda tree, part: jax.tree.map(lambda x: x[part], tree)  # noqa: E731
-    whole = world_action_losses(model, batch, noise, TINY, layout)
-    parts = [
-        world_action_losses(model, half(batch, part), half(noise, part), TINY, layout)
-        for part in (slice(0, 1), slice(1, 4))
-    ]
+    losses = jax.jit(lambda batch, noise: world_action_losses(model, batch, noise, TINY, layout))
+    whole = losses(batch, noise)
+    parts = [losses(half(batch, part), half(noise, part)) for part in (slice(0, 1), slice(1, 4))]
     for name, loss in whole.items():
         total, count = (sum(float(getattr(p[name], f).sum()) for p in parts) for f in ("total", "count"))
         np.testing.assert_allclose(loss.mean(), total / count, rtol=1e-5)

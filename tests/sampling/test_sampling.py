@@ -22,7 +22,7 @@ def _params():
     return nnx.to_pure_dict(nnx.state(_model()))
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_cached_pass_equals_the_pass_without_a_cache_and_the_training_pass(order):
     layout, model, batch = build_layout(TINY), _model(), tiny_batch(TINY, 2)
     latents = model.codec.encode(batch.video)
@@ -81,6 +81,7 @@ def test_policy_given_the_recorded_frames_acts_as_the_sampler_predicts():
     np.testing.assert_allclose(np.concatenate([first.actions, second.actions], 1), predicted.actions, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_policy_past_its_window_acts_as_one_that_saw_only_the_last_frames():
     config, params, key = TINY, _params(), jax.random.key(5)
     frames = np.random.default_rng(0).integers(0, 256, (1, 7, 16, 24, 3), dtype=np.uint8)

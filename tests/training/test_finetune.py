@@ -133,6 +133,7 @@ def moments(opt):
     return adam.mu, adam.nu
 
 
+@pytest.mark.slow
 def test_lora_starts_as_its_base_trains_what_it_should_and_nothing_else(base_run, lora_run):
     base_program, _, base_state = base_run
     program, _, start, state = lora_run
@@ -144,6 +145,7 @@ def test_lora_starts_as_its_base_trains_what_it_should_and_nothing_else(base_run
     assert [path for path in after if np.array_equal(after[path], start[path])] == []
 
 
+@pytest.mark.slow
 def test_gradients_of_a_part_are_those_of_the_whole_model(base_run):
     whole, workdir, _ = base_run
     part = program_of(FinetuneConfig(base=str(workdir), frozen=("*",), trained=("blocks.mlp.up",)))
@@ -158,6 +160,7 @@ def test_gradients_of_a_part_are_those_of_the_whole_model(base_run):
     np.testing.assert_allclose(gradient, scale * expected, atol=1e-5 * np.abs(gradient).max())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_what_was_trained_and_is_completed_by_its_base(lora_run, tmp_path):
     program, base, _, state = lora_run
     store = save(tmp_path, 1, program.saved(state), base)
@@ -173,6 +176,7 @@ def test_a_checkpoint_holds_what_was_trained_and_is_completed_by_its_base(lora_r
     assert all(np.array_equal(again[path], expected[path]) for path in expected)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_base_is_refused(base_run, lora_run, tmp_path):
     _, _, base_state = base_run
     program, base, _, state = lora_run
@@ -185,6 +189,7 @@ def test_a_checkpoint_of_another_base_is_refused(base_run, lora_run, tmp_path):
         load_base(tmp_path / "run" / "checkpoints" / "1", program.abstract_params)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_no_run_or_of_another_model_is_refused(base_run, tmp_path):
     program, workdir, state = base_run
     with pytest.raises(ConfigError, match=r"is no run; expected a work directory"):

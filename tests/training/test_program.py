@@ -1,6 +1,8 @@
 """One program on every mesh: the same losses, gradients and parameters; and an optimizer that matches optax."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,20 +18,27 @@ from wamjax.training.program import build_program, describe_sharding
 STATISTICS = VideoStatistics(mean=np.full((16, 24, 3), 100.0, np.float32), std=50.0)
 
 
+@functools.cache
 def _run(parallel, num_devices, num_steps=2):
     config = dataclasses.replace(TINY, parallel=parallel)
     mesh = build_mesh(parallel, jax.devices()[:num_devices])
     program = build_program(config, mesh)
-    state, metrics = program.init(STATISTICS), []
+    state, metrics, compiled = program.init(STATISTICS), [], None
     for step in range(num_steps):
-        state, values = program.step(state, make_global_batch(fake_batch(config, 8, seed=step), mesh))
+        batch = make_global_batch(fake_batch(config, 8, seed=step), mesh)
+        compiled = compiled or program.step.lower(state, batch).compile()  # pyright: ignore[reportFunctionMemberAccess] - jitted
+        state, values = compiled(state, batch)
         metrics.append(jax.device_get(values))
-    return program, jax.device_get(state), metrics
+    assert compiled is not None
+    return program, jax.device_get(state), metrics, compiled.as_text()
 
 
 @pytest.fixture(scope="module")
 def single():
     return _run(ParallelConfig(fsdp=1), 1)
+
+
+SPLIT_THREE_WAYS: dict[str, Any] = {"fsdp": 2, "context": 2, "tensor": 2}
 
 
 @pytest.mark.parametrize(
@@ -39,13 +48,13 @@ def single():
         pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
         pytest.param({"context": 4, "data": 2}, marks=pytest.mark.slow),
         pytest.param({"tensor": 4, "fsdp": 2}, marks=pytest.mark.slow),
-        {"fsdp": 2, "context": 2, "tensor": 2},
+        SPLIT_THREE_WAYS,
     ],
     ids=str,
 )
 def test_eight_devices_equal_one_device(axes, single):
-    _, state, metrics = _run(ParallelConfig(**{"fsdp": 1, **axes}), 8)
-    _, expected_state, expected = single
+    _, state, metrics, _ = _run(ParallelConfig(**{"fsdp": 1, **axes}), 8)
+    _, expected_state, expected, _ = single
     for ours, theirs in zip(metrics, expected, strict=True):
         for name in ("loss/total", "loss/video", "loss/action", "optimizer/grad_norm"):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
@@ -55,30 +64,26 @@ def test_eight_devices_equal_one_device(axes, single):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale), moments, expected_moments)
 
 
-def test_fsdp_and_context_really_shard():
-    mesh = build_mesh(ParallelConfig(fsdp=4, context=2))
-    program = build_program(dataclasses.replace(TINY, parallel=ParallelConfig(fsdp=4, context=2)), mesh)
+def test_fsdp_context_and_tensor_really_shard():
+    program, _, _, text = _run(ParallelConfig(**SPLIT_THREE_WAYS), 8)
     up = program.abstract_state["params"]["blocks"]["mlp"]["up"]["kernel"]
-    assert up.sharding.shard_shape(up.shape) == (2, 4, 32)
-    batch = make_global_batch(fake_batch(TINY, 8), mesh)
-    lowered = program.step.lower(program.abstract_state, batch)  # pyright: ignore[reportFunctionMemberAccess] - jitted
-    text = lowered.compile().as_text()
+    assert up.shape == (2, 16, 32)
+    assert up.sharding.shard_shape(up.shape) == (2, 8, 16)
     assert "all-to-all" in text, "the context axis exchanges tokens for heads inside attention"
-    assert "mesh: data=1  fsdp=4  context=2  tensor=1" in describe_sharding(program)
+    assert "mesh: data=1  fsdp=2  context=2  tensor=2" in describe_sharding(program)
 
 
 def test_codec_statistics_are_kept_and_never_trained(single):
-    _, state, _ = single
+    _, state, _, _ = single
     codec = state["frozen"]["codec"]
     np.testing.assert_array_equal(codec["std"], [50.0])
     np.testing.assert_array_equal(codec["mean"], np.full_like(codec["mean"], 100.0))
     assert "codec" not in state["params"]
 
 
-def test_evaluation_is_deterministic_in_its_index():
-    mesh = build_mesh(ParallelConfig(fsdp=1), jax.devices()[:1])
-    program = build_program(TINY, mesh)
-    params, batch = program.evaluation_params(program.init()), make_global_batch(fake_batch(TINY, 8), mesh)
+def test_evaluation_is_deterministic_in_its_index(single):
+    program, state, _, _ = single
+    params, batch = program.evaluation_params(state), make_global_batch(fake_batch(TINY, 8), program.mesh)
     first, again, other = (float(program.evaluate(params, batch, i)["loss/total"]) for i in (3, 3, 4))
     assert first == again != other
 

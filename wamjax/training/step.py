@@ -41,8 +41,7 @@ def make_train_step(
 
     def train_step(state: State, batch: WamBatch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state["step"])
-        # Drawn once: XLA would draw it again within everything that reads it, in the layout of each, which the TPU
-        # compiler takes minutes for.
+        # Drawn once: XLA would draw it again within everything that reads it, in the layout of each.
         noise = jax.lax.optimization_barrier(objective.draw_noise(key, batch.size))
 
         counts = objective.counts(batch)  # first, because a part's loss is its share of the whole batch's mean
