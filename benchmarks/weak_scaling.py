@@ -90,11 +90,11 @@ def measure() -> int:
     for batch, report in reports:
         moved, peak = bytes_by_axes(report), report.memory.peak
         within = sum(count for name, count in moved.items() if "data" not in name.replace(" (part)", "").split("+"))
-        base_peak, base_exchange = base_peak or peak, base_exchange or within
+        base_peak, base_exchange = base_peak or peak, within if base_exchange is None else base_exchange
         mesh = " x ".join(f"{name} {size}" for name, size in report.mesh.shape.items() if size > 1)
         cells = [f"{report.topology.num_chips}", f"{batch}", mesh, f"{peak / 2**30:.2f} ({peak / base_peak:.3f}x)"]
         cells += [f"{moved.get(name, 0) / 2**20:,.1f}" for name in names]
-        cells += [f"{within / 2**20:,.1f} ({within / base_exchange:.3f}x)", f"{report.seconds:.0f}"]
+        cells += [f"{within / 2**20:,.1f} ({within / max(base_exchange, 1):.3f}x)", f"{report.seconds:.0f}"]
         print(" | ".join(cells))
         is_as_expected &= report.fits and peak <= MAX_MEMORY_GROWTH * base_peak
         is_as_expected &= within <= MAX_EXCHANGE_GROWTH * base_exchange

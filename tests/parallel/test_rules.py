@@ -9,6 +9,7 @@ import pytest
 from tests.parallel.test_explicit import CONFIG, _two_steps
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
+from wamjax.parallel.explicit import make_placement
 from wamjax.parallel.mesh import build_mesh
 from wamjax.parallel.rules import RULES, build_rules
 from wamjax.training.program import build_program
@@ -60,10 +61,16 @@ def test_overrides_replace_rules_of_both_tables() -> None:
     [
         (ParallelConfig(rule_overrides=(("embd", "fsdp"),)), "no dim is named 'embd'; known: attention_heads, batch"),
         (ParallelConfig(rule_overrides=(("embed", "fsdp+model"),)), "names no mesh axis 'model'; axes are data, fsdp"),
-        (ParallelConfig(rules="multi_slice"), r"multi_slice with config\.parallel\.data=1"),
+        (ParallelConfig(rule_overrides=(("tokens", ""),)), r"rule_overrides: tokens=''; .*config\.parallel\.context=1"),
+        (ParallelConfig(rules="multi_slice"), r"multi_slice with data=1.*config\.parallel\.data"),
+        (ParallelConfig(rules="multi_slice", data=-1, fsdp=8), "multi_slice with data=1"),
+        (
+            ParallelConfig(context=2, blocks="explicit", rule_overrides=(("mlp", "context"),)),
+            r"explicit splits kernels along embed alone, and the rules put mlp on context",
+        ),
     ],
 )
 def test_rules_that_cannot_be_are_one_line(config: ParallelConfig, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as error:
-        build_rules(config)
+        make_placement(config, build_mesh(config))
     assert "\n" not in str(error.value)

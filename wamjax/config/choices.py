@@ -15,7 +15,7 @@ Remat = Literal["none", "full", "attention", "products", "exchanged", "offload"]
 # Names of the tables of ``parallel.rules``.
 RulePreset = Literal["fsdp", "fsdp_context", "fsdp_context_tensor", "multi_slice"]
 
-# How a whole kernel is made from its parts, and its gradient's part from whole ones. See ``parallel.explicit``.
+# How the gradient of a gathered kernel is added up over devices. See ``parallel.explicit``.
 GradientExchange = Literal["auto", "reduce_scatter", "all_to_all"]
 
 # How self-attention is shared over the context axis. See ``parallel.context``.

@@ -74,8 +74,7 @@ def balance_order(schedule: Schedule, ways: int, exchange: Exchange, multiple: i
       exchange: How keys come to the queries.
       multiple: Pieces of a part are a multiple of this (devices that share a part).
     """
-    best, lowest = natural_order(ways * multiple), _cost(schedule, ways, exchange)
-    best = TokenOrder(ways, best.pieces)
+    best, lowest = TokenOrder(ways, natural_order(ways * multiple).pieces), _cost(schedule, ways, exchange)
     length, weights = schedule.num_queries, _pairs_of_queries(schedule)
     for count in (multiple * 2**power for power in range(int(math.log2(MAX_PIECES / multiple)) + 1)):
         size, rest = divmod(length, ways * count)

@@ -199,6 +199,20 @@ def describe_attention(placement: Placement, schedule: Schedule, block: BlockCon
     return f"{line}; tokens in {len(order.pieces)} pieces, longest / mean work {balanced:.3f} ({natural:.3f} in order)"
 
 
+def check_platform(kernel: str, platform: str) -> None:
+    """Refuses a kernel that does not run on the devices of a mesh.
+
+    Raises:
+      ConfigError: With the platform that it needs.
+    """
+    needed = {"splash": "tpu", "cudnn": "gpu"}.get(kernel, platform)
+    if needed != platform:
+        raise ConfigError(
+            f"config.parallel.attention_kernel={kernel} needs {needed} devices and the mesh is of {platform}; "
+            "set it to auto"
+        )
+
+
 def choose_kernel(
     placement: Placement | None, dtype: jnp.dtype | str, head_dim: int, *, is_in_parts: bool = False
 ) -> str:

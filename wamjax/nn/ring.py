@@ -79,12 +79,6 @@ class SplitSequence:
         """Returns which part of the sequence this device holds."""
         return jax.lax.axis_index(CONTEXT) // self.stride
 
-    def groups(self) -> list[list[int]] | None:
-        """Returns the devices that hold the parts of one sequence, in order; None for all of the axis."""
-        if self.stride == 1:
-            return None
-        return [list(range(first, self.size, self.stride)) for first in range(self.stride)]
-
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend_split(q: jax.Array, k: jax.Array, v: jax.Array, split: SplitSequence) -> jax.Array:
@@ -116,7 +110,7 @@ attend_split.defvjp(_forward, _backward)
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, split: SplitSequence) -> Normalised:
     if split.exchange == "all_gather":
         everything = _all_keys_schedules(split)
-        return _switch(split, everything, _forward_of(split.kernel), q, *_gathered(split, (k, v)))
+        return _switch(split, everything, _forward_of(split.kernel), q, *_gathered((k, v)))
     whole, held, steps = None, (k, v), split.steps()
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         # Sent before the step is computed, which needs it not.
@@ -151,20 +145,18 @@ def _gathered_gradients(split: SplitSequence, kept: _Kept, grad: jax.Array) -> t
         _all_keys_schedules(split),
         _backward_of(split.kernel),
         q,
-        *_gathered(split, (k, v)),
+        *_gathered((k, v)),
         whole.out,
         whole.lse,
         grad,
     )
-    scatter = functools.partial(
-        jax.lax.psum_scatter, axis_name=CONTEXT, scatter_dimension=2, axis_index_groups=split.groups(), tiled=True
-    )
+    scatter = functools.partial(jax.lax.psum_scatter, axis_name=CONTEXT, scatter_dimension=2, tiled=True)
     return grad_q, *(scatter(part) for part in grads)
 
 
-def _gathered(split: SplitSequence, parts: Sequence[jax.Array]) -> list[jax.Array]:
-    groups = split.groups()
-    return [jax.lax.all_gather(x, CONTEXT, axis=2, axis_index_groups=groups, tiled=True) for x in parts]
+def _gathered(parts: Sequence[jax.Array]) -> list[jax.Array]:
+    """Returns the arrays of all devices; where keys are gathered, no heads are exchanged."""
+    return [jax.lax.all_gather(x, CONTEXT, axis=2, tiled=True) for x in parts]
 
 
 def _all_keys_schedules(split: SplitSequence) -> tuple[Schedule, ...]:

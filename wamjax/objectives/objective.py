@@ -12,6 +12,7 @@ from flax import nnx
 
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
 from wamjax.layout import Layout
 from wamjax.objectives.joint import JointObjective
 from wamjax.objectives.stream_loss import StreamLoss
@@ -58,7 +59,17 @@ def build_objective(config: RunConfig) -> Objective:
     Raises:
       ConfigError: The formulation and the model do not fit together, or the sizes of the layout do not.
     """
+    if config.actions.modules != "none" and (config.backbone is None or config.layout.formulation == "video"):
+        raise ConfigError(
+            f"config.actions.modules={config.actions.modules} belongs to a backbone and formulation joint; "
+            "set it to none"
+        )
     if config.backbone is None:
+        if config.layout.formulation != "joint":
+            raise ConfigError(
+                f"config.layout.formulation={config.layout.formulation} needs config.backbone; the small model on "
+                "pixels is trained by formulation joint"
+            )
         return WorldActionObjective(config)
     return VideoObjective(config) if config.layout.formulation == "video" else JointObjective(config)
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from wamjax.config.choices import GradientExchange
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.rules import AXES_KEY, Placement, active_placement, build_rules
+from wamjax.parallel.rules import AXES_KEY, Placement, RuleTables, active_placement, build_rules
 
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
 
@@ -43,23 +43,42 @@ def make_placement(config: ParallelConfig, mesh: Mesh) -> Placement:
     """Returns the placement that ``config`` describes.
 
     Raises:
-      ConfigError: The blocks cannot be explicit on this mesh.
+      ConfigError: The blocks cannot be explicit on this mesh, or the rules contradict it.
     """
+    rules = build_rules(config)
+    if config.rules == "multi_slice" and mesh.shape["data"] == 1:
+        raise ConfigError(
+            "config.parallel.rules=multi_slice with data=1: every slice is a replica or more; set config.parallel.data "
+            "to the number of slices, or rules=fsdp_context for one slice"
+        )
     if config.blocks == "explicit" and mesh.shape["tensor"] > 1:
         raise ConfigError(
             f"config.parallel.blocks=explicit with tensor={mesh.shape['tensor']}: it needs config.parallel.tensor=1; "
             "config.parallel.blocks=sharded runs on any mesh"
         )
+    if config.blocks == "explicit":
+        _check_rows_alone_are_split(rules, mesh)
     exchange = choose_exchange(config.gradient_exchange, mesh)
     return Placement(
         mesh=mesh,
-        rules=build_rules(config),
+        rules=rules,
         blocks=config.blocks,
         gradient_exchange=exchange,
         context_method=config.context_method,
         token_placement=config.token_placement,
         attention_kernel=config.attention_kernel,
     )
+
+
+def _check_rows_alone_are_split(rules: RuleTables, mesh: Mesh) -> None:
+    """Refuses parameters split along other dims than ``gather_kernel`` gathers."""
+    for name, entry in rules.parameters.items():
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        if name != SPLIT_DIM and any(mesh.shape[axis] > 1 for axis in axes):
+            raise ConfigError(
+                f"config.parallel.blocks=explicit splits kernels along {SPLIT_DIM} alone, and the rules put {name} on "
+                f"{'+'.join(axes)}; change config.parallel.rule_overrides, or set config.parallel.blocks=sharded"
+            )
 
 
 def row_major(x: jax.Array) -> jax.Array:
@@ -73,7 +92,8 @@ def row_major(x: jax.Array) -> jax.Array:
 def gather_kernel(param: nnx.Param[Any], dtype: str) -> jax.Array:
     """Returns a layer's kernel, whole and in the compute dtype.
 
-    The gradient that flows back is in the compute dtype too; it is added up in fp32.
+    The gradient that flows back is in the compute dtype too. Over devices it is added up in fp32 by ``all_to_all``, in
+    the compute dtype by ``reduce_scatter``.
 
     Args:
       param: The layer's parameter, in the blocks of an explicit program this device's part of it.

@@ -61,23 +61,22 @@ class RuleTables:
     activations: Rules
 
 
-# ``data`` is left to replicas in both: across slices it is the axis over the data-centre network (HSDP).
+# Parameters are split over the context axis too: it has their gradients to add up anyway.
+_WITH_CONTEXT = RuleTables(
+    {**PARAMETER_RULES, "embed": ("fsdp", "context")}, {**ACTIVATION_RULES, "embed": ("fsdp", "context")}
+)
+
+# ``data`` is left to replicas in all: across slices it is the axis over the data-centre network (HSDP).
 RULES: Mapping[RulePreset, RuleTables] = {
     "fsdp": RuleTables(PARAMETER_RULES, ACTIVATION_RULES),
-    # Parameters are split over the context axis too: it has their gradients to add up anyway.
-    "fsdp_context": RuleTables(
-        {**PARAMETER_RULES, "embed": ("fsdp", "context")}, {**ACTIVATION_RULES, "embed": ("fsdp", "context")}
-    ),
+    "fsdp_context": _WITH_CONTEXT,
     # What is kept between layers is split over the tensor axis too, and gathered over it by the products that read it.
     # Source: Megatron-LM's sequence parallelism (arXiv 2205.05198).
-    "fsdp_context_tensor": RuleTables(
-        {**PARAMETER_RULES, "embed": ("fsdp", "context")},
-        {**ACTIVATION_RULES, "embed": ("fsdp", "context"), "stream": ("context", "tensor")},
+    "fsdp_context_tensor": dataclasses.replace(
+        _WITH_CONTEXT, activations={**_WITH_CONTEXT.activations, "stream": ("context", "tensor")}
     ),
     # The tables of one slice: parameters are gathered within it, and gradients alone cross the network, once a step.
-    "multi_slice": RuleTables(
-        {**PARAMETER_RULES, "embed": ("fsdp", "context")}, {**ACTIVATION_RULES, "embed": ("fsdp", "context")}
-    ),
+    "multi_slice": _WITH_CONTEXT,
 }
 
 
@@ -85,13 +84,8 @@ def build_rules(config: ParallelConfig) -> RuleTables:
     """Returns the tables of ``config``: those of its preset with its overrides.
 
     Raises:
-      ConfigError: An override names no dim of the tables, or no mesh axis; ``multi_slice`` without replicas.
+      ConfigError: An override names no dim of the tables, or no mesh axis, or moves the tokens of attention.
     """
-    if config.rules == "multi_slice" and config.data == 1:
-        raise ConfigError(
-            "config.parallel.rules=multi_slice with config.parallel.data=1: every slice is a replica or more; set data "
-            "to the number of slices, or rules=fsdp_context for one slice"
-        )
     preset = RULES[config.rules]
     parameters, activations = dict(preset.parameters), dict(preset.activations)
     known = sorted({*parameters, *activations})
@@ -99,6 +93,11 @@ def build_rules(config: ParallelConfig) -> RuleTables:
         axes = tuple(axis for axis in text.split("+") if axis)
         if name not in known:
             raise ConfigError(f"config.parallel.rule_overrides: no dim is named {name!r}; known: {', '.join(known)}")
+        if name == "tokens" and axes != ("context",):
+            raise ConfigError(
+                f"config.parallel.rule_overrides: tokens={text!r}; attention has them split over context (use "
+                "config.parallel.context=1 to leave them whole; stream is what may be moved)"
+            )
         for axis in axes:
             if axis not in MESH_AXES:
                 raise ConfigError(

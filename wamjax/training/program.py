@@ -22,7 +22,7 @@ from wamjax.config.blocks import block_config
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
 from wamjax.models.world_action import WorldActionModel
-from wamjax.nn.attention import describe_attention
+from wamjax.nn.attention import check_platform, describe_attention
 from wamjax.nn.lora import adaptable_kernels
 from wamjax.objectives.objective import Objective, abstract_model, build_objective
 from wamjax.objectives.stream_loss import StreamLoss
@@ -113,6 +113,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
         return split_tree(tree, lambda path: path in trained)
 
     placement = make_placement(config.parallel, mesh)
+    check_platform(config.parallel.attention_kernel, mesh.devices.flat[0].platform)
     plan_context(placement.context_method, _block(config).num_heads, mesh.shape)  # refuses what does not divide
     check_tokens_divide(objective.layout.num_tokens, mesh.shape[CONTEXT], "tokens")
     params_sharding = parameter_shardings(variables, mesh, placement.rules.parameters)
