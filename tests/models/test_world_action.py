@@ -103,6 +103,7 @@ def test_remat_changes_neither_outputs_nor_gradients(remat):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), a, b)
 
 
+@pytest.mark.slow
 def test_scanned_stack_equals_a_loop_over_its_blocks():
     layout = build_layout(TINY)
     part, streams, model = layout.full_pass(), _streams(layout, 3 * 8 * 8), _model()

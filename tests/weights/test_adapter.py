@@ -112,7 +112,11 @@ def test_a_file_of_diffusers_comes_back_byte_for_byte(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "folder"), [(WAN, "wan_transformer/i2v"), (COSMOS, "cosmos_transformer")], ids=["wan", "cosmos"]
+    ("kind", "folder"),
+    [
+        pytest.param(WAN, "wan_transformer/i2v", id="wan"),
+        pytest.param(COSMOS, "cosmos_transformer", id="cosmos", marks=pytest.mark.slow),
+    ],
 )
 def test_every_kernel_of_a_backbone_is_updated_by_scaled_b_a(kind, folder, tmp_path):
     where = GOLDEN / folder
