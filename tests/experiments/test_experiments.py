@@ -12,7 +12,8 @@ import pytest
 from launch.experiment import load_experiment
 from wamjax.batch import batch_spec
 from wamjax.layout import Role, build_layout
-from wamjax.parallel.mesh import AXES, build_mesh, resolve_axis_sizes
+from wamjax.parallel.mesh import build_mesh, resolve_axis_sizes
+from wamjax.parallel.rules import MESH_AXES
 from wamjax.planning.ahead import find_replicated
 from wamjax.planning.topology import parse_topology
 from wamjax.training.program import TrainProgram, build_program
@@ -80,4 +81,4 @@ def test_mesh_of_a_header_is_that_of_its_command(path: Path) -> None:
     chips, mesh = entries["Mesh"].split(":")
     assert numbers(chips)[0] == math.prod(sizes)
     stated = {name: int(size) for name, size in re.findall(r"(\w+) (\d+)", mesh)}
-    assert {name: stated.get(name, 1) for name in AXES} == axes
+    assert {name: stated.get(name, 1) for name in MESH_AXES} == axes

@@ -9,7 +9,8 @@ from jax.experimental import mesh_utils
 
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.mesh import AXES, arrange_devices
+from wamjax.parallel.mesh import arrange_devices
+from wamjax.parallel.rules import MESH_AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ def chips(num_slices: int) -> list[FakeChip]:
 
 @pytest.mark.parametrize("sizes", [(2, 4, 2, 1), (4, 2, 2, 1), (2, 2, 2, 2)])
 def test_only_the_data_axis_leaves_a_slice(sizes: tuple[int, ...]) -> None:
-    grid = arrange_devices(ParallelConfig(**dict(zip(AXES, sizes, strict=True))), chips(2))
+    grid = arrange_devices(ParallelConfig(**dict(zip(MESH_AXES, sizes, strict=True))), chips(2))
     assert grid.shape == sizes
     slices = np.vectorize(lambda chip: chip.slice_index)(grid)
     for row in slices:

@@ -11,7 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tests.planning.exchange_program import CONTEXT, FSDP, KERNEL_FLOPS, LAYERS, exchange_step
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.mesh import AXES, build_mesh
+from wamjax.parallel.mesh import build_mesh
+from wamjax.parallel.rules import MESH_AXES
 from wamjax.planning.ahead import CompileReport, compile_function, find_replicated, to_json
 from wamjax.planning.chips import BY_PREFIX
 from wamjax.planning.summary import describe
@@ -60,7 +61,7 @@ class Chip:
 
 def refuse(message: str) -> CompileReport:
     topology = Topology(name="v5e:1x1", generation=BY_PREFIX["v5e"], sizes=(1, 1), devices=(Chip(),))
-    mesh = Mesh(np.array(jax.devices()[:2]).reshape(1, 2, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4)
+    mesh = Mesh(np.array(jax.devices()[:2]).reshape(1, 2, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     argument = jax.ShapeDtypeStruct((8, 4), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
     return compile_function(Refusal(message), (argument,), mesh, topology, model_flops=1, say=lambda text: None)
 
@@ -105,7 +106,7 @@ def test_any_other_refusal_is_one_line_with_the_compilers_words(message: str) ->
 
 
 def test_arrays_that_every_device_holds_are_found() -> None:
-    mesh = Mesh(np.array(jax.devices()[:4]).reshape(1, 2, 2, 1), AXES, axis_types=(AxisType.Auto,) * 4)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(1, 2, 2, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
 
     def array(rows: int, *spec: str | None) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, 4), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
@@ -126,7 +127,7 @@ needs_libtpu = pytest.mark.skipif(
 def compile_on_one_device(prefix: str, function, *shapes: tuple[tuple[int, ...], str]) -> CompileReport:
     """Compiles ``function`` for one device of a generation's smallest slice, with the compiler's own defaults."""
     topology = open_topology(SMALLEST[prefix])
-    mesh = Mesh(np.array(topology.devices[:1]).reshape(1, 1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4)
+    mesh = Mesh(np.array(topology.devices[:1]).reshape(1, 1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
     arguments = tuple(
         jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec())) for shape, dtype in shapes
     )

@@ -215,8 +215,8 @@ def _parse(kind: Any, text: str, path: str) -> Any:
     elif kind in (int, float):
         try:
             return kind(text)
-        except ValueError:
-            pass
+        except ValueError as error:
+            raise ConfigError(f"{path} = {text!r} is not {_describe(kind)}") from error
     elif origin is Literal:
         choices = typing.get_args(kind)
         for choice in choices:

@@ -19,7 +19,6 @@ from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
 from wamjax.parallel.rules import MESH_AXES
 
-AXES = MESH_AXES
 BATCH_AXES = ("data", "fsdp")  # mesh axes the batch dim is split over
 
 
@@ -32,12 +31,12 @@ def resolve_axis_sizes(config: ParallelConfig, num_devices: int) -> dict[str, in
     Raises:
       ConfigError: A size is neither -1 nor positive, or the sizes do not multiply to ``num_devices``.
     """
-    sizes = {name: getattr(config, name) for name in AXES}
+    sizes = {name: getattr(config, name) for name in MESH_AXES}
     for name, size in sizes.items():
         if size < 1 and size != -1:
             raise ConfigError(f"config.parallel.{name}={size}; expected a positive size, or -1 for what is left")
     fixed = math.prod(size for size in sizes.values() if size > 0)
-    free = [name for name in AXES if sizes[name] == -1]
+    free = [name for name in MESH_AXES if sizes[name] == -1]
     given = ", ".join(f"{name}={size}" for name, size in sizes.items())
     if num_devices % fixed or (not free and fixed != num_devices):
         raise ConfigError(
@@ -57,11 +56,11 @@ def build_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> 
       ConfigError: See ``arrange_devices``.
     """
     grid = arrange_devices(config, list(devices) if devices is not None else jax.devices())
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def arrange_devices(config: ParallelConfig, devices: Sequence[Any]) -> np.ndarray:
-    """Returns ``devices`` in a grid with the axes ``AXES``.
+    """Returns ``devices`` in a grid with the axes ``MESH_AXES``.
 
     Devices next to each other along an axis are neighbours on the chips' network; an axis may be a part of a physical
     one. Of several slices each is a whole number of rows of ``data``, so that no other axis leaves a slice.
@@ -70,7 +69,7 @@ def arrange_devices(config: ParallelConfig, devices: Sequence[Any]) -> np.ndarra
       ConfigError: The axis sizes do not multiply to the number of devices, or the data axis is not split by slices.
     """
     sizes = resolve_axis_sizes(config, len(devices))
-    shape = tuple(sizes[name] for name in AXES)
+    shape = tuple(sizes[name] for name in MESH_AXES)
     num_slices = _count_slices(devices)
     if num_slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
