@@ -16,14 +16,14 @@ from wamjax.planning.feed import FeedAssumptions, plan_feed
 
 
 def stated(value):
-    return Assumption(value=value, source="test")
+    return Assumption(name="stated", value=value, unit="", source="test")
 
 
 ROUND = FeedAssumptions(
     video_hz=stated(16.0),
     robot_hz=stated(5.0),
-    dataset_hz=stated(15.0),
-    source_video_hz=stated(32.0),
+    stored_video_hz=stated(32.0),
+    stored_robot_hz=stated(15.0),
     encoded_bits_per_pixel=stated(0.5),
     decoded_pixels_per_core_s=stated(1e6),
     host_cores=stated(8.0),
@@ -51,8 +51,6 @@ def test_clips_of_video_pretraining_counted_by_hand():
     assert feed.encoded_bytes_per_s == 324 * 480 * 832 * 0.5 / 8
     assert feed.decode_cores == pytest.approx(324 * 480 * 832 / 1e6)
     assert feed.decode_step_s == pytest.approx(4.0 * feed.decode_cores / 8)
-    assert feed.video_hours_per_step == pytest.approx(16 * 81 / 16 / 3600)
-    assert feed.robot_hours_per_step == 0.0
     # 16 channels of 21 x 60 x 104 latents and 512 x 4,096 values of the prompt, in two bytes.
     assert feed.latent_bytes_per_sample == 2 * (16 * 21 * 60 * 104 + 512 * 4096)
     assert feed.latent_bytes_per_s == 2 * feed.latent_bytes_per_sample
@@ -60,21 +58,24 @@ def test_clips_of_video_pretraining_counted_by_hand():
     assert feed.encoded_storage_bytes == 160 * 162 * 480 * 832 // 16
 
 
-def test_windows_of_a_robot_backbone_count_as_robot_hours_and_cache_their_condition():
+def test_windows_of_a_robot_backbone_are_decoded_from_their_dataset_and_cache_their_condition():
     feed = plan_feed(ROBOT, step_s=1.0, num_hosts=16, assumptions=ROUND)
-    assert feed.robot_hours_per_step == feed.video_hours_per_step == pytest.approx(128 * 33 / 5 / 3600)
     assert feed.decoded_frames_per_s == pytest.approx(8 * 33 * 3)
     assert feed.latent_bytes_per_sample == 2 * (36 * 9 * 44 * 80 + 512 * 4096 + 257 * 1280)
 
 
 def test_model_on_pixels_reads_its_canvas_and_has_no_latents():
     feed = plan_feed(TINY, step_s=0.5, num_hosts=1, assumptions=ROUND)
-    # 5 frames, 2 dataset steps apart, so 7.5 frames per second at 15 Hz.
-    assert (feed.num_frames, feed.frame_height, feed.frame_width, feed.frame_hz) == (5, 16, 24, 7.5)
+    # 5 frames, 2 dataset steps apart.
+    assert (feed.num_frames, feed.frame_height, feed.frame_width) == (5, 16, 24)
     assert feed.frames_per_s == 8 * 5 / 0.5
     assert feed.decoded_frames_per_s == 2 * feed.frames_per_s
-    assert feed.robot_hours_per_step == pytest.approx(8 * 5 / 7.5 / 3600)
     assert (feed.latent_bytes_per_sample, feed.latent_bytes_per_s, feed.latent_storage_bytes) == (None, None, None)
+
+
+def test_clips_at_the_rate_they_are_stored_at_decode_no_frame_in_vain():
+    assert plan_feed(VIDEO, step_s=4.0, num_hosts=2, clip_hz=32.0, assumptions=ROUND).decoded_frames_per_s == 162.0
+    assert plan_feed(VIDEO, step_s=4.0, num_hosts=2, clip_hz=64.0, assumptions=ROUND).decoded_frames_per_s == 162.0
 
 
 def test_run_length_may_differ_from_the_configuration():
@@ -86,7 +87,7 @@ def test_run_length_may_differ_from_the_configuration():
 
 def test_feed_is_json_with_the_source_of_every_assumption():
     values = json.loads(json.dumps(plan_feed(ROBOT, step_s=1.0, num_hosts=2).to_json()))
-    assert "DROID" in values["assumptions"]["dataset_hz"]["source"]
+    assert "DROID" in values["assumptions"]["stored_robot_hz"]["source"]
 
 
 @pytest.mark.parametrize(("step_s", "hosts"), [(0.0, 1), (math.inf, 1), (1.0, 0)])

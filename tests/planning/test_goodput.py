@@ -15,7 +15,7 @@ HOUR = 3600.0
 
 
 def stated(value):
-    return Assumption(value=value, source="test")
+    return Assumption(name="stated", value=value, unit="", source="test")
 
 
 # A save takes 2 s and one chip fails every 400 s, so the best interval is sqrt(2 x 2 x 400) = 40 s.
@@ -132,4 +132,4 @@ def test_assumption_that_cannot_be_is_refused_by_name(name):
 def test_plan_is_json_with_the_source_of_every_assumption():
     values = json.loads(json.dumps(plan().to_json()))
     assert values["optimal_interval_s"] == pytest.approx(40.0)
-    assert values["assumptions"]["down_s"] == {"value": 3.0, "unit": "", "source": "test"}
+    assert values["assumptions"]["down_s"] == {"name": "stated", "value": 3.0, "unit": "", "source": "test"}

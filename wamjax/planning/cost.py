@@ -29,7 +29,12 @@ _FIELDS = ("date", "region", "usd_per_chip_hour")
 _TARIFFS = ("on_demand", "three_year")
 
 # Google's fleet; hyperscale data centres of others lie within 0.1 of it.
-PUE = Assumption(value=1.1, source="power usage effectiveness of Google's data centres (Environmental Report 2024)")
+PUE = Assumption(
+    name="power of the data centre over that of its machines",
+    value=1.1,
+    unit="",
+    source="power usage effectiveness of Google's data centres, Environmental Report 2024",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

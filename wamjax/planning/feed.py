@@ -1,4 +1,4 @@
-"""What a step reads: frames, bytes and decoding cores per host, cached latents instead, storage, hours of video.
+"""What a step reads: frames, bytes and decoding cores per host, cached latents instead, and storage.
 
 Owns the arithmetic from a configuration and a step time to the load on hosts and storage. Reads no data: the rates of
 source videos and of decoding are assumptions, which a caller who knows better replaces.
@@ -14,9 +14,8 @@ from wamjax.config.clip import latent_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
-from wamjax.planning.assumption import Assumption, to_json
+from wamjax.planning.assumption import Assumption
 
-_HOUR_S = 3600.0
 _CHANNELS = 3  # uint8 RGB
 
 
@@ -27,28 +26,41 @@ class FeedAssumptions:
     Attributes:
       video_hz: Frames per second of the clips of video pretraining.
       robot_hz: Frames per second of the windows of a backbone that also predicts actions.
-      dataset_hz: Steps per second of a robot dataset; the frames of the small model are ``data.frame_stride`` apart.
-      source_video_hz: Frames per second at which pretraining videos are stored; all of them are decoded.
+      stored_video_hz: Frames per second at which pretraining videos are stored; all of them are decoded.
+      stored_robot_hz: The same of robot datasets.
       encoded_bits_per_pixel: Stored size of compressed video.
       decoded_pixels_per_core_s: Pixels per second that one core decodes and converts to RGB.
       host_cores: Cores of one host that may decode.
       cached_bytes_per_value: Bytes of one cached latent or embedding value.
     """
 
-    video_hz: Assumption = Assumption(value=16.0, unit="Hz", source="Wan 2.1, sample_fps of wan/configs")
-    robot_hz: Assumption = Assumption(value=5.0, unit="Hz", source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz")
-    dataset_hz: Assumption = Assumption(value=15.0, unit="Hz", source="DROID (arXiv 2403.12945) records at 15 Hz")
-    source_video_hz: Assumption = Assumption(value=30.0, unit="Hz", source="a guess: common rate of web video")
+    video_hz: Assumption = Assumption(
+        name="frames of a video clip", value=16.0, unit="Hz", source="Wan 2.1, sample_fps of wan/configs"
+    )
+    robot_hz: Assumption = Assumption(
+        name="frames of a robot window", value=5.0, unit="Hz", source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz"
+    )
+    stored_video_hz: Assumption = Assumption(
+        name="frames of stored video", value=30.0, unit="Hz", source="a guess: common rate of web video"
+    )
+    stored_robot_hz: Assumption = Assumption(
+        name="frames of a stored robot dataset", value=15.0, unit="Hz", source="DROID (arXiv 2403.12945)"
+    )
     encoded_bits_per_pixel: Assumption = Assumption(
-        value=0.1, unit="bit", source="a guess: H.264 of moderate quality; AV1 takes about half"
+        name="stored video", value=0.1, unit="bit/pixel", source="a guess: H.264 of moderate quality"
     )
     decoded_pixels_per_core_s: Assumption = Assumption(
-        value=60e6, unit="pixel/s", source="a guess for H.264 through PyAV, RGB conversion included"
+        name="decoding on one core", value=60e6, unit="pixel/s", source="a guess: H.264 through PyAV, RGB included"
     )
     host_cores: Assumption = Assumption(
-        value=90.0, source="half of the 180 virtual CPUs of a v6e host (ct6e-standard-8t, Google Cloud TPU v6e page)"
+        name="cores of a host that may decode",
+        value=90.0,
+        unit="",
+        source="half of the 180 virtual CPUs of a v6e host (ct6e-standard-8t, Google Cloud TPU v6e page)",
     )
-    cached_bytes_per_value: Assumption = Assumption(value=2.0, unit="B", source="bfloat16")
+    cached_bytes_per_value: Assumption = Assumption(
+        name="cached latents and embeddings", value=2.0, unit="B/value", source="bfloat16"
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -65,7 +77,6 @@ class Feed:
       num_frames: Frames of one sample, each a canvas of all views.
       frame_height: Rows of one frame.
       frame_width: Columns of one frame.
-      frame_hz: Frames per second of a clip.
       frames_per_step: Frames of one global batch.
       frames_per_s: Frames per second that one host must deliver.
       decoded_frames_per_s: Frames per second that one host must decode to deliver them.
@@ -77,15 +88,12 @@ class Feed:
       latent_bytes_per_s: Bytes of them that one host reads per second instead of video.
       encoded_storage_bytes: Compressed video of the whole run, if no sample is seen twice.
       latent_storage_bytes: Cached latents of the same.
-      video_hours_per_step: Hours of video in one global batch; all views of a canvas count once.
-      robot_hours_per_step: The same of robot data; 0 where there are no actions.
       assumptions: What was taken for granted.
     """
 
     num_frames: int
     frame_height: int
     frame_width: int
-    frame_hz: float
     frames_per_step: int
     frames_per_s: float
     decoded_frames_per_s: float
@@ -97,26 +105,21 @@ class Feed:
     latent_bytes_per_s: float | None
     encoded_storage_bytes: int
     latent_storage_bytes: int | None
-    video_hours_per_step: float
-    robot_hours_per_step: float
     assumptions: FeedAssumptions
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as plain JSON data."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "assumptions": to_json(self.assumptions)}
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Clip:
-    """Frames of one sample, and how many stored frames stand behind each."""
+    """Frames of one sample, and how many stored frames are decoded for each."""
 
     num_frames: int
     height: int
     width: int
-    hz: float
-    stored_hz: float
-    has_actions: bool
+    stored_per_frame: float
 
 
 def plan_feed(
@@ -125,6 +128,7 @@ def plan_feed(
     step_s: float,
     num_hosts: int,
     num_steps: int | None = None,
+    clip_hz: float | None = None,
     assumptions: FeedAssumptions | None = None,
 ) -> Feed:
     """Returns what the input pipeline must deliver so that steps of ``step_s`` seconds never wait.
@@ -134,6 +138,8 @@ def plan_feed(
       step_s: Time of one step.
       num_hosts: Hosts that read.
       num_steps: Steps of the run; None for ``config.train.num_steps``.
+      clip_hz: Frames per second of a backbone's clips; None for the assumption. The small model's frames are
+        ``data.frame_stride`` stored frames apart at any rate.
       assumptions: None for the defaults.
 
     Raises:
@@ -143,20 +149,18 @@ def plan_feed(
         raise ConfigError(f"the input is planned for steps of {step_s:g} s on {num_hosts} hosts; expected both above 0")
     taken = FeedAssumptions() if assumptions is None else assumptions
     steps = config.train.num_steps if num_steps is None else num_steps
-    batch, clip = config.train.global_batch_size, _clip(config, taken)
+    batch, clip = config.train.global_batch_size, _clip(config, taken, clip_hz)
     pixels = clip.height * clip.width
-    stored_frames = clip.num_frames * max(1.0, clip.stored_hz / clip.hz)
+    stored_frames = clip.num_frames * clip.stored_per_frame
     encoded_bytes = stored_frames * pixels * taken.encoded_bits_per_pixel.value / 8.0
     core_s = stored_frames * pixels / taken.decoded_pixels_per_core_s.value
     samples_per_s = batch / num_hosts / step_s
     latents = _cached_values(config)
     latent_bytes = None if latents is None else round(latents * taken.cached_bytes_per_value.value)
-    hours = batch * clip.num_frames / clip.hz / _HOUR_S
     return Feed(
         num_frames=clip.num_frames,
         frame_height=clip.height,
         frame_width=clip.width,
-        frame_hz=clip.hz,
         frames_per_step=batch * clip.num_frames,
         frames_per_s=samples_per_s * clip.num_frames,
         decoded_frames_per_s=samples_per_s * stored_frames,
@@ -168,31 +172,24 @@ def plan_feed(
         latent_bytes_per_s=None if latent_bytes is None else samples_per_s * latent_bytes,
         encoded_storage_bytes=round(steps * batch * encoded_bytes),
         latent_storage_bytes=None if latent_bytes is None else steps * batch * latent_bytes,
-        video_hours_per_step=hours,
-        robot_hours_per_step=hours if clip.has_actions else 0.0,
         assumptions=taken,
     )
 
 
-def _clip(config: RunConfig, taken: FeedAssumptions) -> _Clip:
+def _clip(config: RunConfig, taken: FeedAssumptions, clip_hz: float | None) -> _Clip:
     """Returns what one sample shows."""
     if config.backbone is None:
         height, width = config.data.canvas
-        hz = taken.dataset_hz.value / config.data.frame_stride
-        frames = derive_geometry(config).num_frames
-        return _Clip(
-            num_frames=frames, height=height, width=width, hz=hz, stored_hz=taken.dataset_hz.value, has_actions=True
-        )
-    has_actions = config.actions.modules != "none"
-    hz, stored_hz = (taken.robot_hz, taken.dataset_hz) if has_actions else (taken.video_hz, taken.source_video_hz)
-    size = config.clip
+        frames, stride = derive_geometry(config).num_frames, config.data.frame_stride
+        return _Clip(num_frames=frames, height=height, width=width, stored_per_frame=float(stride))
+    has_actions = config.layout.formulation == "joint"
+    usual, stored = (taken.robot_hz, taken.stored_robot_hz) if has_actions else (taken.video_hz, taken.stored_video_hz)
+    hz = usual.value if clip_hz is None else clip_hz
     return _Clip(
-        num_frames=size.num_frames,
-        height=size.height,
-        width=size.width,
-        hz=hz.value,
-        stored_hz=stored_hz.value,
-        has_actions=has_actions,
+        num_frames=config.clip.num_frames,
+        height=config.clip.height,
+        width=config.clip.width,
+        stored_per_frame=max(1.0, stored.value / hz),
     )
 
 
