@@ -210,21 +210,39 @@ def _price(account: Account, prices: Prices) -> dict[str, Any]:
 def describe(campaign: Mapping[str, Any]) -> str:
     """Returns the campaign as a table, what lies behind its sum, and what was left out."""
     rows = [*campaign["ledgers"], campaign["total"]]
-    head = ["ledger", "", "steps", "lost", "samples", "model", "hardware", "encoders", "evaluation", "lost", "chip-h", "USD"]
+    head = [
+        "ledger",
+        "",
+        "steps",
+        "lost",
+        "samples",
+        "model",
+        "hardware",
+        "encoders",
+        "evaluation",
+        "lost",
+        "chip-h",
+        "USD",
+    ]
     table = [head, *(_cells(row) for row in rows)]
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
     lines = ["what was computed, FLOPs in units of 1e21 (ZFLOP)"]
     for number, row in enumerate(table):
         if number == len(table) - 1:
             lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
-        cells = [cell.ljust(w) if column < 2 else cell.rjust(w) for column, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if column < 2 else cell.rjust(w)
+            for column, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     total = campaign["total"]
     lines += ["", f"executed in all: {total['flops']['executed']:,} FLOPs = {total['zflops']['executed']:.6g} ZFLOP"]
     lines += _describe_components(total)
     if total["tokens"]:
         lines.append("tokens: " + ", ".join(f"{stream} {count:,}" for stream, count in total["tokens"].items()))
-    lines.append(f"prices: {campaign['prices']['source']}, {campaign['prices']['region']}, {campaign['prices']['date']}")
+    lines.append(
+        f"prices: {campaign['prices']['source']}, {campaign['prices']['region']}, {campaign['prices']['date']}"
+    )
     if total["usd_reason"]:
         lines.append(f"no sum of money: {total['usd_reason']}")
     lines += [f"NOTE {row['name']}: {note}" for row in campaign["ledgers"] for note in row["notes"]]
@@ -241,7 +259,10 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['steps']:,}",
         f"{row['lost_steps']:,}" if row["lost_steps"] else "-",
         f"{row['samples']:,}",
-        *(f"{zflops[name]:.4g}" if flops[name] else "-" for name in ("model", "hardware", "encoders", "evaluation", "lost")),
+        *(
+            f"{zflops[name]:.4g}" if flops[name] else "-"
+            for name in ("model", "hardware", "encoders", "evaluation", "lost")
+        ),
         "-" if row["chip_hours"] is None else f"{row['chip_hours']:,.2f}",
         "-" if row["usd"] is None else f"{row['usd']:,.2f}",
     ]

@@ -151,7 +151,9 @@ def account_training(
             notes=tuple(told),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{name}: a ledger record is not one of a training run: {error!r}; repair or leave it out") from error
+        raise DataError(
+            f"{name}: a ledger record is not one of a training run: {error!r}; repair or leave it out"
+        ) from error
 
 
 def account_precompute(name: str, records: Sequence[Mapping[str, Any]], *, notes: Iterable[str] = ()) -> Account:
@@ -173,7 +175,9 @@ def account_precompute(name: str, records: Sequence[Mapping[str, Any]], *, notes
             notes=tuple(notes),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{name}: a ledger record is not one of a precompute job: {error!r}; repair or leave it out") from error
+        raise DataError(
+            f"{name}: a ledger record is not one of a precompute job: {error!r}; repair or leave it out"
+        ) from error
 
 
 def is_precompute(records: Sequence[Mapping[str, Any]]) -> bool:
@@ -251,7 +255,9 @@ def _evaluations(
     after = 0 if last is None else sum(step == last["step"] for step in validations.steps)
     if per_sample is None:
         if after or validations.num_lost:
-            notes.append(f"{after + validations.num_lost} validations are not counted: its ledger does not say what one costs")
+            notes.append(
+                f"{after + validations.num_lost} validations are not counted: its ledger does not say what one costs"
+            )
         after = per_sample = 0
     one = validations.samples * per_sample
     counted = 0 if last is None else evaluation["hardware_flops"]

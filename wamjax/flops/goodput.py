@@ -114,8 +114,8 @@ def tally_goodput(events: Sequence[Mapping[str, Any]]) -> GoodputTally:
         else:
             buckets[kind] += event["seconds"]
         ended = event["unix_s"]
-    buckets[STEP] = sum(steps.step_s for steps in kept)
-    buckets[DATA_WAIT] = sum(steps.data_wait_s for steps in kept)
+    buckets[STEP] = sum((steps.step_s for steps in kept), 0.0)
+    buckets[DATA_WAIT] = sum((steps.data_wait_s for steps in kept), 0.0)
     return GoodputTally(buckets=buckets, starts=starts, is_complete=is_complete)
 
 

@@ -214,7 +214,7 @@ def _parse_price(path: str, name: str, price: Any) -> ChipPrice:
         is_number = isinstance(dollars, int | float) and not isinstance(dollars, bool)
         if not (is_number and math.isfinite(dollars) and dollars > 0):
             raise ConfigError(f"--prices={path}: {tariff} price of {name!r} is {dollars!r}; expected dollars above 0")
-    return ChipPrice(**tariffs)
+    return ChipPrice(**{tariff: float(dollars) for tariff, dollars in tariffs.items()})
 
 
 def _nearest_chip(name: str) -> str:

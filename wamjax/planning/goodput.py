@@ -60,7 +60,10 @@ class GoodputAssumptions:
         source="as for writing",
     )
     down_s: Assumption = Assumption(
-        name="failure to new processes", value=300.0, unit="s", source="a guess: depends on the cluster's spare capacity"
+        name="failure to new processes",
+        value=300.0,
+        unit="s",
+        source="a guess: depends on the cluster's spare capacity",
     )
     startup_s: Assumption = Assumption(
         name="start of processes, checkpoint apart",
@@ -204,7 +207,7 @@ def plan_goodput(
     )
 
 
-def _check(**numbers: float) -> None:
+def _check(**numbers: int | float) -> None:
     """Raises ``ConfigError`` for the first number that is not positive and finite."""
     for name, value in numbers.items():
         if not (math.isfinite(value) and value > 0):

@@ -42,7 +42,9 @@ POWER: tuple[ChipPower, ...] = (
     ChipPower(chip="NVIDIA H100 SXM", watts=700.0, of="limit", source="NVIDIA H100 datasheet: up to 700 W"),
     ChipPower(chip="NVIDIA H200", watts=700.0, of="limit", source="NVIDIA H200 datasheet: up to 700 W"),
     ChipPower(chip="NVIDIA B200", watts=1_000.0, of="limit", source="NVIDIA Blackwell datasheet, HGX B200"),
-    ChipPower(chip="NVIDIA GB200", watts=1_200.0, of="limit", source="NVIDIA Blackwell datasheet, GB200: up to 1,200 W"),
+    ChipPower(
+        chip="NVIDIA GB200", watts=1_200.0, of="limit", source="NVIDIA Blackwell datasheet, GB200: up to 1,200 W"
+    ),
     ChipPower(chip="AMD MI300X", watts=750.0, of="limit", source="AMD Instinct MI300X datasheet"),
 )
 
