@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
@@ -113,7 +113,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_divides(global_batch_size: int, mesh: Mesh, num_parts: int = 1) -> None:
+def check_batch_divides(global_batch_size: int, mesh: Mesh | AbstractMesh, num_parts: int = 1) -> None:
     """Raises ``ConfigError`` if the batch, taken in ``num_parts``, cannot be split evenly over the data axes."""
     ways = math.prod(mesh.shape[name] for name in BATCH_AXES)
     if num_parts > 1 and global_batch_size % (ways * num_parts):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from wamjax.config.choices import AttentionKernel, ContextMethod, GradientExchange, RulePreset, TokenPlacement
 from wamjax.config.schema import ParallelConfig
@@ -143,14 +143,14 @@ _ACTIVE: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("wamj
 
 
 def partition_spec(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules, what: str
+    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Rules, what: str
 ) -> PartitionSpec:
     """Maps dim names to mesh axes.
 
     Args:
       names: One logical name (or None) per dim.
       shape: Sizes of the dims.
-      mesh: The device mesh.
+      mesh: The device mesh, or its axes alone.
       rules: Logical name -> mesh axis or axes.
       what: What the array is, for messages.
 
