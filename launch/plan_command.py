@@ -20,18 +20,16 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.command import Verb
 from launch.experiment import config_from_flags, define_config_flag
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.planning.assumption import Assumption
 from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
-from wamjax.planning.plan import Plan, make_plan, to_json
+from wamjax.planning.plan import make_plan, to_json
 from wamjax.planning.run_length import Wanted, parse_duration
 from wamjax.planning.text import describe
 
-SUBCOMMANDS = {
-}
+SUBCOMMANDS = {}
 
 _COMPILE_MODULE = "launch.plan_compile"  # imported with --compile alone: it builds the program, which takes seconds
 
@@ -130,7 +128,9 @@ def rate_from_flags(config: RunConfig) -> Assumption | None:
         recorded = float(json.loads(info.read_text())["fps"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{info} states no frame rate ({error!r}); give --fps") from error
-    return _rate(recorded / config.data.frame_stride, f"{info}: {recorded:g} Hz, every {config.data.frame_stride}th frame")
+    return _rate(
+        recorded / config.data.frame_stride, f"{info}: {recorded:g} Hz, every {config.data.frame_stride}th frame"
+    )
 
 
 def check_writable(flag: str, name: str | None) -> None:
@@ -141,5 +141,3 @@ def check_writable(flag: str, name: str | None) -> None:
 
 def _rate(value: float, source: str) -> Assumption:
     return Assumption(name="frames per second of a clip", value=value, unit="Hz", source=source)
-
-

@@ -26,7 +26,7 @@ FILES = sorted((ROOT / "experiments").rglob("[!_]*.py"))
 EIGHT = machine_of_chips("h100:8")
 
 LORA = FinetuneConfig(lora_targets=("blocks.*",), lora_rank=4, frozen=("*",), trained=("action_decoder",))
-SMALL = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, global_batch_size=8))
+SMALL = dataclasses.replace(TINY, parallel=ParallelConfig())
 
 
 def change(**sections: Any) -> RunConfig:
@@ -37,9 +37,9 @@ CONFIGS = {
     **{path.stem: load_experiment(str(path)) for path in FILES},
     "tensor": change(parallel=ParallelConfig(fsdp=2, context=2, tensor=2, rules="fsdp_context")),
     "lora": change(finetune=LORA),
-    "muon": change(optimizer=OptimizerConfig(kind="muon", moments_dtype="bfloat16", ema_decay=0.0)),
-    "sgd": change(optimizer=OptimizerConfig(kind="sgd")),
-    "bf16_moments": change(optimizer=OptimizerConfig(moments_dtype="bfloat16")),
+    "muon": change(optimizer=OptimizerConfig(kind="muon", warmup_steps=1, moments_dtype="bfloat16", ema_decay=0.0)),
+    "sgd": change(optimizer=OptimizerConfig(kind="sgd", warmup_steps=1)),
+    "bf16_moments": change(optimizer=OptimizerConfig(moments_dtype="bfloat16", warmup_steps=1)),
 }
 
 
@@ -55,9 +55,7 @@ def built(name: str) -> tuple[RunConfig, TrainProgram, MemoryPlan]:
 
 def local_bytes(tree: Any) -> int:
     """Returns the bytes of the arrays of ``tree`` on one device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
-    )
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

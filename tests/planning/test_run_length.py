@@ -67,7 +67,7 @@ def test_limits_without_a_machine_are_refused(wanted: dict[str, float], needs: s
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
 def test_a_length_of_nothing_is_refused(value: float) -> None:
-    with pytest.raises(ConfigError, match="--tokens=.*; expected more than 0"):
+    with pytest.raises(ConfigError, match=r"--tokens=.*; expected more than 0"):
         Wanted(tokens=value)
 
 

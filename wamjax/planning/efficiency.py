@@ -65,9 +65,7 @@ class Efficiencies:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the shares and their sources, as ``with_overrides`` reads them."""
-        return {
-            name: {**getattr(self, name).to_json(), "source": self.sources.get(name, "assumed")} for name in SHARES
-        }
+        return {name: {**getattr(self, name).to_json(), "source": self.sources.get(name, "assumed")} for name in SHARES}
 
 
 _COMPILER = "compiled wan_14b_480p for v5p:4x4x4 takes 0.92 by XLA's cost model; hardware less"

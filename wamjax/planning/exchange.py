@@ -51,7 +51,7 @@ def _weights(config: RunConfig, shard: Shard, parameters: tuple[Parameter, ...])
     """Kernels gathered for both passes, their gradients added up, the sum over replicas."""
     entry = shard.rules.parameters["embed"] or ()
     axes = _axes(shard, *((entry,) if isinstance(entry, str) else entry))
-    mesh, rules = shard.abstract_mesh, shard.rules.parameters
+    mesh, rules = shard.mesh, shard.rules.parameters
     own = trained(parameters, config.finetune)
     local = {p.path: p.local_size(mesh, rules) for p in parameters}
     split = {p.path for p in parameters if "embed" in p.names}
@@ -87,9 +87,7 @@ def _tokens(shard: Shard) -> list[Exchange]:
     found = []
 
     def add(what: str, kind: Kind, num_bytes: int, per_layer: int) -> None:
-        found.append(
-            Exchange(what=what, kind=kind, axes=axes, num_bytes=num_bytes, times=per_layer * times)
-        )
+        found.append(Exchange(what=what, kind=kind, axes=axes, num_bytes=num_bytes, times=per_layer * times))
 
     if ulysses > 1:
         # Queries, keys and values there and the output back, the same backward; and again what was not kept.

@@ -7,7 +7,6 @@ leaves it goes over one network card per GPU.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -16,11 +15,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from wamjax.config.schema import ParallelConfig
-from wamjax.parallel.mesh import arrange_devices
-from wamjax.parallel.rules import MESH_AXES
+from wamjax.parallel.axes import MESH_AXES
 from wamjax.planning.chips import BY_PREFIX
-from wamjax.planning.ici import Torus, build_torus
+from wamjax.planning.ici import Torus
 from wamjax.planning.machine import Machine
 
 Kind = Literal["all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"]
@@ -33,19 +30,6 @@ class WireTime(NamedTuple):
     network: float
 
 
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """A TPU device as JAX's mesh layout reads one."""
-
-    id: int
-    coords: tuple[int, int, int]
-    core_on_chip: int
-    device_kind: str
-    platform: str = "tpu"
-    process_index: int = 0
-    slice_index: int = 0
-
-
 class Fabric:
     """The wires of a machine under a mesh."""
 
@@ -55,8 +39,8 @@ class Fabric:
         self._across = machine.num_slices
         inside = {**mesh, "data": mesh["data"] // self._across}
         self._grid = np.arange(math.prod(inside.values())).reshape(tuple(inside[name] for name in MESH_AXES))
-        generation, shape = machine.generation, tuple(inside[name] for name in MESH_AXES)
-        self._torus = None if generation is None else _torus(generation.prefix, machine.sizes, shape)
+        generation = machine.generation
+        self._torus = None if generation is None else _torus(generation.prefix, machine.sizes)
 
     def time(self, kind: Kind, num_bytes: float, axes: Sequence[str]) -> WireTime:
         """Returns the time of one collective.
@@ -83,19 +67,20 @@ class Fabric:
 
 
 @functools.lru_cache(maxsize=256)
-def _torus(prefix: str, slice_sizes: tuple[int, ...], shape: tuple[int, ...]) -> Torus:
-    """Returns where a mesh of ``shape`` lies in a slice."""
+def _torus(prefix: str, sizes: tuple[int, ...]) -> Torus:
+    """Returns a slice whose devices are in the order of their chips, the last dim fastest, cores of a chip together.
+
+    So the mesh's last axes lie along the last dims of the torus, whole ones where sizes agree, as JAX's own placement
+    has them (``parallel.mesh.arrange_devices``); where an axis is a part of a dim, the parts may lie otherwise there.
+    """
     generation = BY_PREFIX[prefix]
-    sizes = slice_sizes + (1,) * (3 - len(slice_sizes))
-    # The order of JAX's own devices: the first dim changes fastest, cores of a chip follow one another.
-    chips = [place[::-1] for place in itertools.product(*(range(size) for size in reversed(sizes)))]
-    places = [
-        _Place(number, (chip[0], chip[1], chip[2]), core, generation.device_kind)
-        for number, (chip, core) in enumerate(itertools.product(chips, range(generation.chip.devices_per_chip)))
-    ]
-    fixed = dict(zip(MESH_AXES, shape, strict=True))
-    grid = arrange_devices(ParallelConfig(**fixed), places)
-    return build_torus(generation, list(grid.flat))
+    coords = np.array(list(itertools.product(*(range(size) for size in sizes))))
+    return Torus(
+        coords=np.repeat(coords, generation.chip.devices_per_chip, axis=0),
+        sizes=sizes,
+        wraps=generation.wraps(sizes),
+        link_bytes_per_s=generation.link_bytes_per_s,
+    )
 
 
 def _gpu_time(machine: Machine, kind: Kind, num_bytes: float, group: Sequence[int]) -> WireTime:

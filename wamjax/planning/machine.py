@@ -46,7 +46,7 @@ _TPU_HOST = Host(
     network_bytes_per_s=50 * _GBIT,
     input_bytes_per_s=16 * 10**9,
     usable_fraction=1.0,
-    source="hosts of 4 chips: Google Cloud TPU docs, multi-host slices; 50 Gb/s per chip: v5p, taken over by the others",
+    source="hosts of 4 chips: Google Cloud TPU docs, multi-host slices; 50 Gb/s per chip: v5p, for the others assumed",
 )
 _NVIDIA_SOURCE = "DGX datasheet of the chip; memory: what XLA may take with XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"
 
@@ -156,7 +156,12 @@ def machine_of_chips(text: str) -> Machine:
     if num_chips > host.chips and num_chips % host.chips:
         raise ConfigError(f"--chips={text}: {name} comes in hosts of {host.chips}; take a multiple of {host.chips}")
     return Machine(
-        name=text, chip=chip, host=host, num_chips=num_chips, num_slices=1, domain_chips=min(chip.domain_chips, num_chips)
+        name=text,
+        chip=chip,
+        host=host,
+        num_chips=num_chips,
+        num_slices=1,
+        domain_chips=min(chip.domain_chips, num_chips),
     )
 
 

@@ -12,9 +12,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-import jax
-
-from wamjax.batch import batch_spec
+from wamjax.config.clip import latent_grid
+from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import OptimizerConfig, RunConfig
 from wamjax.layout import Schedule
 from wamjax.planning.activations import plan_activations
@@ -23,6 +22,7 @@ from wamjax.planning.parameter_table import Parameter, list_parameters, trained
 from wamjax.planning.shards import DTYPE_BYTES, Shard
 
 _FP32 = 4
+_BF16 = 2
 _INT32 = 4
 
 # Dotted keys of a plan's JSON -> how their numbers came about.
@@ -117,7 +117,7 @@ def plan_memory(config: RunConfig, shard: Shard, schedule: Schedule, hbm_bytes: 
     """
     parameters = list_parameters(config)
     own = trained(parameters, config.finetune)
-    mesh, rules = shard.abstract_mesh, shard.rules.parameters
+    mesh, rules = shard.mesh, shard.rules.parameters
     local = {p.path: p.local_size(mesh, rules) for p in parameters}
     held, mine = sum(local.values()), sum(local[p.path] for p in own)
     activations = plan_activations(shard, schedule)
@@ -141,9 +141,23 @@ def plan_memory(config: RunConfig, shard: Shard, schedule: Schedule, hbm_bytes: 
 
 
 def batch_bytes(config: RunConfig, num_samples: int) -> int:
-    """Returns the bytes of ``num_samples`` of a batch."""
-    leaves = jax.tree.leaves(batch_spec(config, num_samples))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    """Returns the bytes of ``num_samples`` samples of a batch (``batch.batch_spec``, which imports JAX)."""
+    layout, data, backbone = config.layout, config.data, config.backbone
+    provenance = 3 * _INT32
+    actions, states = (layout.num_blocks * each for each in (layout.actions_per_block, layout.states_per_block))
+    # fp32 actions and states with their masks; whether there are actions at all, and the embodiment.
+    vectors = actions * (_FP32 * data.action_dim + 1) + data.action_dim + 1
+    vectors += (_FP32 + 1) * states * data.state_dim + _INT32
+    if backbone is None:
+        frames, views = derive_geometry(config).num_frames, max(1, len(data.views))
+        return num_samples * (frames * (3 * math.prod(data.canvas) + 1) + views + _INT32 + provenance + vectors)
+    grid = latent_grid(config)
+    text = config.clip.text_tokens * backbone.text_width
+    if layout.formulation == "video":
+        return num_samples * (_BF16 * (math.prod(grid) * backbone.out_channels + text) + provenance)
+    image = config.clip.image_tokens * (backbone.image_width or 0)
+    cached = _BF16 * (math.prod(grid) * backbone.in_channels + text + image)
+    return num_samples * (cached + grid[0] + provenance + vectors)
 
 
 def optimizer_bytes(config: OptimizerConfig, own: tuple[Parameter, ...], sizes: dict[str, int]) -> int:
@@ -158,11 +172,10 @@ def optimizer_bytes(config: OptimizerConfig, own: tuple[Parameter, ...], sizes: 
     return moment * matrices + 2 * moment * (total - matrices) + 3 * _INT32
 
 
-def gathered_bytes(
-    config: RunConfig, parameters: tuple[Parameter, ...], local: dict[str, int], shard: Shard
-) -> int:
-    """Returns the bytes of one block's kernels as gathered in the compute dtype, those of the next on their way, and
-    of their gradients before they are added up over devices.
+def gathered_bytes(config: RunConfig, parameters: tuple[Parameter, ...], local: dict[str, int], shard: Shard) -> int:
+    """Returns the bytes of kernels that are whole at one time: one block's, the next one's, and the gradients of one.
+
+    All are in the compute dtype.
 
     Args:
       config: The run.

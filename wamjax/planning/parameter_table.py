@@ -10,8 +10,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
-from jax.sharding import AbstractMesh, PartitionSpec
-
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.finetune import UPDATE_OF, is_trained, matches
@@ -19,7 +17,7 @@ from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import FinetuneConfig, RunConfig
 from wamjax.config.systems import CategoryActionConfig, category_actions
 from wamjax.errors import ConfigError
-from wamjax.parallel.rules import Rules, partition_spec
+from wamjax.parallel.rule_tables import Rules, partition
 
 Names = tuple[str | None, ...]
 
@@ -50,14 +48,15 @@ class Parameter:
         """Number of values."""
         return math.prod(self.shape)
 
-    def local_size(self, mesh: AbstractMesh, rules: Rules) -> int:
-        """Returns the values that one device holds.
+    def local_size(self, mesh: Mapping[str, int], rules: Rules) -> int:
+        """Returns the values that one device holds of it, on a mesh of such sizes.
 
         Raises:
           ConfigError: A dim does not divide over the mesh.
         """
-        spec = partition_spec(self.names, self.shape, mesh, rules, f"parameter {self.path}")
-        return self.size // _ways(spec, mesh)
+        entries = partition(self.names, self.shape, mesh, rules, f"parameter {self.path}")
+        axes = (axis for entry in entries for axis in ((entry,) if isinstance(entry, str) else entry or ()))
+        return self.size // math.prod(mesh[axis] for axis in axes)
 
 
 def list_parameters(config: RunConfig) -> tuple[Parameter, ...]:
@@ -82,12 +81,6 @@ def trained(parameters: tuple[Parameter, ...], config: FinetuneConfig) -> tuple[
     return tuple(p for p in parameters if not p.is_constant and is_trained(p.path, config))
 
 
-def _ways(spec: PartitionSpec, mesh: AbstractMesh) -> int:
-    sizes: Mapping[str, int] = mesh.shape
-    axes = (axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ()))
-    return math.prod(sizes[axis] for axis in axes)
-
-
 def _updates(parameter: Parameter, config: FinetuneConfig) -> Iterator[Parameter]:
     """Yields the low-rank update of a kernel, if it gets one (``nn.lora``)."""
     module, _, name = parameter.path.rpartition(".")
@@ -96,9 +89,7 @@ def _updates(parameter: Parameter, config: FinetuneConfig) -> Iterator[Parameter
     lead = 1 if parameter.names[0] == "layers" else 0
     split = lead + parameter.num_inputs
     path, rank = f"{module}.{UPDATE_OF[name]}", config.lora_rank
-    yield Parameter(
-        path=f"{path}.down", shape=(*parameter.shape[:split], rank), names=(*parameter.names[:split], None)
-    )
+    yield Parameter(path=f"{path}.down", shape=(*parameter.shape[:split], rank), names=(*parameter.names[:split], None))
     yield Parameter(
         path=f"{path}.up",
         shape=(*parameter.shape[:lead], rank, *parameter.shape[split:]),
@@ -106,11 +97,15 @@ def _updates(parameter: Parameter, config: FinetuneConfig) -> Iterator[Parameter
     )
 
 
-def _linear(path: str, fan: tuple[int, int], names: tuple[str | None, str | None], *, bias: bool = True) -> list[Parameter]:
+def _linear(
+    path: str, fan: tuple[int, int], names: tuple[str | None, str | None], *, bias: bool = True
+) -> list[Parameter]:
     """``nn.linear.Linear``: vectors of the model's width are whole."""
     rows = [Parameter(path=f"{path}.kernel", shape=fan, names=names, num_inputs=1)]
     if bias:
-        rows.append(Parameter(path=f"{path}.bias", shape=fan[1:], names=tuple(None if n == "embed" else n for n in names[1:])))
+        rows.append(
+            Parameter(path=f"{path}.bias", shape=fan[1:], names=tuple(None if n == "embed" else n for n in names[1:]))
+        )
     return rows
 
 
@@ -223,9 +218,7 @@ def _small_model(config: RunConfig) -> Iterator[Parameter]:
     """``models.world_action.WorldActionModel``."""
     model, data, geometry = config.model, config.data, derive_geometry(config)
     width, hidden, channels = model.width, model.action_hidden, geometry.token_channels
-    yield Parameter(
-        path="codec.mean", shape=(*geometry.grid, channels), names=(None, None, None), is_constant=True
-    )
+    yield Parameter(path="codec.mean", shape=(*geometry.grid, channels), names=(None, None, None), is_constant=True)
     yield Parameter(path="codec.std", shape=(1,), names=(None,), is_constant=True)
     yield from _linear("patch_embed", (channels, width), (None, "embed"))
     if model.grid_embedding == "learned":

@@ -96,7 +96,7 @@ def make_plan(
     config: RunConfig,
     *,
     machine: Machine | None = None,
-    wanted: Wanted = Wanted(),
+    wanted: Wanted | None = None,
     rate: Assumption | None = None,
     efficiencies: Efficiencies | None = None,
 ) -> Plan:
@@ -105,7 +105,7 @@ def make_plan(
     Args:
       config: The run.
       machine: Where it is to run; None for what does not depend on it.
-      wanted: What decides its length.
+      wanted: What decides its length; None for the configuration.
       rate: Frames of a sample per second, where it is known.
       efficiencies: What a step time rests on; None for those of the machine's chips.
 
@@ -130,7 +130,7 @@ def make_plan(
         model_flops_per_sample=count.model_total,
         wall_s=step,
     )
-    steps, decided_by = solve_steps(wanted, rates, config.train.num_steps)
+    steps, decided_by = solve_steps(wanted or Wanted(), rates, config.train.num_steps)
     run = Run(steps=steps, samples=steps * rates.batch, decided_by=decided_by)
     return Plan(
         config=config,
@@ -166,9 +166,7 @@ def plan_on(
     if not no_time:
         exchanges = list_exchanges(config, shard, list_parameters(config))
         time = plan_time(count, shard, memory, exchanges, machine, efficiencies)
-    return OnMachine(
-        machine=machine, shard=shard, memory=memory, efficiencies=efficiencies, time=time, no_time=no_time
-    )
+    return OnMachine(machine=machine, shard=shard, memory=memory, efficiencies=efficiencies, time=time, no_time=no_time)
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

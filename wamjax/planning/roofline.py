@@ -196,9 +196,7 @@ def _memory(shard: Shard, memory: MemoryPlan, machine: Machine, efficiencies: Ef
     ]
 
 
-def _wires(
-    exchanges: Sequence[Exchange], fabric: Fabric, machine: Machine, efficiencies: Efficiencies
-) -> list[Phase]:
+def _wires(exchanges: Sequence[Exchange], fabric: Fabric, machine: Machine, efficiencies: Efficiencies) -> list[Phase]:
     """One phase for each kind of wire and group of mesh axes."""
     links: dict[str, list[float]] = {}
     network: dict[str, list[float]] = {}

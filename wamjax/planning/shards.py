@@ -10,17 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from jax.sharding import AbstractMesh
-
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.choices import Remat
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import Layout
+from wamjax.parallel.axes import MESH_AXES, check_batch_divides, resolve_axis_sizes
 from wamjax.parallel.context_plan import ContextPlan, check_tokens_divide, plan_context
-from wamjax.parallel.mesh import check_batch_divides, resolve_axis_sizes
-from wamjax.parallel.rules import MESH_AXES, RuleTables, build_rules
+from wamjax.parallel.rule_tables import RuleTables, build_rules
 from wamjax.planning.machine import Machine
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -57,11 +55,6 @@ class Shard:
     num_tokens: int
     context_tokens: int
     image_tokens: int
-
-    @property
-    def abstract_mesh(self) -> AbstractMesh:
-        """The mesh as JAX's rules read it."""
-        return AbstractMesh(tuple(self.mesh.values()), tuple(self.mesh))
 
     @property
     def num_devices(self) -> int:
@@ -122,7 +115,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     block = block_config(config.model) if config.backbone is None else config.backbone.block
     accumulate, batch = config.train.accumulate, config.train.global_batch_size
     rules = build_rules(config.parallel)
-    check_batch_divides(batch, AbstractMesh(tuple(mesh.values()), tuple(mesh)), accumulate)
+    check_batch_divides(batch, mesh, accumulate)
     check_tokens_divide(layout.num_tokens, mesh["context"], "tokens")
     _check_whole(block, mesh, config)
     backbone = config.backbone

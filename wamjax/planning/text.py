@@ -75,7 +75,9 @@ def _sample(plan: Plan) -> Iterable[str]:
     yield row("attended pairs", f"{count.num_pairs:,}", Source.EXACT, share)
     yield row("video", duration(sample.seconds), assumed, f"{batch * sample.seconds / 3600:.3f} hours a step")
     if sample.has_actions:
-        yield row("robot", duration(sample.robot_seconds), assumed, f"{batch * sample.robot_seconds / 3600:.3f} hours a step")
+        yield row(
+            "robot", duration(sample.robot_seconds), assumed, f"{batch * sample.robot_seconds / 3600:.3f} hours a step"
+        )
 
 
 def _flops(plan: Plan) -> Iterable[str]:
@@ -120,7 +122,9 @@ def _time(on: OnMachine) -> Iterable[str]:
     for phase in time.phases:
         if phase.seconds.mid:
             band, resource = phase.seconds, phase.resource.name_on(on.machine)
-            yield row(phase.name, duration(band.mid), assumed, f"{resource}; {duration(band.low)} to {duration(band.high)}")
+            yield row(
+                phase.name, duration(band.mid), assumed, f"{resource}; {duration(band.low)} to {duration(band.high)}"
+            )
     step = time.step_s
     yield row("step", duration(step.mid), assumed, f"{duration(step.low)} to {duration(step.high)}")
     yield row("bound by", time.binding.name_on(on.machine), assumed)
