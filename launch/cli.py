@@ -37,6 +37,7 @@ VERBS = {
     "data": Verb("launch.data_command", "record, inspect and summarise datasets"),
     "sample": Verb("launch.sample_command", "generate a clip with a pretrained video backbone"),
     "weights": Verb("launch.weights_command", "import, export and verify checkpoints of other libraries"),
+    "ledger": Verb("launch.ledger_command", "add up what the runs of a campaign have cost"),
     "checkpoint": Verb("launch.checkpoint_command", "inspect, verify and compare checkpoints"),
 }
 
