@@ -35,7 +35,8 @@ from wamjax.nn.kernel import ATTENTION_OUT, Kernel, attend_kernel
 from wamjax.nn.rectangles import ATTENTION_SCORES, RECTANGLES, attend_rectangles
 from wamjax.nn.ring import SplitSequence, attend_split
 from wamjax.nn.splash import SPLASH, attend_splash
-from wamjax.parallel.context import CONTEXT, ContextPlan, check_tokens_divide, join_heads, plan_context, split_heads
+from wamjax.parallel.context import join_heads, split_heads
+from wamjax.parallel.context_plan import CONTEXT, ContextPlan, check_tokens_divide, plan_context
 from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
 from wamjax.types import Heads, KeyHeads
 

@@ -22,7 +22,7 @@ from jax.ad_checkpoint import checkpoint_name
 from wamjax.layout.parts import cut, even_parts
 from wamjax.layout.schedule import Schedule, Span
 from wamjax.nn.kernel import ATTENTION_OUT, Kernel, Normalised, merge
-from wamjax.parallel.context import CONTEXT
+from wamjax.parallel.context_plan import CONTEXT
 
 _Kept = tuple[jax.Array, jax.Array, jax.Array, Normalised]
 
