@@ -1,4 +1,4 @@
-"""Numbers that a plan takes for granted, each with where it is from; and the tag that every figure of a plan carries."""
+"""Numbers that a plan takes for granted, each with where it is from, and the tag that figures of a plan carry."""
 
 from __future__ import annotations
 

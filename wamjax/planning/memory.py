@@ -195,10 +195,7 @@ def gathered_bytes(config: RunConfig, parameters: tuple[Parameter, ...], local: 
 
 def _loss_bytes(config: RunConfig, shard: Shard) -> int:
     """Head and loss: the modulated output of the blocks in fp32, and prediction, target, noise and noised input."""
-    if config.backbone is None:
-        channels = 3 * math.prod(config.model.patch)
-    else:
-        channels = config.backbone.out_patch_channels
+    channels = 3 * math.prod(config.model.patch) if config.backbone is None else config.backbone.out_patch_channels
     return _FP32 * shard.tokens * (shard.block.width + 4 * channels)
 
 
