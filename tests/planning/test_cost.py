@@ -10,7 +10,14 @@ from wamjax.flops.hardware import CHIPS, find_chip
 from wamjax.planning.cost import PUE, find_named_chip, load_prices, plan_cost
 from wamjax.planning.power import POWER, find_power
 
-V5P, V4, H100, TPU7X = (find_chip(kind) for kind in ("TPU v5p", "TPU v4", "NVIDIA H100 80GB HBM3", "TPU7x"))
+
+def chip(kind):
+    found = find_chip(kind)
+    assert found is not None
+    return found
+
+
+V5P, V4, H100, TPU7X = (chip(kind) for kind in ("TPU v5p", "TPU v4", "NVIDIA H100 80GB HBM3", "TPU7x"))
 DAY = datetime.date(2026, 3, 10)
 GOOD = {"date": "2026-03-01", "region": "us-east5", "usd_per_chip_hour": {"v5p": 3, "h100": {"on_demand": 4.5, "three_year": 2.0}}}  # fmt: skip
 
@@ -34,22 +41,22 @@ def test_own_prices_cost_what_the_file_says(tmp_path):
 def test_chip_missing_in_the_file_has_no_price_rather_than_an_example(tmp_path):
     cost = plan_cost(chip=V4, chip_hours=1.0, prices=load_prices(price_file(tmp_path, GOOD), today=DAY))
     assert cost.usd is None
-    assert "no price for TPU v4" in cost.usd_reason
+    assert "no price for TPU v4" in str(cost.usd_reason)
 
 
 def test_examples_of_the_table_say_that_they_are_examples_and_of_when():
     prices = load_prices(None)
     assert plan_cost(chip=V4, chip_hours=2.0, prices=prices).usd == pytest.approx(6.44)
     assert plan_cost(chip=V4, chip_hours=2.0, prices=prices).usd_three_year == pytest.approx(2.90)
-    assert "2022-2025" in prices.warning
-    assert "--prices" in prices.warning
+    assert "2022-2025" in str(prices.warning)
+    assert "--prices" in str(prices.warning)
 
 
 def test_stale_file_warns_with_its_date(tmp_path):
     path = price_file(tmp_path, GOOD)
     assert load_prices(path, today=datetime.date(2026, 5, 30)).warning is None
-    assert "2026-03-01, 91 days ago" in load_prices(path, today=datetime.date(2026, 5, 31)).warning
-    assert "still to come" in load_prices(path, today=datetime.date(2026, 2, 1)).warning
+    assert "2026-03-01, 91 days ago" in str(load_prices(path, today=datetime.date(2026, 5, 31)).warning) or ""
+    assert "still to come" in str(load_prices(path, today=datetime.date(2026, 2, 1)).warning)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +122,9 @@ def test_every_row_of_power_is_a_chip_and_is_found():
      ("h200", "NVIDIA H200"), ("b200", "NVIDIA B200"), ("gb200", "NVIDIA GB200"), ("mi300x", "AMD MI300X")],
 )  # fmt: skip
 def test_chip_is_found_by_its_short_name(alias, name):
-    assert find_named_chip(alias).name == name
+    found = find_named_chip(alias)
+    assert found is not None
+    assert found.name == name
 
 
 def test_part_of_a_name_finds_no_chip():

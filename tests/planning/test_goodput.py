@@ -9,7 +9,7 @@ import pytest
 from wamjax.errors import ConfigError
 from wamjax.flops.goodput import BUCKETS
 from wamjax.planning.assumption import Assumption
-from wamjax.planning.goodput import GoodputAssumptions, plan_goodput
+from wamjax.planning.goodput import GOODPUT_ASSUMPTIONS, GoodputAssumptions, plan_goodput
 
 HOUR = 3600.0
 
@@ -35,7 +35,7 @@ def plan(**changes):
 
 
 def test_mtbf_of_a_chip_follows_from_the_log_of_llama_3():
-    hours = GoodputAssumptions().chip_mtbf_h.value
+    hours = GOODPUT_ASSUMPTIONS.chip_mtbf_h.value
     assert hours == pytest.approx(16_384 * 54 * 24 / 419)
     assert round(hours / 1e3, 1) == 50.7
 
@@ -94,7 +94,7 @@ def test_run_shorter_than_the_interval_saves_once_at_its_end():
 
 
 def test_llama_3_would_have_been_effective_for_more_than_nine_tenths_of_its_time():
-    # 405e9 parameters with moments and master copy in fp32; saved from 2,048 hosts. Section 3.3.4 says "higher than 90%".
+    # 405e9 parameters with moments and master copy in fp32, 2,048 hosts. Section 3.3.4 says "higher than 90%".
     found = plan_goodput(
         checkpoint_bytes=405 * 10**9 * 12,
         num_hosts=2_048,

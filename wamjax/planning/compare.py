@@ -216,9 +216,8 @@ def describe(rows: Sequence[Row]) -> str:
     lines = [f"{'':30}{'planned':>26}{'actual':>26}{'actual / planned':>18}"]
     for row in rows:
         ratio = "-" if row.ratio is None else f"{row.ratio:.3f}"
-        lines.append(
-            f"{row.label:30}{_cell(row.planned, row.unit):>26}{_cell(row.actual, row.unit):>26}{ratio:>18}  {row.note}".rstrip()
-        )
+        planned, actual = _cell(row.planned, row.unit), _cell(row.actual, row.unit)
+        lines.append(f"{row.label:30}{planned:>26}{actual:>26}{ratio:>18}  {row.note}".rstrip())
     return "\n".join(lines)
 
 

@@ -34,39 +34,51 @@ class FeedAssumptions:
       cached_bytes_per_value: Bytes of one cached latent or embedding value.
     """
 
-    video_hz: Assumption = Assumption(
-        name="frames of a video clip", value=16.0, unit="Hz", source="Wan 2.1, sample_fps of wan/configs"
-    )
-    robot_hz: Assumption = Assumption(
-        name="frames of a robot window", value=5.0, unit="Hz", source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz"
-    )
-    stored_video_hz: Assumption = Assumption(
-        name="frames of stored video", value=30.0, unit="Hz", source="a guess: common rate of web video"
-    )
-    stored_robot_hz: Assumption = Assumption(
-        name="frames of a stored robot dataset", value=15.0, unit="Hz", source="DROID (arXiv 2403.12945)"
-    )
-    encoded_bits_per_pixel: Assumption = Assumption(
-        name="stored video", value=0.1, unit="bit/pixel", source="a guess: H.264 of moderate quality"
-    )
-    decoded_pixels_per_core_s: Assumption = Assumption(
-        name="decoding on one core", value=60e6, unit="pixel/s", source="a guess: H.264 through PyAV, RGB included"
-    )
-    host_cores: Assumption = Assumption(
-        name="cores of a host that may decode",
-        value=90.0,
-        unit="",
-        source="half of the 180 virtual CPUs of a v6e host (ct6e-standard-8t, Google Cloud TPU v6e page)",
-    )
-    cached_bytes_per_value: Assumption = Assumption(
-        name="cached latents and embeddings", value=2.0, unit="B/value", source="bfloat16"
-    )
+    video_hz: Assumption
+    robot_hz: Assumption
+    stored_video_hz: Assumption
+    stored_robot_hz: Assumption
+    encoded_bits_per_pixel: Assumption
+    decoded_pixels_per_core_s: Assumption
+    host_cores: Assumption
+    cached_bytes_per_value: Assumption
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name).value
             if not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"feed assumption {field.name}={value:g}; expected a positive number")
+
+
+FEED_ASSUMPTIONS = FeedAssumptions(
+    video_hz=Assumption(
+        name="frames of a video clip", value=16.0, unit="Hz", source="Wan 2.1, sample_fps of wan/configs"
+    ),
+    robot_hz=Assumption(
+        name="frames of a robot window", value=5.0, unit="Hz", source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz"
+    ),
+    stored_video_hz=Assumption(
+        name="frames of stored video", value=30.0, unit="Hz", source="a guess: common rate of web video"
+    ),
+    stored_robot_hz=Assumption(
+        name="frames of a stored robot dataset", value=15.0, unit="Hz", source="DROID (arXiv 2403.12945)"
+    ),
+    encoded_bits_per_pixel=Assumption(
+        name="stored video", value=0.1, unit="bit/pixel", source="a guess: H.264 of moderate quality"
+    ),
+    decoded_pixels_per_core_s=Assumption(
+        name="decoding on one core", value=60e6, unit="pixel/s", source="a guess: H.264 through PyAV, RGB included"
+    ),
+    host_cores=Assumption(
+        name="cores of a host that may decode",
+        value=90.0,
+        unit="",
+        source="half of the 180 virtual CPUs of a v6e host (ct6e-standard-8t, Google Cloud TPU v6e page)",
+    ),
+    cached_bytes_per_value=Assumption(
+        name="cached latents and embeddings", value=2.0, unit="B/value", source="bfloat16"
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,14 +152,14 @@ def plan_feed(
       num_steps: Steps of the run; None for ``config.train.num_steps``.
       clip_hz: Frames per second of a backbone's clips; None for the assumption. The small model's frames are
         ``data.frame_stride`` stored frames apart at any rate.
-      assumptions: None for the defaults.
+      assumptions: None for ``FEED_ASSUMPTIONS``.
 
     Raises:
       ConfigError: The step time or the number of hosts is not positive.
     """
     if not (math.isfinite(step_s) and step_s > 0 and num_hosts > 0):
         raise ConfigError(f"the input is planned for steps of {step_s:g} s on {num_hosts} hosts; expected both above 0")
-    taken = FeedAssumptions() if assumptions is None else assumptions
+    taken = FEED_ASSUMPTIONS if assumptions is None else assumptions
     steps = config.train.num_steps if num_steps is None else num_steps
     batch, clip = config.train.global_batch_size, _clip(config, taken, clip_hz)
     pixels = clip.height * clip.width

@@ -40,49 +40,59 @@ class GoodputAssumptions:
       compile_s: What the first step takes beyond an ordinary one.
     """
 
-    chip_mtbf_h: Assumption = Assumption(
-        name="time between failures of one chip",
-        value=_LLAMA_3_GPUS * _LLAMA_3_DAYS * 24 / _LLAMA_3_INTERRUPTIONS,
-        unit="h",
-        source=f"{_LLAMA_3}, section 3.3.4: {_LLAMA_3_INTERRUPTIONS} unexpected interruptions in {_LLAMA_3_DAYS} days "
-        f"on {_LLAMA_3_GPUS:,} H100; no figure is public for TPUs, which take it over",
-    )
-    host_write_bytes_per_s: Assumption = Assumption(
-        name="writing of checkpoints, one host",
-        value=_LLAMA_3_STORAGE_BYTES_PER_S / _LLAMA_3_HOSTS,
-        unit="B/s",
-        source=f"{_LLAMA_3}, section 3.3.1: 2 TB/s sustained by the storage, shared by {_LLAMA_3_HOSTS:,} hosts",
-    )
-    host_read_bytes_per_s: Assumption = Assumption(
-        name="reading of checkpoints, one host",
-        value=_LLAMA_3_STORAGE_BYTES_PER_S / _LLAMA_3_HOSTS,
-        unit="B/s",
-        source="as for writing",
-    )
-    down_s: Assumption = Assumption(
-        name="failure to new processes",
-        value=300.0,
-        unit="s",
-        source="a guess: depends on the cluster's spare capacity",
-    )
-    startup_s: Assumption = Assumption(
-        name="start of processes, checkpoint apart",
-        value=120.0,
-        unit="s",
-        source="a guess: depends on the size of the data index",
-    )
-    compile_s: Assumption = Assumption(
-        name="compilation",
-        value=60.0,
-        unit="s",
-        source="a guess: TPU programs of 14B steps compile in half a minute to some minutes on two CPU cores",
-    )
+    chip_mtbf_h: Assumption
+    host_write_bytes_per_s: Assumption
+    host_read_bytes_per_s: Assumption
+    down_s: Assumption
+    startup_s: Assumption
+    compile_s: Assumption
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name).value
             if not (math.isfinite(value) and (value > 0 or (value == 0 and field.name in _MAY_BE_ZERO))):
                 raise ConfigError(f"goodput assumption {field.name}={value:g}; expected a positive number")
+
+
+GOODPUT_ASSUMPTIONS = GoodputAssumptions(
+    chip_mtbf_h=Assumption(
+        name="time between failures of one chip",
+        value=_LLAMA_3_GPUS * _LLAMA_3_DAYS * 24 / _LLAMA_3_INTERRUPTIONS,
+        unit="h",
+        source=f"{_LLAMA_3}, section 3.3.4: {_LLAMA_3_INTERRUPTIONS} unexpected interruptions in {_LLAMA_3_DAYS} days "
+        f"on {_LLAMA_3_GPUS:,} H100; no figure is public for TPUs, which take it over",
+    ),
+    host_write_bytes_per_s=Assumption(
+        name="writing of checkpoints, one host",
+        value=_LLAMA_3_STORAGE_BYTES_PER_S / _LLAMA_3_HOSTS,
+        unit="B/s",
+        source=f"{_LLAMA_3}, section 3.3.1: 2 TB/s sustained by the storage, shared by {_LLAMA_3_HOSTS:,} hosts",
+    ),
+    host_read_bytes_per_s=Assumption(
+        name="reading of checkpoints, one host",
+        value=_LLAMA_3_STORAGE_BYTES_PER_S / _LLAMA_3_HOSTS,
+        unit="B/s",
+        source="as for writing",
+    ),
+    down_s=Assumption(
+        name="failure to new processes",
+        value=300.0,
+        unit="s",
+        source="a guess: depends on the cluster's spare capacity",
+    ),
+    startup_s=Assumption(
+        name="start of processes, checkpoint apart",
+        value=120.0,
+        unit="s",
+        source="a guess: depends on the size of the data index",
+    ),
+    compile_s=Assumption(
+        name="compilation",
+        value=60.0,
+        unit="s",
+        source="a guess: TPU programs of 14B steps compile in half a minute to some minutes on two CPU cores",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,12 +160,12 @@ def plan_goodput(
       checkpoint_every_s: Time of steps between two checkpoints; None for the optimum.
       data_wait_s: Time of the whole run in which steps wait for data.
       evaluation_s: Time of the whole run spent on validation.
-      assumptions: None for the defaults.
+      assumptions: None for ``GOODPUT_ASSUMPTIONS``.
 
     Raises:
       ConfigError: A number is not positive, or failures come faster than the run can get over them.
     """
-    taken = GoodputAssumptions() if assumptions is None else assumptions
+    taken = GOODPUT_ASSUMPTIONS if assumptions is None else assumptions
     _check(checkpoint_bytes=checkpoint_bytes, num_hosts=num_hosts, num_chips=num_chips, run_s=run_s, step_s=step_s)
     save_s = checkpoint_bytes / (num_hosts * taken.host_write_bytes_per_s.value)
     mtbf_s = taken.chip_mtbf_h.value * _HOUR_S / num_chips
