@@ -21,9 +21,12 @@ from pathlib import Path
 from absl import flags
 
 from launch.experiment import config_from_flags, define_config_flag
+from launch.output import check_writable
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.planning.assumption import Assumption
+from wamjax.planning.cost import load_prices
+from wamjax.planning.efficiency import Efficiencies, efficiencies_of, with_overrides
 from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
 from wamjax.planning.plan import make_plan, to_json
 from wamjax.planning.run_length import Wanted, parse_duration
@@ -42,6 +45,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("compile", False, "Compile the training step for the slice (needs --topology).")
     flags.DEFINE_bool("shardings", False, "Print where every parameter goes (needs --topology).")
     flags.DEFINE_string("json", None, "Write the plan to this file.")
+    define_price_flags()
     flags.DEFINE_string("hlo", None, "Write the compiled program's text to this file (with --compile).")
 
 
@@ -51,6 +55,12 @@ def define_machine_flags() -> None:
     flags.DEFINE_string(
         "chips", None, f"Chips to plan for, KIND:N such as h100:64 or v5p:64; kinds: {', '.join(chip_names())}."
     )
+
+
+def define_price_flags() -> None:
+    """Defines the flags that replace figures the planner assumes."""
+    flags.DEFINE_string("prices", None, "Price file (wamjax/planning/cost.py has its form); default: dated examples.")
+    flags.DEFINE_string("efficiencies", None, "Shares of listed rates, as wamjax plan calibrate writes them.")
 
 
 def define_length_flags() -> None:
@@ -76,7 +86,15 @@ def run(argv: list[str]) -> int:
     for name in ("json", "hlo"):
         check_writable(name, values[name].value)
     config = config_from_flags()
-    plan = make_plan(config, machine=machine_from_flags(), wanted=wanted_from_flags(), rate=rate_from_flags(config))
+    machine = machine_from_flags()
+    plan = make_plan(
+        config,
+        machine=machine,
+        wanted=wanted_from_flags(),
+        rate=rate_from_flags(config),
+        efficiencies=None if machine is None else efficiencies_from_flags(machine),
+        prices=load_prices(values.prices),
+    )
     print(describe(plan), flush=True)
     report = to_json(plan)
     if values.compile or values.shardings:
@@ -100,6 +118,22 @@ def machine_from_flags() -> Machine | None:
     if values.topology:
         return machine_of_topology(values.topology)
     return machine_of_chips(values.chips) if values.chips else None
+
+
+def efficiencies_from_flags(machine: Machine) -> Efficiencies:
+    """Returns the efficiencies of ``machine``'s chips with those of ``--efficiencies``.
+
+    Raises:
+      ConfigError: The file cannot be read or is no table of efficiencies.
+    """
+    efficiencies, path = efficiencies_of(machine.chip.name), flags.FLAGS.efficiencies
+    if not path:
+        return efficiencies
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"--efficiencies={path} cannot be read: {error.strerror}") from error
+    return with_overrides(efficiencies, text, f"--efficiencies={path}")
 
 
 def wanted_from_flags() -> Wanted:
@@ -131,12 +165,6 @@ def rate_from_flags(config: RunConfig) -> Assumption | None:
     return _rate(
         recorded / config.data.frame_stride, f"{info}: {recorded:g} Hz, every {config.data.frame_stride}th frame"
     )
-
-
-def check_writable(flag: str, name: str | None) -> None:
-    """Raises ``ConfigError`` before minutes of work, if the file could not be written after them."""
-    if name and not Path(name).absolute().parent.is_dir():
-        raise ConfigError(f"--{flag}={name}: no folder {Path(name).parent}; create it or name another file")
 
 
 def _rate(value: float, source: str) -> Assumption:

@@ -5,7 +5,9 @@ import pytest
 from wamjax.errors import ConfigError
 from wamjax.planning.run_length import ZETTA, Rates, Wanted, parse_duration, solve_steps
 
-RATES = Rates(batch=8, tokens_per_sample=1000, model_flops_per_sample=10**15, wall_s=2.0, usd=0.5)
+RATES = Rates(
+    batch=8, tokens_per_sample=1000, model_flops_per_sample=10**15, elapsed_s=lambda n: 2.0 * n, usd=lambda n: 0.5 * n
+)
 
 
 def solve(**wanted: float) -> tuple[int, str]:
@@ -25,6 +27,8 @@ def test_nothing_wanted_takes_the_configuration() -> None:
         ({"zflops": 8e15 * 3 / ZETTA}, 3),
         ({"budget_usd": 10.9}, 21),
         ({"deadline_s": 9.9}, 4),
+        ({"deadline_s": 8.0}, 4),
+        ({"deadline_s": 2e6}, 10**6),
     ],
 )
 def test_each_kind_of_length_gives_steps(wanted: dict[str, float], steps: int) -> None:

@@ -168,8 +168,9 @@ def optimizer_bytes(config: OptimizerConfig, own: tuple[Parameter, ...], sizes: 
         return moment * total + _INT32
     if config.kind == "adamw":
         return 2 * moment * total + 2 * _INT32
+    # Muon: a momentum of matrices, Adam's moments of the rest, three counters and three coefficients of its iteration.
     matrices = sum(sizes[p.path] for p in own if p.num_inputs and p.names[0] == "layers")
-    return moment * matrices + 2 * moment * (total - matrices) + 3 * _INT32
+    return moment * matrices + 2 * moment * (total - matrices) + 3 * _INT32 + 3 * _FP32
 
 
 def gathered_bytes(config: RunConfig, parameters: tuple[Parameter, ...], local: dict[str, int], shard: Shard) -> int:
@@ -195,10 +196,7 @@ def gathered_bytes(config: RunConfig, parameters: tuple[Parameter, ...], local: 
 
 def _loss_bytes(config: RunConfig, shard: Shard) -> int:
     """Head and loss: the modulated output of the blocks in fp32, and prediction, target, noise and noised input."""
-    if config.backbone is None:
-        channels = 3 * math.prod(config.model.patch)
-    else:
-        channels = config.backbone.out_patch_channels
+    channels = 3 * math.prod(config.model.patch) if config.backbone is None else config.backbone.out_patch_channels
     return _FP32 * shard.tokens * (shard.block.width + 4 * channels)
 
 

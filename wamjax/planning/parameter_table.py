@@ -146,7 +146,7 @@ def _blocks(block: BlockConfig, num_layers: int) -> list[Parameter]:
     """``models.stack.stack_blocks``: one dim of layers in front of everything."""
     if block.modulation != "table":
         raise ConfigError(
-            f"config.backbone.block.modulation={block.modulation}: parameters are listed for modulation=table (Wan) only"
+            f"config.backbone.block.modulation={block.modulation}: parameters are listed for table (Wan) only"
         )
     rows = _attention("self_attention", block, block.width, image=False)
     rows += _attention("cross_attention", block, block.context_width or block.width, image=block.image_branch)

@@ -15,10 +15,13 @@ from wamjax.errors import ConfigError
 from wamjax.flops.model import FlopCount, count_flops
 from wamjax.layout import Layout, build_layout
 from wamjax.planning.assumption import Assumption, Source
+from wamjax.planning.cost import Prices, load_prices
 from wamjax.planning.efficiency import Efficiencies, efficiencies_of
 from wamjax.planning.exchange import list_exchanges
+from wamjax.planning.feed import Feed, plan_feed
 from wamjax.planning.machine import Machine
 from wamjax.planning.memory import MEMORY_SOURCES, MemoryPlan, plan_memory
+from wamjax.planning.outlook import Economy, Outlook
 from wamjax.planning.parameter_table import list_parameters, trained
 from wamjax.planning.roofline import Resource, Roofline, explain_no_peak, plan_time
 from wamjax.planning.run_length import ZETTA, Rates, Wanted, solve_steps
@@ -75,6 +78,9 @@ class Plan:
       flops: FLOPs of one sample.
       num_trainable: Parameters that are trained.
       run: The whole run.
+      outlook: Its wall time and cost; None without a step time.
+      feed: What its input asks of the hosts; None without a step time.
+      prices: Of chips.
       on: What a step is on a machine; None without one.
     """
 
@@ -84,6 +90,9 @@ class Plan:
     flops: FlopCount
     num_trainable: int
     run: Run
+    outlook: Outlook | None
+    feed: Feed | None
+    prices: Prices
     on: OnMachine | None
 
     @property
@@ -99,6 +108,7 @@ def make_plan(
     wanted: Wanted | None = None,
     rate: Assumption | None = None,
     efficiencies: Efficiencies | None = None,
+    prices: Prices | None = None,
 ) -> Plan:
     """Returns the plan of ``config``.
 
@@ -108,6 +118,7 @@ def make_plan(
       wanted: What decides its length; None for the configuration.
       rate: Frames of a sample per second, where it is known.
       efficiencies: What a step time rests on; None for those of the machine's chips.
+      prices: Of chips; None for the examples.
 
     Raises:
       ConfigError: Something in the configuration, the machine or the length does not fit together.
@@ -123,12 +134,16 @@ def make_plan(
     if not own:
         raise ConfigError(f"config.finetune.frozen={config.finetune.frozen} leaves nothing to train")
     on = None if machine is None else plan_on(config, layout, count, machine, efficiencies)
-    step = None if on is None or on.time is None else on.time.step_s.mid
+    prices = prices or load_prices()
+    economy = None if on is None else economy_of(config, on, prices)
+    if economy is None and wanted is not None and on is not None and (wanted.deadline_s or wanted.budget_usd):
+        raise ConfigError(f"--deadline and --budget_usd need a step time: {on.no_time}")
     rates = Rates(
         batch=config.train.global_batch_size,
         tokens_per_sample=sample.num_tokens,
         model_flops_per_sample=count.model_total,
-        wall_s=step,
+        elapsed_s=None if economy is None else economy.elapsed_s,
+        usd=None if economy is None else economy.usd,
     )
     steps, decided_by = solve_steps(wanted or Wanted(), rates, config.train.num_steps)
     run = Run(steps=steps, samples=steps * rates.batch, decided_by=decided_by)
@@ -139,6 +154,17 @@ def make_plan(
         flops=count,
         num_trainable=sum(p.size for p in own),
         run=run,
+        outlook=None if economy is None else economy.outlook(steps),
+        feed=None
+        if economy is None
+        else plan_feed(
+            config,
+            step_s=economy.step_s.mid,
+            num_hosts=economy.machine.num_hosts,
+            num_steps=steps,
+            clip_hz=sample.rate.value,
+        ),
+        prices=prices,
         on=on,
     )
 
@@ -167,6 +193,19 @@ def plan_on(
         exchanges = list_exchanges(config, shard, list_parameters(config))
         time = plan_time(count, shard, memory, exchanges, machine, efficiencies)
     return OnMachine(machine=machine, shard=shard, memory=memory, efficiencies=efficiencies, time=time, no_time=no_time)
+
+
+def economy_of(config: RunConfig, on: OnMachine, prices: Prices) -> Economy | None:
+    """Returns what runs of any length cost; None without a step time."""
+    if on.time is None:
+        return None
+    return Economy(
+        config=config,
+        machine=on.machine,
+        step_s=on.time.step_s,
+        checkpoint_bytes=on.memory.state,
+        prices=prices,
+    )
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
@@ -211,6 +250,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "robot_hours": run.samples * sample.robot_seconds / 3600,
         },
         **({} if plan.on is None else _machine_json(plan.on)),
+        **({} if plan.outlook is None else _outlook_json(plan.outlook, plan.prices)),
+        **({} if plan.feed is None else {"feed": plan.feed.to_json()}),
         "sources": _sources(plan),
     }
 
@@ -244,6 +285,18 @@ def _machine_json(on: OnMachine) -> dict[str, Any]:
         },
         "memory": on.memory.to_json(),
         "time": {"reason_unknown": on.no_time} if on.time is None else _time_json(on, on.time),
+    }
+
+
+def _outlook_json(outlook: Outlook, prices: Prices) -> dict[str, Any]:
+    return {
+        "goodput": {**outlook.goodput.to_json(), "elapsed_s_band": outlook.elapsed_s.to_json()},
+        "cost": {
+            **outlook.cost.to_json(),
+            "chip_hours_band": outlook.chip_hours.to_json(),
+            "usd_band": None if outlook.usd is None else outlook.usd.to_json(),
+            "warning": prices.warning,
+        },
     }
 
 
@@ -288,5 +341,8 @@ def _sources(plan: Plan) -> dict[str, dict[str, str]]:
     }  # fmt: skip
     if plan.on is not None:
         sources |= MEMORY_SOURCES
+        sources["goodput"] = (Source.ASSUMED, "failures and storage under goodput.assumptions, the expected step time")
+        sources["feed"] = (Source.ASSUMED, "videos and decoders under feed.assumptions, the expected step time")
+        sources["cost"] = (Source.ASSUMED, f"the expected wall time; prices: {plan.prices.describe()}")
         sources["time"] = (Source.ASSUMED, "work over listed rates at the shares under time.efficiencies")
     return {key: {"source": source.value, "note": note} for key, (source, note) in sources.items()}

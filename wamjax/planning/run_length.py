@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 
 from wamjax.errors import ConfigError
 
@@ -60,15 +61,15 @@ class Rates:
       batch: Samples.
       tokens_per_sample: Without padding.
       model_flops_per_sample: Training FLOPs.
-      wall_s: Expected wall time, losses included; None without a machine.
-      usd: Expected money; None without a machine or a price.
+      elapsed_s: Steps -> expected wall time, losses included; None without a machine.
+      usd: Steps -> expected money; None without a machine or a price.
     """
 
     batch: int
     tokens_per_sample: int
     model_flops_per_sample: int
-    wall_s: float | None = None
-    usd: float | None = None
+    elapsed_s: Callable[[int], float] | None = None
+    usd: Callable[[int], float | None] | None = None
 
 
 def parse_duration(text: str) -> float:
@@ -137,17 +138,36 @@ def _limits(wanted: Wanted, rates: Rates) -> dict[str, int]:
     """Returns flag -> steps that a limit allows."""
     limits = {}
     if wanted.deadline_s is not None:
-        if rates.wall_s is None:
+        if rates.elapsed_s is None:
             raise ConfigError("--deadline needs a machine to be a number of steps; give --topology or --chips")
-        limits["deadline"] = math.floor(wanted.deadline_s / rates.wall_s)
+        limits["deadline"] = _most_steps(rates.elapsed_s, wanted.deadline_s)
     if wanted.budget_usd is not None:
-        if rates.usd is None:
+        if rates.usd is None or rates.usd(1) is None:
             raise ConfigError(
                 "--budget_usd needs a machine with a price to be a number of steps; give --topology or --chips, and "
                 "--prices where the chip has none"
             )
-        limits["budget_usd"] = math.floor(wanted.budget_usd / rates.usd)
+        limits["budget_usd"] = _most_steps(rates.usd, wanted.budget_usd)
     return limits
+
+
+def _most_steps(of: Callable[[int], float | None], limit: float) -> int:
+    """Returns the most steps of which ``of``, which grows with them, is at most ``limit``; 0 if a single one is more."""
+
+    def allows(steps: int) -> bool:
+        value = of(steps)
+        return value is not None and value <= limit
+
+    if not allows(1):
+        return 0
+    most = 1
+    while allows(2 * most):
+        most *= 2
+    refused = 2 * most
+    while refused - most > 1:
+        middle = (most + refused) // 2
+        most, refused = (middle, refused) if allows(middle) else (most, middle)
+    return most
 
 
 def _given(wanted: Wanted, flag: str) -> str:

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from wamjax.flops.summary import describe as describe_flops
 from wamjax.planning.assumption import Source
+from wamjax.planning.feed import Feed
 from wamjax.planning.memory import MEMORY_SOURCES, MemoryPlan
+from wamjax.planning.outlook import Outlook
 from wamjax.planning.plan import OnMachine, Plan
 from wamjax.planning.run_length import ZETTA
 
@@ -22,6 +25,8 @@ def describe(plan: Plan) -> str:
     sections = [_head(plan), _sample(plan), _flops(plan), _run(plan)]
     if plan.on is not None:
         sections += [_memory(plan.on), _time(plan.on)]
+    if plan.outlook is not None and plan.feed is not None:
+        sections += [_goodput(plan.outlook), _input(plan.feed), _cost(plan, plan.outlook)]
     sections += [assumptions(plan), [_LEGEND]]
     return "\n\n".join("\n".join(section) for section in sections)
 
@@ -133,6 +138,55 @@ def _time(on: OnMachine) -> Iterable[str]:
     yield row("HFU", f"{time.hfu:.1%}", assumed, "with recomputation")
 
 
+def _goodput(outlook: Outlook) -> Iterable[str]:
+    goodput, assumed = outlook.goodput, Source.ASSUMED
+    yield "goodput: where the expected wall time goes"
+    yield row("checkpoint", gib(goodput.checkpoint_bytes), Source.EXACT, f"{duration(goodput.save_s)} to write")
+    best = f"{duration(goodput.optimal_interval_s)}, which wastes {goodput.optimal_waste:.2%}"
+    yield row("saved every", duration(goodput.interval_s), assumed, f"{goodput.interval_steps:,} steps; best {best}")
+    yield row("failures", f"{goodput.failures:.1f}", assumed, f"one in {duration(goodput.mtbf_s)} of all chips")
+    for bucket, seconds in goodput.buckets.items():
+        if seconds:
+            share = f"{seconds / goodput.elapsed_s:.1%}"
+            yield row(bucket.removesuffix("_s").replace("_", " "), duration(seconds), assumed, share)
+    band = outlook.elapsed_s
+    yield row("wall time", duration(band.mid), assumed, f"{duration(band.low)} to {duration(band.high)}")
+    yield row("goodput", f"{goodput.goodput:.1%}", assumed)
+
+
+def _input(feed: Feed) -> Iterable[str]:
+    assumed = Source.ASSUMED
+    yield "input of one host"
+    yield row("frames", f"{feed.frames_per_s:,.2f} /s", assumed, f"{feed.pixel_bytes_per_s / 1e6:,.1f} MB/s of pixels")
+    decoded = f"{feed.decoded_frames_per_s:,.2f} frames/s decoded from {feed.encoded_bytes_per_s / 1e6:,.2f} MB/s"
+    yield row("decoding cores", f"{feed.decode_cores:,.2f}", assumed, decoded)
+    yield row("video storage of the run", f"{feed.encoded_storage_bytes / 1e12:,.3f} TB", assumed)
+    if feed.latent_bytes_per_s is not None and feed.latent_storage_bytes is not None:
+        stored = f"{feed.latent_storage_bytes / 1e12:,.3f} TB for the run"
+        yield row("or cached latents", f"{feed.latent_bytes_per_s / 1e6:,.2f} MB/s", assumed, stored)
+
+
+def _cost(plan: Plan, outlook: Outlook) -> Iterable[str]:
+    cost, assumed = outlook.cost, Source.ASSUMED
+    yield "cost of the run"
+    hours = outlook.chip_hours
+    yield row("chip-hours", f"{hours.mid:,.0f}", assumed, f"{hours.low:,.0f} to {hours.high:,.0f}")
+    if outlook.usd is None:
+        yield row("money", "unknown", assumed, cost.usd_reason or "")
+    else:
+        price = f"at {cost.usd_per_chip_hour:g} USD per chip and hour ({cost.prices})"
+        yield row(
+            "money, USD", f"{outlook.usd.mid:,.0f}", assumed, f"{outlook.usd.low:,.0f} to {outlook.usd.high:,.0f}"
+        )
+        yield row("", "", assumed, price)
+    if cost.usd_three_year is not None:
+        yield row("  under a three-year commitment", f"{cost.usd_three_year:,.0f}", assumed)
+    energy = "unknown" if cost.energy_kwh is None else f"{cost.energy_kwh:,.0f} kWh"
+    yield row("energy", energy, assumed, cost.energy_source)
+    if plan.prices.warning:
+        yield f"  warning: {plan.prices.warning}"
+
+
 def assumptions(plan: Plan) -> Iterable[str]:
     """Yields what the plan takes for granted, one line each."""
     yield "assumptions"
@@ -140,6 +194,9 @@ def assumptions(plan: Plan) -> Iterable[str]:
     if plan.on is not None:
         yield f"  {plan.on.machine.host.source}"
         yield from (f"  {line}" for line in plan.on.efficiencies.describe())
+    for taken in (plan.outlook and plan.outlook.goodput.assumptions, plan.feed and plan.feed.assumptions):
+        if taken:
+            yield from (f"  {getattr(taken, field.name)}" for field in dataclasses.fields(taken))
 
 
 def _memory_source(kind: str) -> Source:
