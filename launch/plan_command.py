@@ -20,6 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.command import Verb
 from launch.experiment import config_from_flags, define_config_flag
 from launch.output import check_writable
 from wamjax.config.schema import RunConfig
@@ -32,7 +33,10 @@ from wamjax.planning.plan import make_plan, to_json
 from wamjax.planning.run_length import Wanted, parse_duration
 from wamjax.planning.text import describe
 
-SUBCOMMANDS = {}
+SUBCOMMANDS = {
+    "compare": Verb("launch.plan_compare", "lay a run beside its plan"),
+    "calibrate": Verb("launch.plan_calibrate", "fit the efficiencies a step time rests on to measured runs"),
+}
 
 _COMPILE_MODULE = "launch.plan_compile"  # imported with --compile alone: it builds the program, which takes seconds
 
