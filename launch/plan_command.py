@@ -20,6 +20,7 @@ from pathlib import Path
 
 from absl import flags
 
+from launch.command import Verb
 from launch.experiment import config_from_flags, define_config_flag
 from launch.output import check_writable
 from wamjax.config.schema import RunConfig
@@ -32,7 +33,9 @@ from wamjax.planning.plan import make_plan, to_json
 from wamjax.planning.run_length import Wanted, parse_duration
 from wamjax.planning.text import describe
 
-SUBCOMMANDS = {}
+SUBCOMMANDS = {
+    "search": Verb("launch.plan_search", "rank layouts of a machine, or machines for a deadline or budget"),
+}
 
 _COMPILE_MODULE = "launch.plan_compile"  # imported with --compile alone: it builds the program, which takes seconds
 

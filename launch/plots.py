@@ -141,6 +141,35 @@ def plot_by_frame(model: Sequence[Mapping[str, Any] | None], copy: Sequence[Mapp
     return _render(draw, (5.0, 2.7), "PSNR of every predicted frame of a window")
 
 
+def plot_pareto(
+    results: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]], *, title: str = "Time against money"
+) -> Plot:
+    """Draws wall time against money of planned layouts, and the front that none of them beats in both.
+
+    Args:
+      results: As ``planning.search.Result.to_json`` returns them; those without time or money are left out.
+      front: Of them, those on the front.
+      title: What is compared.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for rows, style in ((results, {"color": GREY, "alpha": 0.6}), (front, {"color": ORANGE})):
+            known = [row for row in rows if row["usd"] is not None and row["why_not"] is None]
+            days = [row["elapsed_s"] / 86_400 for row in known]
+            axes.plot(days, [row["usd"] for row in known], "o-" if rows is front else "o", markersize=5, **style)
+        for row in front:
+            axes.annotate(
+                row["machine"], (row["elapsed_s"] / 86_400, row["usd"]), fontsize=7, xytext=(4, 4),
+                textcoords="offset points",
+            )  # fmt: skip
+        axes.set(xlabel="wall time, days", ylabel="US dollars", title=title, xscale="log", yscale="log")
+        axes.grid(alpha=0.25)
+
+    names = ", ".join(row["machine"] for row in front)
+    return _render(draw, (6.5, 4.0), f"{title}: wall time and money of {len(results)} layouts; not beaten: {names}")
+
+
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Returns the mean of each value and up to ``width - 1`` before it."""
     sums = np.cumsum(np.concatenate([np.zeros(1), values]))
