@@ -29,6 +29,7 @@ from launch.preemption import RESTART_STATUS, StopRequest
 from launch.workdir import WorkDir, check_resumable, code_facts, config_hash, settings, write_run
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, WamjaxError
+from wamjax.flops.execution import execution_on
 from wamjax.flops.ledger import Ledger, zflops
 from wamjax.flops.model import count_flops
 from wamjax.flops.summary import describe as describe_flops
@@ -155,7 +156,7 @@ def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Pipeline:
 
 def _build_ledger(config: RunConfig, program: TrainProgram) -> Ledger:
     return Ledger(
-        count=count_flops(config, program.layout),
+        count=count_flops(config, program.layout, execution_on(program.mesh)),
         samples_per_step=config.train.global_batch_size,
         denominator=Denominator(
             device_kind=program.mesh.devices.flat[0].device_kind,

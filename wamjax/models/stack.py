@@ -27,7 +27,7 @@ from wamjax.nn.init import AXES_KEY
 from wamjax.nn.multihead import KeysValues
 from wamjax.nn.products import multiplying_in
 from wamjax.nn.rotary import Rotation
-from wamjax.parallel.context import CONTEXT
+from wamjax.parallel.context_plan import CONTEXT
 from wamjax.parallel.parameters import parameter_shardings
 from wamjax.parallel.reorder import reorder
 from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing

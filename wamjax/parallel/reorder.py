@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wamjax.parallel.context import CONTEXT
+from wamjax.parallel.context_plan import CONTEXT
 from wamjax.parallel.rules import Placement, partition_spec
 
 

@@ -26,7 +26,7 @@ from wamjax.nn.attention import check_platform, describe_attention
 from wamjax.nn.lora import adaptable_kernels
 from wamjax.objectives.objective import Objective, abstract_model, build_objective
 from wamjax.objectives.stream_loss import StreamLoss
-from wamjax.parallel.context import CONTEXT, check_tokens_divide, plan_context
+from wamjax.parallel.context_plan import CONTEXT, check_tokens_divide, plan_context
 from wamjax.parallel.explicit import make_placement
 from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
 from wamjax.parallel.parameters import flatten_params, is_names, parameter_axes, parameter_shardings
