@@ -30,18 +30,18 @@ from wamjax.training.trainable import trained_paths
 # Every size differs from every other, so that no two products can be taken for one another.
 WAN = VideoTransformerConfig(
     block=BlockConfig(width=24, num_heads=4, ffn_width=40, compute_dtype="bfloat16"),
-    num_layers=3, in_channels=5, out_channels=5, time_width=10, text_width=18,
+    num_layers=3, in_channels=5, out_channels=5, time_width=10, text_width=16,
 )  # fmt: skip
 COSMOS = dataclasses.replace(
     WAN,
     block=BlockConfig(
-        width=24, num_heads=4, ffn_width=40, context_width=18, qk_norm="head", use_bias=False,
+        width=24, num_heads=4, ffn_width=40, context_width=16, qk_norm="head", use_bias=False,
         modulation="low_rank", modulation_rank=7, gelu="exact",
     ),
     use_patch_bias=False, time_width=24, text_embedding="none",
 )  # fmt: skip
 I2V = dataclasses.replace(
-    WAN, block=dataclasses.replace(WAN.block, image_branch=True), in_channels=9, image_width=14, image_positions=6
+    WAN, block=dataclasses.replace(WAN.block, image_branch=True), in_channels=9, image_width=56, image_positions=6
 )
 CLIP = RunConfig(
     backbone=WAN,
