@@ -1,4 +1,4 @@
-"""What the FLOP tests share: the matrix products of real training and evaluation steps, by the walk over their jaxprs."""
+"""What the FLOP tests share: the products of real training and evaluation steps, by the walk over their jaxprs."""
 
 import dataclasses
 from typing import Any

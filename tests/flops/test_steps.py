@@ -61,7 +61,9 @@ JOINT = dataclasses.replace(
 KINDS = {
     "table": CLIP,
     "low rank": vary(CLIP, backbone=COSMOS),
-    "low rank, projected text": vary(CLIP, backbone=dataclasses.replace(COSMOS, text_embedding="projection", text_width=19)),
+    "low rank, projected text": vary(
+        CLIP, backbone=dataclasses.replace(COSMOS, text_embedding="projection", text_width=19)
+    ),
     "learned positions": vary(CLIP, backbone=dataclasses.replace(COSMOS, learned_positions=(3, 4, 5))),
     "wide attention": vary(CLIP, backbone={"block": {"attention_width": 32}}),
     "joint": JOINT,
@@ -106,8 +108,8 @@ def test_hardware_flops_of_random_variants_equal_the_jaxpr(kind: str, finetuned:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "finetuned", "remat"),
-    [(kind, part, remat) for kind in KINDS for part in FINETUNED for remat in ("none", "exchanged", "attention", "full")],
-)  # fmt: skip
+    list(itertools.product(KINDS, FINETUNED, ("none", "exchanged", "attention", "full"))),
+)
 def test_hardware_flops_of_all_variants_equal_the_jaxpr(kind: str, finetuned: str, remat: Remat) -> None:
     check(vary(KINDS[kind], finetune=FinetuneConfig(**FINETUNED[finetuned]), backbone={"remat": remat}))
 

@@ -142,8 +142,8 @@ def tally_model(
       anatomy: The model.
       work: What goes through it.
       finetune: What is trained.
-      differentiates_data: Whether raw data (pixels, latents, text, timesteps, actions) counts as if it needed gradients:
-        the convention of 3 x forward.
+      differentiates_data: Whether raw data (pixels, latents, text, timesteps, actions) counts as if it needed
+        gradients: the convention of 3 x forward.
       is_executed: Whether to count what the program does: every layer of the scanned stack computes what any layer
         needs, and heads are turned by a product where the dtype asks for it.
       remat: What the backward pass of the blocks finds; None for everything.

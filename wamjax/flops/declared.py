@@ -30,7 +30,7 @@ class KernelFlops(NamedTuple):
 
 
 def branch_shares(shares: Iterable[int]) -> contextlib.AbstractContextManager[None]:
-    """Opens a scope for one ``cond`` (or ``switch``): of every sum of ``shares`` devices, that many take each branch."""
+    """Opens a scope for one ``cond`` or ``switch``: of ``sum(shares)`` devices, so many take each branch."""
     return jax.named_scope("branch_shares_" + "_".join(map(str, shares)))
 
 

@@ -85,7 +85,7 @@ class FlopCount:
 
     @property
     def executed_score_flops(self) -> int:
-        """Scores and weighted values of self-attention as one forward pass executes them, blocks of its kernel whole."""
+        """Scores and weighted values of self-attention as a forward pass executes them, its kernel's blocks whole."""
         return self.hardware_forward["self_scores"]
 
     @property

@@ -101,10 +101,13 @@ class Tally:
         """
         needs = query or key or value
         for pairs in computed:
-            forward, backward, kept = (layers.attention_scores(count, width) // 2 for count in pairs[:3])
+            forward, backward, kept, rows = (
+                layers.attention_scores(count, width) // 2
+                for count in (pairs.forward, pairs.backward, pairs.keepable, pairs.rows)
+            )
             gradients = 4 if pairs.is_fused else (query or key) + query + key + value
             self.forward[component] += 2 * forward
-            self.backward[component] += needs * (gradients * backward + backward - kept)
+            self.backward[component] += needs * (gradients * backward + backward - kept + rows)
             self._recompute(component, needs * kept, _SCORES_AGAIN)
             self._recompute(component, needs * 2 * forward, _ATTENTION_AGAIN)
         return needs

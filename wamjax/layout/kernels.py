@@ -37,12 +37,14 @@ class Computed(NamedTuple):
       backward: Pairs of the backward pass.
       keepable: Those of ``backward`` whose scores a rematerialisation policy may keep.
       is_fused: Whether the gradients of queries, keys and values come together, wanted or not.
+      rows: Queries whose output and gradient a backward pass multiplies by a product of its own, one number each.
     """
 
     forward: int
     backward: int
     keepable: int = 0
     is_fused: bool = False
+    rows: int = 0
 
 
 def exactly(pairs: int) -> Computed:
@@ -202,4 +204,4 @@ def _splash_pairs(schedule: Schedule) -> Computed:
     def pairs(queries: int, keys: int) -> int:
         return int(touched_blocks(schedule, queries, keys).sum()) * queries * keys
 
-    return Computed(pairs(*blocks[:2]), pairs(*blocks[2:]), is_fused=True)
+    return Computed(pairs(*blocks[:2]), pairs(*blocks[2:]), is_fused=True, rows=schedule.num_queries)

@@ -60,8 +60,8 @@ def attend_cudnn(
     """
     if implementation == "cudnn" and not has_cudnn_kernel(q.dtype.name, q.shape[3]):
         raise ConfigError(
-            f"attention kernel cudnn takes bfloat16 or float16 and head dims up to {CUDNN_HEAD_DIM} that 8 divides, got "
-            f"{q.dtype} and {q.shape[3]}; set the model's compute_dtype=bfloat16 or "
+            f"attention kernel cudnn takes bfloat16 or float16 and head dims up to {CUDNN_HEAD_DIM} that 8 divides, "
+            f"got {q.dtype} and {q.shape[3]}; set the model's compute_dtype=bfloat16 or "
             "config.parallel.attention_kernel=rectangles"
         )
     pieces: list[tuple[Span, jax.Array]] = []
