@@ -19,7 +19,8 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from wamjax.models.umt5 import Umt5Config, Umt5Encoder
+from wamjax.config.encoders import Umt5Config
+from wamjax.models.umt5 import Umt5Encoder
 
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed runs of each.", lower_bound=1)
 TOKENS = flags.DEFINE_integer("tokens", 512, "Length of the padded prompt.", lower_bound=8)

@@ -38,8 +38,8 @@ def run(argv: list[str]) -> int:
     for recorded, machine, efficiencies in zip(runs, machines, assumed, strict=True):
         if efficiencies is not assumed[0]:
             raise ConfigError(
-                f"{recorded.name} ran on {machine.chip.name} and {runs[0].name} on {machines[0].chip.name}: chips of two "
-                "families have efficiencies of their own; calibrate them one at a time"
+                f"{recorded.name} ran on {machine.chip.name} and {runs[0].name} on {machines[0].chip.name}: chips of "
+                "two families have efficiencies of their own; calibrate them one at a time"
             )
     observed = [_observe(recorded) for recorded in runs]
     fit = fit_efficiencies(assumed[0], observed)

@@ -34,6 +34,7 @@ from wamjax.planning.run_length import Wanted, parse_duration
 from wamjax.planning.text import describe
 
 SUBCOMMANDS = {
+    "search": Verb("launch.plan_search", "rank layouts of a machine, or machines for a deadline or budget"),
     "compare": Verb("launch.plan_compare", "lay a run beside its plan"),
     "calibrate": Verb("launch.plan_calibrate", "fit the efficiencies a step time rests on to measured runs"),
 }

@@ -175,7 +175,7 @@ def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Pipeline:
 
 def _build_ledger(config: RunConfig, program: TrainProgram) -> Ledger:
     return Ledger(
-        count=count_flops(config, program.layout),
+        count=count_flops(config, program.layout, execution_on(program.mesh)),
         samples_per_step=config.train.global_batch_size,
         denominator=Denominator(
             device_kind=program.mesh.devices.flat[0].device_kind,

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from wamjax.flops.declared import branch_shares, kernel_flops
 from wamjax.flops.jaxpr import count_jaxpr, trace_flops
 
 B, D, F = 8, 16, 64
@@ -223,14 +224,36 @@ def test_cond_with_equal_branches_is_counted_and_with_unequal_ones_refused():
         trace_flops(unequal, True, x)
 
 
-def pallas_product(cost):
+def test_switch_with_declared_shares_counts_each_branch_as_often_as_it_runs():
+    mesh = Mesh(np.array(jax.devices()), ("x",), axis_types=(AxisType.Auto,))
+    branches = [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x]
+
+    def body(x, shares=(4, 2, 2)):
+        with branch_shares(shares):
+            return jax.lax.switch(jnp.array([0, 0, 0, 0, 1, 1, 2, 2])[jax.lax.axis_index("x")], branches, x)
+
+    def run(shares):
+        part = functools.partial(body, shares=shares)
+        return jax.shard_map(part, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+
+    x, one = jax.ShapeDtypeStruct((8 * 4, 4), jnp.float32), 2 * 4**3
+    assert trace_flops(run((4, 2, 2)), x).total == (2 * 1 + 2 * 2) * one
+    gradient = jax.grad(lambda x: run((4, 2, 2))(x).sum())
+    # Of x @ x two products, of x @ x @ x four (and x @ x itself, which they read).
+    assert trace_flops(gradient, x).total == (2 * 2 + 2 * 5) * one
+    for wrong in ((4, 4), (1, 1, 1)):
+        with pytest.raises(ValueError, match=r"branches of a cond .* declare how many devices take which"):
+            trace_flops(run(wrong), x)
+
+
+def pallas_product(cost, name="product"):
     from jax.experimental import pallas as pl
 
     def kernel(a, b, out):
         out[...] = a[...] @ b[...]
 
     return pl.pallas_call(
-        kernel, out_shape=jax.ShapeDtypeStruct((8, 8), jnp.float32), name="product", cost_estimate=cost, interpret=True
+        kernel, out_shape=jax.ShapeDtypeStruct((8, 8), jnp.float32), name=name, cost_estimate=cost, interpret=True
     )
 
 
@@ -247,6 +270,17 @@ def test_pallas_kernel_counts_by_its_declared_cost_only():
         trace_flops(lambda a: jax.lax.scan(lambda h, _: (pallas_product(cost)(h, h), None), a, length=3)[0], a).total
         == 3702
     )
+
+
+def test_kernel_declared_by_a_scope_counts_by_the_pass_its_name_says():
+    def call(a, name):
+        with kernel_flops(100, 250):
+            return pallas_product(None, name)(a, a)
+
+    a = jnp.ones((8, 8))
+    assert trace_flops(lambda a: call(a, "product"), a).total == 100
+    assert trace_flops(lambda a: call(a, "product_dkv"), a).total == 250
+    assert trace_flops(lambda a: jax.vmap(lambda a: call(a, "product"))(jnp.stack([a, a])), a).total == 100
 
 
 def test_product_out_of_the_jaxprs_sight_is_refused_by_name():

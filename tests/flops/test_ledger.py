@@ -30,7 +30,7 @@ def count_of(model, hardware):
     return FlopCount(
         forward=only(model // 3), model=only(model), hardware=only(hardware), hardware_forward=only(hardware // 4),
         tokens={"clean_video": 10, "action": 2}, num_pairs=100, num_executed_pairs=100, num_dense_pairs=144,
-        num_parameters=7,
+        num_parameters=7, num_trained_parameters=7,
     )  # fmt: skip
 
 

@@ -17,12 +17,11 @@ from wamjax.config.schema import (
     TrainConfig,
 )
 from wamjax.flops.jaxpr import count_jaxpr
-from wamjax.flops.model import ATTENTION_QUERY_CHUNK, COMPONENTS, count_flops
+from wamjax.flops.model import COMPONENTS, count_flops
 from wamjax.flops.parameters import count_parameters
 from wamjax.flops.summary import describe
 from wamjax.layout import build_layout, joint_layout
 from wamjax.models.world_action import WorldActionModel
-from wamjax.nn.rectangles import QUERY_CHUNK
 from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.parallel.mesh import build_mesh
 from wamjax.training.program import build_program
@@ -194,10 +193,6 @@ def test_six_n_t_is_six_times_parameters_times_tokens_without_padding():
     padded = vary(SMALL, layout={"pad_multiple": 64})
     count = count_flops(padded, build_layout(padded))
     assert count.six_n_t == 6 * count.num_parameters * 70
-
-
-def test_query_chunk_is_that_of_the_attention_kernel():
-    assert ATTENTION_QUERY_CHUNK == QUERY_CHUNK
 
 
 def test_describe_prints_every_total_and_leaves_absent_components_out():

@@ -20,9 +20,9 @@ from tests.weights.golden_folder import (
     read_golden,
     to_ours,
 )
+from wamjax.config.encoders import CLIP_VIT_H_14
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError, DataError
-from wamjax.models.clip_vision import CLIP_VIT_H_14
 from wamjax.parallel.mesh import batch_sharding, build_mesh
 from wamjax.parallel.rule_tables import PARAMETER_RULES
 from wamjax.parallel.rules import partition_spec, placing

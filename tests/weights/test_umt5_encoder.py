@@ -19,9 +19,10 @@ from tests.weights.golden_folder import (
     read_golden,
     to_ours,
 )
+from wamjax.config.encoders import UMT5_XXL
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError, DataError
-from wamjax.models.umt5 import UMT5_XXL, pad_prompts, relative_buckets
+from wamjax.models.umt5 import pad_prompts, relative_buckets
 from wamjax.parallel.mesh import batch_sharding, build_mesh
 from wamjax.parallel.parameters import parameter_axes
 from wamjax.parallel.rule_tables import PARAMETER_RULES

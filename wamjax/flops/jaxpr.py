@@ -5,7 +5,8 @@ multiply-add is 2 FLOPs; matrix products and convolutions only. Scans are multip
 (``jax.checkpoint``) is counted because it is executed, and dead code is removed first because it is not.
 
 A construct whose cost cannot be known from the jaxpr (a loop without a static trip count, a kernel without a declared
-cost, a branch whose sides differ) is refused with a ``ValueError`` that names it; nothing is skipped silently.
+cost, a branch whose sides differ and whose shares are not declared) is refused with a ``ValueError`` that names it;
+nothing is skipped silently. How code declares such a cost is in ``flops.declared``.
 ``compiled.cost_analysis()`` is no substitute: it ignores scan lengths and masks.
 """
 
@@ -22,6 +23,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import partial_eval
 
 from wamjax.flops import layers
+from wamjax.flops.declared import find_branch_shares, find_kernel_flops
 
 # Call-like primitives: parameter that holds the body executed exactly once per call.
 _CALLS = {
@@ -167,11 +169,13 @@ class _Walker:
     def _kernel(self, name: str, scope: str, eqn: Any, times: int) -> None:
         kernel = str(eqn.params.get("name") or eqn.params.get("target_name") or name)
         declared = getattr(eqn.params.get("cost_estimate"), "flops", None)
+        if declared is None and (said := find_kernel_flops(scope)) is not None:
+            declared = said.of(kernel)
         flops = self.kernels.get(kernel, declared)
         if flops is None:
             raise ValueError(
                 f"kernel {kernel!r} ({name}, at {scope or 'top level'!r}) declares no cost: give its FLOPs per call in "
-                f"kernels={{{kernel!r}: ...}}, or a cost_estimate where the kernel is called"
+                f"kernels={{{kernel!r}: ...}}, or a cost_estimate or flops.declared.kernel_flops where it is called"
             )
         self._record(f"{name}:{kernel}", scope, eqn, int(flops), times)
 
@@ -193,12 +197,18 @@ class _Walker:
     def _cond(self, eqn: Any, times: int, scope: str) -> None:
         branches = eqn.params["branches"]
         costs = [self._count(branch, scope) for branch in branches]
-        if len(set(costs)) > 1:
+        if len(set(costs)) == 1:
+            self.walk(branches[0], times=times, scope=scope)
+            return
+        shares = find_branch_shares(scope)
+        if shares is None or len(shares) != len(branches) or times % sum(shares):
             raise ValueError(
                 f"the branches of a cond at {scope or 'top level'!r} cost {costs} FLOPs: which one runs is not known "
-                "before it runs; count the branches apart"
+                "before it runs; count the branches apart, or declare how many devices take which "
+                "(flops.declared.branch_shares)"
             )
-        self.walk(branches[0], times=times, scope=scope)
+        for branch, share in zip(branches, shares, strict=True):
+            self.walk(branch, times=times * share // sum(shares), scope=scope)
 
     def _other(self, name: str, eqn: Any, scope: str) -> None:
         """Passes over elementwise work; refuses an unknown primitive that hides products in a nested jaxpr."""

@@ -1,91 +1,200 @@
-"""Closed-form number of parameters of the world-action model, by part.
+"""Every parameter of a model in closed form, by the path it has in it: sizes, and which are kernels.
 
-Feeds the 6NT estimate; a test holds it equal to the real model.
+What FLOPs, update sizes, 6NT and memory follow from. Tests hold the lists equal to the real models', path by path.
 """
 
 from __future__ import annotations
 
-from wamjax.config.backbone import VideoTransformerConfig
-from wamjax.config.finetune import matches
+import collections
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
+from wamjax.config.blocks import block_config
+from wamjax.config.finetune import UPDATE_OF, is_trained, matches
 from wamjax.config.geometry import derive_geometry
-from wamjax.config.schema import RunConfig
-from wamjax.config.systems import CategoryActionConfig
-from wamjax.errors import ConfigError
-from wamjax.flops.kernels import model_kernels
+from wamjax.config.schema import FinetuneConfig, RunConfig
+from wamjax.config.systems import CategoryActionConfig, category_actions
 
 
-def linear_parameters(fan_in: int, fan_out: int) -> int:
-    """Parameters of a linear layer with bias: ``fan_in fan_out + fan_out``."""
-    return fan_in * fan_out + fan_out
+class Parameter(NamedTuple):
+    """A parameter, heads folded into one dim.
+
+    Attributes:
+      shape: Of one copy; a kernel's is (fan in, fan out).
+      copies: Layers of a stack, or embodiments.
+      takes_update: Whether it is a kernel that can take a low-rank update.
+    """
+
+    shape: tuple[int, ...]
+    copies: int = 1
+    takes_update: bool = False
+
+    @property
+    def size(self) -> int:
+        """Values, of all copies."""
+        return self.copies * math.prod(self.shape)
+
+
+def list_parameters(config: RunConfig) -> dict[str, Parameter]:
+    """Returns the parameters of the model of ``config``, trained or kept, by dotted path; low-rank updates included.
+
+    The codec's statistics are constants of the data and not among them.
+    """
+    if config.backbone is None:
+        found = _world_action_parameters(config)
+    elif config.layout.formulation == "joint":
+        found = _category_parameters(category_actions(config))
+    else:
+        found = video_parameters(config.backbone)
+    return found | _updates(found, config.finetune)
 
 
 def count_parameters(config: RunConfig) -> dict[str, int]:
-    """Returns the parameters of ``config`` by part, trained or kept; their sum is N of 6NT.
-
-    The codec's statistics are constants of the data and not in it.
-    """
-    model, data = config.model, config.data
-    d, f, hidden = model.width, model.ffn_width, model.action_hidden
-    geometry = derive_geometry(config)
-    channels, places = geometry.token_channels, geometry.tokens_per_frame if model.grid_embedding == "learned" else 0
-    attention = 4 * linear_parameters(d, d) + 2 * d  # four projections; query and key norms over the full width
-    block = 2 * attention + linear_parameters(d, f) + linear_parameters(f, d)
-    block += 2 * d + 6 * d  # affine norm before cross-attention; six modulation offsets
-    return {
-        "blocks": model.num_layers * block,
-        "patch": linear_parameters(channels, d) + places * d,  # with the learned embedding of rows and columns
-        "head": linear_parameters(d, channels) + 2 * d,  # with its shift and scale offsets
-        "prompts": model.max_prompts * model.text_tokens * model.text_width
-        + linear_parameters(model.text_width, d)
-        + linear_parameters(d, d),
-        "time_embed": linear_parameters(model.time_width, d) + linear_parameters(d, d) + linear_parameters(d, 6 * d),
-        "action_encoder": linear_parameters(data.action_dim, d) + linear_parameters(2 * d, d) + linear_parameters(d, d),
-        "state_encoder": linear_parameters(data.state_dim, hidden) + linear_parameters(hidden, d),
-        "action_decoder": linear_parameters(d, hidden) + linear_parameters(hidden, data.action_dim),
-        "lora": sum(
-            config.finetune.lora_rank * (kernel.fan_in + kernel.fan_out) * kernel.copies
-            for path, kernel in model_kernels(config).items()
-            if matches(path, config.finetune.lora_targets)
-        ),
-    }
+    """Returns the number of parameters of ``config`` by part, trained or kept; their sum is N of 6NT."""
+    parts: collections.Counter[str] = collections.Counter()
+    for path, parameter in list_parameters(config).items():
+        parts[path.removeprefix("video.").split(".")[0]] += parameter.size
+    return dict(parts)
 
 
-def count_backbone_parameters(config: VideoTransformerConfig) -> int:
-    """Returns the parameters of a backbone with tabled modulation (Wan).
-
-    Raises:
-      ConfigError: The backbone is of another kind, whose count is not written down.
-    """
-    block = config.block
-    if block.modulation != "table" or config.text_embedding != "mlp" or not block.use_bias:
-        raise ConfigError(
-            "config.backbone: parameters are counted in closed form for Wan's models only; expected "
-            "modulation=table, text_embedding=mlp and biases"
-        )
-    d, inner, context = block.width, block.inner_width, block.context_width or block.width
-    norms = 2 * (inner if block.qk_norm == "width" else block.head_dim)
-    own = 3 * linear_parameters(d, inner) + linear_parameters(inner, d) + norms
-    cross = linear_parameters(d, inner) + 2 * linear_parameters(context, inner) + linear_parameters(inner, d) + norms
-    image, image_kv = 0, 0
-    if config.image_width is not None:
-        seen = config.image_width
-        # Two linear layers between two affine norms; in every block keys, values and a norm of the keys.
-        image = linear_parameters(seen, seen) + linear_parameters(seen, d) + 2 * seen + 2 * d
-        image += (config.image_positions or 0) * seen
-        image_kv = 2 * linear_parameters(d, inner) + norms // 2
-    mlp = linear_parameters(d, block.ffn_width) + linear_parameters(block.ffn_width, d)
-    affine = 2 * d if block.cross_norm == "affine" else 0
-    text = linear_parameters(config.text_width, context) + linear_parameters(context, context)
-    time = linear_parameters(config.time_width, d) + linear_parameters(d, d) + linear_parameters(d, 6 * d)
-    patch, head = (config.patch_channels, config.out_patch_channels)
-    ends = linear_parameters(patch, d) + linear_parameters(d, head) - (0 if config.use_patch_bias else d + head)
-    return config.num_layers * (own + cross + image_kv + mlp + affine + 6 * d) + text + image + time + ends + 2 * d
+def count_trained_parameters(config: RunConfig) -> int:
+    """Returns the number of parameters that ``config`` trains."""
+    return sum(p.size for path, p in list_parameters(config).items() if is_trained(path, config.finetune))
 
 
-def count_category_action_parameters(config: CategoryActionConfig) -> int:
-    """Returns the parameters of encoders and decoder around the video transformer, of all categories."""
-    d, hidden, action, state = config.video.block.width, config.hidden_width, config.action_dim, config.state_dim
-    encoder = linear_parameters(action, d) + linear_parameters(2 * d, d) + linear_parameters(d, d)
-    decoder = linear_parameters(d, hidden) + linear_parameters(hidden, action)
-    states = linear_parameters(state, hidden) + linear_parameters(hidden, d)
-    return config.num_categories * (encoder + decoder + states)
+def video_parameters(config: VideoTransformerConfig, root: str = "") -> dict[str, Parameter]:
+    """Returns the parameters of ``models.video_transformer.VideoTransformer``, their paths below ``root``."""
+    block, d, use_bias = config.block, config.block.width, config.use_patch_bias
+    context, seen = block.context_width or d, config.image_width
+    found = _linear("patch_embed", config.patch_channels, d, use_bias=use_bias)
+    if config.text_embedding != "none":
+        found |= _linear("text_embedding.hidden", config.text_width, context)
+    if config.text_embedding == "mlp":
+        found |= _linear("text_embedding.out", context, context)
+    if seen is not None:
+        found |= _norm("image_embedding.norm_in", seen) | _linear("image_embedding.hidden", seen, seen)
+        found |= _linear("image_embedding.out", seen, d) | _norm("image_embedding.norm_out", d)
+        if config.image_positions is not None:
+            found["image_embedding.positions"] = Parameter((config.image_positions, seen))
+    for axis, size in zip(("frames", "rows", "columns"), config.learned_positions or (), strict=False):
+        found[f"learned_positions.{axis}"] = Parameter((size, d))
+    if block.modulation == "table":
+        found |= _time_embedding(config.time_width, d) | {"head_modulation": Parameter((2, d))}
+    else:
+        found |= _linear("time_embedding.hidden", d, d, use_bias=False) | {"time_embedding.scale": Parameter((d,))}
+        found |= _linear("time_embedding.project", d, 3 * d, use_bias=False)
+        found |= _low_rank("head_modulation", d, block.modulation_rank, 2)
+    found |= _linear("head_out", d, config.out_patch_channels, use_bias=use_bias)
+    return {f"{root}{path}": parameter for path, parameter in found.items()} | _stack(
+        f"{root}blocks", block, config.num_layers
+    )
+
+
+def _world_action_parameters(config: RunConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.world_action.WorldActionModel``."""
+    model, data, geometry = config.model, config.data, derive_geometry(config)
+    d, hidden, channels = model.width, model.action_hidden, geometry.token_channels
+    found = _linear("patch_embed", channels, d)
+    if model.grid_embedding == "learned":
+        found["grid_embedding"] = Parameter((*geometry.grid, d))
+    found |= _action_modules(d, data.action_dim, data.state_dim, hidden, _linear)
+    found |= _time_embedding(model.time_width, d)
+    found["prompts.table"] = Parameter((model.max_prompts, model.text_tokens, model.text_width))
+    found |= _linear("prompts.hidden", model.text_width, d) | _linear("prompts.out", d, d)
+    found |= _stack("blocks", block_config(model), model.num_layers)
+    return found | {"head_modulation": Parameter((2, d))} | _linear("video_head", d, channels)
+
+
+def _category_parameters(config: CategoryActionConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.action_transformers.CategoryActionTransformer``."""
+
+    def per_category(path: str, fan_in: int, fan_out: int) -> dict[str, Parameter]:
+        shapes = {"kernel": (fan_in, fan_out), "bias": (fan_out,)}
+        return {f"{path}.{name}": Parameter(shape, config.num_categories) for name, shape in shapes.items()}
+
+    sizes = (config.video.block.width, config.action_dim, config.state_dim, config.hidden_width)
+    return video_parameters(config.video, "video.") | _action_modules(*sizes, per_category)
+
+
+def _action_modules(
+    d: int, action: int, state: int, hidden: int, linear: Callable[[str, int, int], dict[str, Parameter]]
+) -> dict[str, Parameter]:
+    """Returns encoders and decoder of actions and states, of layers that ``linear`` lists."""
+    found: dict[str, Parameter] = {}
+    for path, fan_in, fan_out in (
+        ("action_encoder.lift", action, d),
+        ("action_encoder.mix", 2 * d, d),
+        ("action_encoder.out", d, d),
+        ("state_encoder.hidden", state, hidden),
+        ("state_encoder.out", hidden, d),
+        ("action_decoder.hidden", d, hidden),
+        ("action_decoder.out", hidden, action),
+    ):
+        found |= linear(path, fan_in, fan_out)
+    return found
+
+
+def _stack(path: str, block: BlockConfig, num_layers: int) -> dict[str, Parameter]:
+    """Returns the parameters of ``num_layers`` of ``models.block.Block``."""
+    d, use_bias = block.width, block.use_bias
+    found = _attention("self_attention", block, d)
+    found |= _attention("cross_attention", block, block.context_width or d, image=block.image_branch)
+    found |= _linear("mlp.up", d, block.ffn_width, use_bias=use_bias)
+    found |= _linear("mlp.down", block.ffn_width, d, use_bias=use_bias)
+    if block.modulation == "low_rank":
+        for part in ("self", "cross", "mlp"):
+            found |= _low_rank(f"{part}_modulation", d, block.modulation_rank, 3)
+    else:
+        found["modulation"] = Parameter((6, d))
+        if block.cross_norm == "affine":
+            found |= {f"cross_norm_{name}": Parameter((d,)) for name in ("scale", "bias")}
+    return {f"{path}.{name}": parameter._replace(copies=num_layers) for name, parameter in found.items()}
+
+
+def _attention(path: str, block: BlockConfig, seen: int, *, image: bool = False) -> dict[str, Parameter]:
+    """Returns the parameters of ``nn.multihead.Attention`` to tokens of width ``seen``."""
+    d, inner, use_bias = block.width, block.inner_width, block.use_bias
+    scale = Parameter((inner if block.qk_norm == "width" else block.head_dim,))
+    found = {f"{path}.query_scale": scale, f"{path}.key_scale": scale}
+    found[f"{path}.out_kernel"] = Parameter((inner, d), takes_update=True)
+    if use_bias:
+        found[f"{path}.out_bias"] = Parameter((d,))
+    fans = {"query": d, "key": seen, "value": seen} | ({"image_key": d, "image_value": d} if image else {})
+    for name, fan_in in fans.items():
+        found |= _linear(f"{path}.{name}", fan_in, inner, use_bias=use_bias)
+    if image:
+        found[f"{path}.image_key_scale"] = scale
+    return found
+
+
+def _time_embedding(time_width: int, d: int) -> dict[str, Parameter]:
+    found = _linear("time_embedding.hidden", time_width, d) | _linear("time_embedding.out", d, d)
+    return found | _linear("time_embedding.project", d, 6 * d)
+
+
+def _low_rank(path: str, d: int, rank: int, num_vectors: int) -> dict[str, Parameter]:
+    down = _linear(f"{path}.down", d, rank, use_bias=False)
+    return down | _linear(f"{path}.up", rank, num_vectors * d, use_bias=False)
+
+
+def _norm(path: str, width: int) -> dict[str, Parameter]:
+    return {f"{path}.scale": Parameter((width,)), f"{path}.bias": Parameter((width,))}
+
+
+def _linear(path: str, fan_in: int, fan_out: int, *, use_bias: bool = True) -> dict[str, Parameter]:
+    kernel = {f"{path}.kernel": Parameter((fan_in, fan_out), takes_update=True)}
+    return kernel | ({f"{path}.bias": Parameter((fan_out,))} if use_bias else {})
+
+
+def _updates(parameters: Mapping[str, Parameter], finetune: FinetuneConfig) -> dict[str, Parameter]:
+    """Returns the low-rank updates of the kernels that ``finetune`` targets."""
+    found = {}
+    for path, parameter in parameters.items():
+        module, _, name = path.rpartition(".")
+        if parameter.takes_update and matches(path, finetune.lora_targets):
+            fan_in, fan_out = parameter.shape
+            for part, shape in (("down", (fan_in, finetune.lora_rank)), ("up", (finetune.lora_rank, fan_out))):
+                found[f"{module}.{UPDATE_OF[name]}.{part}"] = Parameter(shape, parameter.copies)
+    return found

@@ -42,7 +42,9 @@ def describe(count: FlopCount) -> str:
         f"attended pairs: {count.num_pairs:,} of {count.num_dense_pairs:,} dense "
         f"({count.num_pairs / count.num_dense_pairs:.1%}); the kernel computes {count.num_executed_pairs:,}"
     )
-    lines.append(f"parameters: {count.num_parameters:,}")
+    lines.append(f"executed scores of self-attention: {count.executed_score_flops:,} FLOPs per forward pass")
+    kept = count.num_parameters - count.num_trained_parameters
+    lines.append(f"parameters: {count.num_parameters:,}" + (f", {kept:,} of them kept" if kept else ""))
     return "\n".join(lines)
 
 

@@ -2,17 +2,26 @@
 
 A product's backward pass costs one more product per operand that needs a gradient: the kernel if it is trained, the
 input if anything before it is. ``Tally`` follows both: every method takes whether its inputs need gradients and
-returns whether its output does.
+returns whether its output does. What rematerialisation computes again is added up beside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from wamjax.config.finetune import UPDATE_OF, is_trained, matches
+from wamjax.config.choices import Remat
+from wamjax.config.finetune import is_trained, matches
 from wamjax.config.schema import FinetuneConfig
 from wamjax.flops import layers
-from wamjax.flops.kernels import Kernel
+from wamjax.flops.parameters import Parameter
+from wamjax.layout.kernels import Computed
+
+# What policies of ``models.remat`` leave to the backward pass: products with kernels, the turn of a rotary embedding,
+# scores that are small enough to be kept, and attention as a whole.
+_PRODUCTS_AGAIN: tuple[Remat, ...] = ("attention", "offload", "full")
+_TURNED_AGAIN: tuple[Remat, ...] = ("none", "products", *_PRODUCTS_AGAIN)
+_SCORES_AGAIN: tuple[Remat, ...] = ("attention", "offload")
+_ATTENTION_AGAIN: tuple[Remat, ...] = ("full",)
 
 
 class Tally:
@@ -21,20 +30,32 @@ class Tally:
     Attributes:
       forward: Of one forward pass.
       backward: What a backward pass adds.
-      unused: Share of ``forward`` that no gradient needs, so that rematerialisation leaves it out.
-      turned: Share of ``forward`` that rotary embeddings multiply by a constant matrix.
+      again: What the backward pass computes a second time, if it is one of rematerialised blocks.
     """
 
-    def __init__(self, components: Iterable[str], kernels: Mapping[str, Kernel], finetune: FinetuneConfig) -> None:
+    def __init__(
+        self,
+        components: Iterable[str],
+        parameters: Mapping[str, Parameter],
+        finetune: FinetuneConfig,
+        remat: Remat | None = None,
+    ) -> None:
+        """Makes an empty tally.
+
+        Args:
+          components: Names to count under.
+          parameters: Of the model, by path.
+          finetune: Which of them are trained.
+          remat: What the backward pass finds; None for everything.
+        """
         self.forward: dict[str, int] = dict.fromkeys(components, 0)
         self.backward: dict[str, int] = dict.fromkeys(self.forward, 0)
-        self.unused: dict[str, int] = dict.fromkeys(self.forward, 0)
-        self.turned: dict[str, int] = dict.fromkeys(self.forward, 0)
-        self._kernels, self._finetune = kernels, finetune
+        self.again: dict[str, int] = dict.fromkeys(self.forward, 0)
+        self._parameters, self._finetune, self._remat = parameters, finetune, remat
 
     def trains(self, *paths: str) -> bool:
-        """Returns whether one of the parameters at ``paths`` is trained."""
-        return any(is_trained(path, self._finetune) for path in paths)
+        """Returns whether one of the parameters at ``paths`` is there and trained."""
+        return any(path in self._parameters and is_trained(path, self._finetune) for path in paths)
 
     def linear(self, component: str, path: str, tokens: int, *, needs: bool, is_output_used: bool = True) -> bool:
         """Adds one copy of a dense layer over ``tokens``.
@@ -49,48 +70,64 @@ class Tally:
         Returns:
           Whether the output needs a gradient.
         """
-        fan_in, fan_out, _ = self._kernels[path]
-        name = path.rpartition(".")[2]
+        kernel = self._parameters[path]
+        fan_in, fan_out = kernel.shape
         own, trained = layers.linear(tokens, fan_in, fan_out), self.trains(path)
         self.forward[component] += own
         self.backward[component] += own * (trained + needs)
-        self.unused[component] += 0 if is_output_used else own
-        if has_update := name in UPDATE_OF and matches(path, self._finetune.lora_targets):
+        self._recompute(component, own * is_output_used, _PRODUCTS_AGAIN)
+        has_update = kernel.takes_update and matches(path, self._finetune.lora_targets)
+        if has_update:
             down, up = (layers.linear(tokens, fan, self._finetune.lora_rank) for fan in (fan_in, fan_out))
             self.forward[component] += down + up
             self.backward[component] += down * (1 + needs) + 2 * up
-            self.unused[component] += 0 if is_output_used else up
-        return needs or trained or has_update or self.trains(path.removesuffix("kernel") + "bias")
+            self._recompute(component, down + up * is_output_used, _PRODUCTS_AGAIN)
+        bias = path.removesuffix("kernel") + "bias"
+        return needs or trained or has_update or self.trains(bias)
 
-    def scores(self, component: str, flops: int, *, query: bool, key: bool, value: bool) -> bool:
-        """Adds attention scores and weighted values of ``flops`` in all, half and half.
+    def chain(self, component: str, paths: Iterable[str], tokens: int, *, needs: bool = False) -> bool:
+        """Adds dense layers at ``paths``, one after the other; returns whether the last output needs a gradient."""
+        for path in paths:
+            needs = self.linear(component, f"{path}.kernel", tokens, needs=needs)
+        return needs
+
+    def attend(
+        self, component: str, width: int, computed: Iterable[Computed], *, query: bool, key: bool, value: bool
+    ) -> bool:
+        """Adds attention of ``width`` over the pairs ``computed``.
 
         The gradient of the weights is one product if queries or keys need a gradient; queries, keys and values are one
-        more each.
+        more each. What cannot be kept of the scores is one more.
         """
-        self.forward[component] += flops
-        self.backward[component] += flops // 2 * ((query or key) + query + key + value)
-        return query or key or value
+        needs = query or key or value
+        for pairs in computed:
+            forward, backward, kept, rows = (
+                layers.attention_scores(count, width) // 2
+                for count in (pairs.forward, pairs.backward, pairs.keepable, pairs.rows)
+            )
+            gradients = 4 if pairs.is_fused else (query or key) + query + key + value
+            self.forward[component] += 2 * forward
+            self.backward[component] += needs * (gradients * backward + backward - kept + rows)
+            self._recompute(component, needs * kept, _SCORES_AGAIN)
+            self._recompute(component, needs * 2 * forward, _ATTENTION_AGAIN)
+        return needs
 
     def turn(self, component: str, flops: int, *, needs: bool) -> None:
         """Adds the product of heads and the constant matrix that exchanges their halves (``nn.rotary``)."""
         self.forward[component] += flops
         self.backward[component] += flops * needs
-        self.turned[component] += flops
+        self._recompute(component, flops, _TURNED_AGAIN)
 
     def add(self, other: Tally, times: int) -> None:
-        """Adds ``times`` what ``other`` holds."""
-        for mine, theirs in zip(self._parts(), other._parts(), strict=True):
+        """Adds ``times`` what ``other`` holds; nothing is computed again where there is no backward pass."""
+        is_differentiated = any(other.backward.values())
+        for mine, theirs in ((self.forward, other.forward), (self.backward, other.backward), (self.again, other.again)):
             for name, flops in theirs.items():
-                mine[name] += times * flops
+                mine[name] += times * flops * (theirs is not other.again or is_differentiated)
 
     def training(self) -> dict[str, int]:
-        """Returns forward plus backward."""
-        return {name: self.forward[name] + self.backward[name] for name in self.forward}
+        """Returns forward plus backward, recomputation included."""
+        return {name: self.forward[name] + self.backward[name] + self.again[name] for name in self.forward}
 
-    def recomputed(self) -> dict[str, int]:
-        """Returns what rematerialisation computes a second time: the forward pass but what no gradient needs."""
-        return {name: self.forward[name] - self.unused[name] for name in self.forward}
-
-    def _parts(self) -> tuple[dict[str, int], ...]:
-        return self.forward, self.backward, self.unused, self.turned
+    def _recompute(self, component: str, flops: int, policies: tuple[Remat, ...]) -> None:
+        self.again[component] += flops * (self._remat in policies)

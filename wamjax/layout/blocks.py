@@ -1,7 +1,7 @@
-"""Square blocks over a schedule: which size a block-sparse kernel should have, and what it then executes.
+"""Blocks over a schedule: which size a block-sparse kernel should have, and what it then executes.
 
 A kernel computes every block that holds a visible pair, whole. Owns the count of those pairs and the choice of the
-block, and the padding of a layout's units that lets one block divide them.
+blocks. What each kernel makes of them is in ``layout.kernels``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ MAX_BLOCK = 1024
 _OVERHEAD = 64
 
 
-def touched_blocks(schedule: Schedule, block: int) -> np.ndarray:
-    """Returns bool ``[rows columns]``: which blocks of ``block`` x ``block`` tokens hold a visible pair.
+def touched_blocks(schedule: Schedule, block: int, key_block: int | None = None) -> np.ndarray:
+    """Returns bool ``[rows columns]``: which blocks of queries x keys hold a visible pair.
 
     Args:
       schedule: The rectangles.
-      block: Side of a block; the last blocks of a sequence may be smaller.
+      block: Queries of a block; the last blocks of a sequence may be smaller.
+      key_block: Keys of a block; None for as many.
     """
-    rows, columns = (math.ceil(size / block) for size in (schedule.num_queries, schedule.num_keys))
+    width = block if key_block is None else key_block
+    rows, columns = math.ceil(schedule.num_queries / block), math.ceil(schedule.num_keys / width)
     touched = np.zeros((rows, columns), dtype=bool)
     for rectangle in schedule.rectangles:
-        seen = _touched(rectangle.keys, columns, block)
+        seen = _touched(rectangle.keys, columns, width)
         for start, stop in rectangle.queries:
             touched[start // block : math.ceil(stop / block)] |= seen
         if rectangle.diagonal:
@@ -41,7 +43,7 @@ def touched_blocks(schedule: Schedule, block: int) -> np.ndarray:
             for start, stop in rectangle.queries:
                 for row in range(start // block, math.ceil(stop / block)):
                     last = offset + min(stop, (row + 1) * block) - 1 - start  # of the row's queries, in the diagonal
-                    touched[row, first // block : (first + last) // block + 1] = True
+                    touched[row, first // width : (first + last) // width + 1] = True
                 offset += stop - start
     return touched
 

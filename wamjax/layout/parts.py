@@ -55,6 +55,26 @@ def even_parts(length: int, ways: int) -> tuple[Span, ...]:
     return tuple((part * size, (part + 1) * size) for part in range(ways))
 
 
+def ring_schedules(schedule: Schedule, ways: int, step: int) -> tuple[Schedule, ...]:
+    """Returns, for the queries of each of ``ways`` parts, what they see of the keys that are with them at ``step``.
+
+    Part i has the keys of part i - step then.
+    """
+    queries, keys = even_parts(schedule.num_queries, ways), even_parts(schedule.num_keys, ways)
+    return tuple(cut(schedule, (queries[part],), (keys[(part - step) % ways],)) for part in range(ways))
+
+
+def ring_steps(schedule: Schedule, ways: int) -> tuple[int, ...]:
+    """Returns the steps of a ring of ``ways`` parts at which some part sees something, and the first of them, 0."""
+    return (0, *(n for n in range(1, ways) if any(part.num_pairs for part in ring_schedules(schedule, ways, n))))
+
+
+def gathered_schedules(schedule: Schedule, ways: int) -> tuple[Schedule, ...]:
+    """Returns what the queries of each of ``ways`` parts see of all keys."""
+    everything = ((0, schedule.num_keys),)
+    return tuple(cut(schedule, (queries,), everything) for queries in even_parts(schedule.num_queries, ways))
+
+
 def _cut_diagonal(
     rectangle: Rectangle, queries: tuple[Span, ...], keys: tuple[Span, ...]
 ) -> Iterable[tuple[Span, list[_Run], Span | None]]:

@@ -8,7 +8,6 @@ Source: Radford et al. (arXiv 2103.00020); equal to ``CLIPVisionModel`` of trans
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from flax import nnx
 from jax.nn.initializers import normal, ones, zeros
 from jaxtyping import Array, Float
 
+from wamjax.config.encoders import ClipVisionConfig
 from wamjax.errors import DataError
 from wamjax.layout import Rectangle, Schedule
 from wamjax.nn.attention import attend
@@ -28,44 +28,6 @@ from wamjax.nn.norm import layer_norm
 from wamjax.nn.products import FROM_HEADS, TO_HEADS
 from wamjax.parallel.rules import constrain
 from wamjax.types import PRNGKey, Tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClipVisionConfig:
-    """Shape of an encoder.
-
-    Attributes:
-      width: Model width d.
-      num_layers: Blocks.
-      num_heads: Attention heads k.
-      ffn_width: Hidden units of the feed-forward layer.
-      image_size: Height and width of an image in pixels.
-      patch_size: Height and width of a patch in pixels.
-      num_channels: Channels of an image.
-      activation: Key of ``ACTIVATIONS``.
-      norm_eps: Added to the variance by every norm.
-      compute_dtype: Dtype of activations and products; norms, scores and softmax stay fp32.
-    """
-
-    width: int
-    num_layers: int
-    num_heads: int
-    ffn_width: int
-    image_size: int = 224
-    patch_size: int = 14
-    num_channels: int = 3
-    activation: str = "gelu"
-    norm_eps: float = 1e-5
-    compute_dtype: str = "float32"
-
-    @property
-    def num_patches(self) -> int:
-        """Returns the number of patches of an image; with the class token one more token."""
-        return (self.image_size // self.patch_size) ** 2
-
-
-# Source: wan/modules/clip.py of Wan 2.1, clip_xlm_roberta_vit_h_14; laion/CLIP-ViT-H-14-laion2B-s32B-b79K, config.json.
-CLIP_VIT_H_14 = ClipVisionConfig(width=1280, num_layers=32, num_heads=16, ffn_width=5120)
 
 # OpenAI's checkpoints were trained with the sigmoid's approximation of the GELU, the later ones with the exact one.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

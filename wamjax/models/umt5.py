@@ -9,7 +9,6 @@ Source: Chung et al., "UniMax" (arXiv 2304.09151), on Raffel et al., "T5" (arXiv
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
@@ -19,6 +18,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer, normal, ones
 from jaxtyping import Array, Int
 
+from wamjax.config.encoders import Umt5Config
 from wamjax.errors import DataError
 from wamjax.nn.init import AXES_KEY, fan_in, named
 from wamjax.nn.norm import rms_norm
@@ -26,39 +26,6 @@ from wamjax.parallel.rules import constrain
 from wamjax.types import PRNGKey, TextTokens
 
 PROMPT_TOKENS = 512  # rows of text that Wan's transformer reads (wan/configs/shared_config.py: text_len)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Umt5Config:
-    """Shape of an encoder.
-
-    Attributes:
-      vocab_size: Rows of the token table.
-      width: Model width d.
-      num_layers: Blocks.
-      num_heads: Attention heads k.
-      head_dim: Width e of a head; k e need not be d.
-      ffn_width: Hidden units of the feed-forward layer.
-      num_buckets: Rows of a table of relative position biases; half for keys before the query, half after.
-      max_distance: Distance in tokens beyond which all keys share a bucket.
-      norm_eps: Added to the mean square by every norm.
-      compute_dtype: Dtype of activations and products; norms, scores and softmax stay fp32.
-    """
-
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    ffn_width: int
-    num_buckets: int = 32
-    max_distance: int = 128
-    norm_eps: float = 1e-6
-    compute_dtype: str = "float32"
-
-
-# Source: huggingface.co/google/umt5-xxl, config.json; wan/modules/t5.py, umt5_xxl.
-UMT5_XXL = Umt5Config(vocab_size=256_384, width=4096, num_layers=24, num_heads=64, head_dim=64, ffn_width=10_240)
 
 
 def relative_buckets(num_tokens: int, num_buckets: int, max_distance: int) -> np.ndarray:

@@ -28,9 +28,10 @@ from jaxtyping import Array, Bool
 from wamjax.config.backbone import BlockConfig
 from wamjax.errors import ConfigError
 from wamjax.layout.balance import TokenOrder, balance_order, imbalance
+from wamjax.layout.kernels import pick_kernel
 from wamjax.layout.schedule import Rectangle, Schedule
 from wamjax.nn.blockwise import BLOCKWISE
-from wamjax.nn.cudnn import attend_cudnn, supports, unfused
+from wamjax.nn.cudnn import attend_cudnn, unfused
 from wamjax.nn.kernel import ATTENTION_OUT, Kernel, attend_kernel
 from wamjax.nn.rectangles import ATTENTION_SCORES, RECTANGLES, attend_rectangles
 from wamjax.nn.ring import SplitSequence, attend_split
@@ -217,10 +218,7 @@ def check_platform(kernel: str, platform: str) -> None:
 def choose_kernel(
     placement: Placement | None, dtype: jnp.dtype | str, head_dim: int, *, is_in_parts: bool = False
 ) -> str:
-    """Returns the kernel of what is traced: what the placement asks for, or by platform.
-
-    Splash on TPUs; cuDNN on GPUs, where it has a kernel for such heads and the keys are not in parts (it gives no
-    normalisers in fp32); else rectangles.
+    """Returns the kernel of what is traced: what the placement asks for, or by platform (``layout.kernels``).
 
     Args:
       placement: The active one.
@@ -230,12 +228,8 @@ def choose_kernel(
     """
     if placement is None:
         return "rectangles"
-    if placement.attention_kernel != "auto":
-        return placement.attention_kernel
     platform = placement.mesh.devices.flat[0].platform
-    if platform == "gpu" and not is_in_parts and supports(jnp.dtype(dtype), head_dim):
-        return "cudnn"
-    return "splash" if platform == "tpu" else "rectangles"
+    return pick_kernel(placement.attention_kernel, platform, jnp.dtype(dtype).name, head_dim, is_in_parts=is_in_parts)
 
 
 def _attend_parts(

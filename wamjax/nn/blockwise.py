@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wamjax.layout.blocks import choose_block, touched_blocks
+from wamjax.layout.kernels import BLOCK
 from wamjax.layout.schedule import Schedule
 from wamjax.nn.kernel import Kernel, Normalised
-
-BLOCK = 128  # side of a block where no multiple of 128 divides the sequences
 
 
 class _Sight(NamedTuple):

@@ -9,21 +9,17 @@ Source: jax.nn.dot_product_attention with implementation="cudnn".
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from wamjax.errors import ConfigError
-from wamjax.layout.schedule import Rectangle, Schedule, Span
+from wamjax.layout.kernels import CUDNN_HEAD_DIM, has_cudnn_kernel, is_fused
+from wamjax.layout.schedule import Schedule, Span
+from wamjax.nn.kernel import declared
 from wamjax.nn.rectangles import attend_rectangles, keys_of, lay_out, spread, take
-
-MAX_HEAD_DIM = 128  # on every generation that has the kernel (compute capability 8.0); Hopper's takes 256
-
-
-def supports(dtype: jnp.dtype, head_dim: int) -> bool:
-    """Whether cuDNN has a kernel for such heads."""
-    return dtype in (jnp.bfloat16, jnp.float16) and head_dim <= MAX_HEAD_DIM and head_dim % 8 == 0
 
 
 def is_cudnn_forward(primitive: Any) -> bool:
@@ -36,7 +32,7 @@ def is_cudnn_forward(primitive: Any) -> bool:
 
 def unfused(schedule: Schedule) -> int:
     """Returns how many rectangles cuDNN has no mode for."""
-    return sum(not _is_fused(rectangle) for rectangle in schedule.rectangles)
+    return sum(not is_fused(rectangle) for rectangle in schedule.rectangles)
 
 
 def attend_cudnn(
@@ -62,28 +58,25 @@ def attend_cudnn(
     Raises:
       ConfigError: cuDNN has no kernel for these heads.
     """
-    if implementation == "cudnn" and not supports(q.dtype, q.shape[3]):
+    if implementation == "cudnn" and not has_cudnn_kernel(q.dtype.name, q.shape[3]):
         raise ConfigError(
-            f"attention kernel cudnn takes bfloat16 or float16 and head dims up to {MAX_HEAD_DIM} that 8 divides, got "
-            f"{q.dtype} and {q.shape[3]}; set the model's compute_dtype=bfloat16 or "
+            f"attention kernel cudnn takes bfloat16 or float16 and head dims up to {CUDNN_HEAD_DIM} that 8 divides, "
+            f"got {q.dtype} and {q.shape[3]}; set the model's compute_dtype=bfloat16 or "
             "config.parallel.attention_kernel=rectangles"
         )
     pieces: list[tuple[Span, jax.Array]] = []
     for rectangle in schedule.rectangles:
-        if not _is_fused(rectangle):
+        if not is_fused(rectangle):
             whole = attend_rectangles(q, k, v, Schedule(q.shape[2], k.shape[2], (rectangle,)))
             pieces += [(span, whole[:, :, span[0] : span[1]]) for span in rectangle.queries]
             continue
         keys = keys_of(rectangle)
         operands = (take(q, rectangle.queries), take(k, keys), take(v, keys))
-        out = jax.nn.dot_product_attention(
-            *(jnp.swapaxes(part, 1, 2) for part in operands),
-            is_causal=rectangle.diagonal is not None,
-            implementation=implementation,
-        )
+        with declared("cudnn", q, dataclasses.replace(schedule, rectangles=(rectangle,))):
+            out = jax.nn.dot_product_attention(
+                *(jnp.swapaxes(part, 1, 2) for part in operands),
+                is_causal=rectangle.diagonal is not None,
+                implementation=implementation,
+            )
         pieces += spread(rectangle.queries, jnp.swapaxes(out, 1, 2).astype(v.dtype))
     return lay_out(pieces, schedule.num_queries)
-
-
-def _is_fused(rectangle: Rectangle) -> bool:
-    return not (rectangle.diagonal and rectangle.keys)

@@ -7,6 +7,7 @@ the kernel as a differentiable function.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import NamedTuple, Protocol
 
@@ -14,6 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from wamjax.config.choices import AttentionKernel
+from wamjax.flops.declared import kernel_flops
+from wamjax.flops.layers import fused_attention
+from wamjax.layout.kernels import computed_pairs
 from wamjax.layout.schedule import Schedule
 
 # Name by which a rematerialisation policy keeps outputs and normalisers.
@@ -64,6 +69,13 @@ class Kernel(NamedTuple):
 
     forward: Forward
     backward: Backward
+
+
+def declared(kernel: AttentionKernel, q: jax.Array, schedule: Schedule) -> contextlib.AbstractContextManager[None]:
+    """Opens a scope that says what one call of a kernel out of the jaxpr's sight computes for queries ``[b k n e]``."""
+    pairs = [fused_attention(computed, q.shape[3]) for computed in computed_pairs(kernel, schedule)]
+    forward, backward = (q.shape[0] * q.shape[1] * sum(flops) for flops in zip(*pairs, strict=True))
+    return kernel_flops(forward, backward)
 
 
 def merge(a: Normalised, b: Normalised) -> Normalised:

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from wamjax.layout.kernels import QUERY_CHUNK
 from wamjax.layout.schedule import Rectangle, Schedule, Span, span_length
 from wamjax.nn.kernel import ATTENTION_OUT, Kernel, Normalised
 from wamjax.types import Heads, KeyHeads
-
-QUERY_CHUNK = 256  # queries whose scores exist at one time
 
 # Name by which a rematerialisation policy keeps the scores of rectangles with too few queries for chunks.
 ATTENTION_SCORES = "attention_scores"

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from wamjax.layout.parts import cut, even_parts
-from wamjax.layout.schedule import Schedule, Span
+from wamjax.flops.declared import branch_shares
+from wamjax.layout.parts import gathered_schedules, ring_schedules, ring_steps
+from wamjax.layout.schedule import Schedule
 from wamjax.nn.kernel import ATTENTION_OUT, Kernel, Normalised, merge
 from wamjax.parallel.context_plan import CONTEXT
 
@@ -47,26 +48,13 @@ class SplitSequence:
     exchange: Literal["ring", "all_gather"]
     kernel: Kernel
 
-    @property
-    def queries(self) -> tuple[Span, ...]:
-        """Each part's queries."""
-        return even_parts(self.schedule.num_queries, self.ways)
-
-    @property
-    def keys(self) -> tuple[Span, ...]:
-        """Each part's keys."""
-        return even_parts(self.schedule.num_keys, self.ways)
-
     def schedules(self, step: int) -> tuple[Schedule, ...]:
         """Returns, for each part's queries, what they see of the keys that are with them at ``step``."""
-        whole = self.schedule
-        return tuple(
-            cut(whole, (queries,), (self.keys[(part - step) % self.ways],)) for part, queries in enumerate(self.queries)
-        )
+        return ring_schedules(self.schedule, self.ways, step)
 
     def steps(self) -> tuple[int, ...]:
         """Returns the steps of the ring at which some device has something to do, the first of them 0."""
-        return (0, *(step for step in range(1, self.ways) if any(s.num_pairs for s in self.schedules(step))))
+        return ring_steps(self.schedule, self.ways)
 
     def passed_on(self, x: Any, steps: int) -> Any:
         """Returns the arrays of the device ``steps`` behind in the ring."""
@@ -109,7 +97,7 @@ attend_split.defvjp(_forward, _backward)
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, split: SplitSequence) -> Normalised:
     if split.exchange == "all_gather":
-        everything = _all_keys_schedules(split)
+        everything = gathered_schedules(split.schedule, split.ways)
         return _switch(split, everything, _forward_of(split.kernel), q, *_gathered((k, v)))
     whole, held, steps = None, (k, v), split.steps()
     for step, following in zip(steps, [*steps[1:], None], strict=True):
@@ -142,7 +130,7 @@ def _gathered_gradients(split: SplitSequence, kept: _Kept, grad: jax.Array) -> t
     q, k, v, whole = kept
     grad_q, *grads = _switch(
         split,
-        _all_keys_schedules(split),
+        gathered_schedules(split.schedule, split.ways),
         _backward_of(split.kernel),
         q,
         *_gathered((k, v)),
@@ -157,11 +145,6 @@ def _gathered_gradients(split: SplitSequence, kept: _Kept, grad: jax.Array) -> t
 def _gathered(parts: Sequence[jax.Array]) -> list[jax.Array]:
     """Returns the arrays of all devices; where keys are gathered, no heads are exchanged."""
     return [jax.lax.all_gather(x, CONTEXT, axis=2, tiled=True) for x in parts]
-
-
-def _all_keys_schedules(split: SplitSequence) -> tuple[Schedule, ...]:
-    keys = ((0, split.schedule.num_keys),)
-    return tuple(cut(split.schedule, (queries,), keys) for queries in split.queries)
 
 
 def _forward_of(kernel: Kernel) -> Callable[..., Any]:
@@ -197,5 +180,8 @@ def _switch(split: SplitSequence, schedules: tuple[Schedule, ...], run: Callable
     distinct = tuple(dict.fromkeys(schedules))
     if len(distinct) == 1:
         return run(distinct[0], *operands)
-    branch = jnp.array([distinct.index(schedule) for schedule in schedules])[split.part()]
-    return jax.lax.switch(branch, [functools.partial(run, schedule) for schedule in distinct], *operands)
+    branches = [distinct.index(schedule) for schedule in schedules]
+    # All devices run one program, in which the branch is data: how many of them take which is said beside it.
+    with branch_shares(branches.count(number) for number in range(len(distinct))):
+        branch = jnp.array(branches)[split.part()]
+        return jax.lax.switch(branch, [functools.partial(run, schedule) for schedule in distinct], *operands)

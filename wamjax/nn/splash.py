@@ -1,6 +1,6 @@
 """Attention on TPUs: the splash kernel on the blocks of a schedule.
 
-Owns the mask, the block sizes and the call. Blocks that a schedule does not touch are never read.
+Owns the mask and the call; block sizes are ``layout.kernels``'s. Blocks that a schedule does not touch are never read.
 
 Source: jax.experimental.pallas.ops.tpu.splash_attention. What differs: its kernel of one head is mapped over batch and
 heads, which puts parallel dims in front of its grid (its own grid of heads is sequential in the backward pass, and
@@ -19,14 +19,10 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from wamjax.errors import ConfigError
-from wamjax.layout.blocks import LANES, choose_block
+from wamjax.layout.blocks import LANES
+from wamjax.layout.kernels import block_size, padded_keys, seen_prefix, splash_blocks
 from wamjax.layout.schedule import Schedule
-from wamjax.nn.kernel import Kernel, Normalised
-
-# Largest blocks where all is seen. Fewer blocks of keys in the backward pass mean fewer partial gradients of queries in
-# memory, and 16,384 of them do not fit into 64 MiB of VMEM (compiled for TPU v5p, jax 0.10.2).
-_FORWARD_BLOCK, _BACKWARD_QUERIES, _BACKWARD_KEYS = 1024, 512, 8192
+from wamjax.nn.kernel import Kernel, Normalised, declared
 
 _HIDDEN = 1e30  # a normaliser beside which every score's exponential is zero
 
@@ -106,20 +102,6 @@ def _owners(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
     return owner[previous], offset[previous]
 
 
-def block_size(length: int, limit: int) -> int:
-    """Returns the largest multiple of 128 up to ``limit`` that divides ``length``.
-
-    Raises:
-      ConfigError: ``length`` is no multiple of 128.
-    """
-    if length % LANES:
-        raise ConfigError(
-            f"{length} tokens are no multiple of {LANES}, as attention on a TPU needs; it would take "
-            f"{-length % LANES} padding tokens: set config.layout.pad_multiple"
-        )
-    return max(size for size in range(LANES, min(limit, length) + 1, LANES) if length % size == 0)
-
-
 def attend_splash(
     q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, *, name: str, interpret: bool = False
 ) -> jax.Array:
@@ -142,10 +124,11 @@ def attend_splash(
     if k.shape[2] % LANES:
         # A few keys, such as an image's: hidden ones complete the last block.
         k, v = (jnp.pad(part, ((0, 0), (0, 0), (0, -part.shape[2] % LANES), (0, 0))) for part in (k, v))
-        schedule = dataclasses.replace(schedule, num_keys=k.shape[2])
+        schedule = padded_keys(schedule)
     kernel = _make_kernel(schedule, name, interpret)
     one_head = lambda q, k, v: kernel(q[None], k[None], v[None])[0]  # noqa: E731 - mapped twice below
-    return jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)
+    with declared("splash", q, schedule):
+        return jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)
 
 
 def make_splash(interpret: bool = False) -> Kernel:
@@ -154,7 +137,8 @@ def make_splash(interpret: bool = False) -> Kernel:
     def forward(q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule) -> Normalised:
         kernel, live = _make_kernel(schedule, None, interpret, save_residuals=True), _live(schedule)
         one_head = lambda q, k, v: kernel(q[None], k[None], v[None])  # noqa: E731 - mapped twice below
-        out, (lse,) = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)
+        with declared("splash", q, schedule):
+            out, (lse,) = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)
         out, lse = out[:, :, 0], lse[:, :, 0]
         return Normalised(jnp.where(live[:, None], out, 0).astype(v.dtype), jnp.where(live, lse, -jnp.inf))
 
@@ -176,7 +160,9 @@ def make_splash(interpret: bool = False) -> Kernel:
             )
             return tuple(part[0] for part in grads[3:6])
 
-        grad_q, grad_k, grad_v = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v, whole.out.astype(v.dtype), lse, grad)
+        out = whole.out.astype(v.dtype)
+        with declared("splash", q, schedule):
+            grad_q, grad_k, grad_v = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v, out, lse, grad)
         return grad_q.astype(jnp.float32) * q.shape[-1] ** -0.5, grad_k, grad_v
 
     return Kernel(forward, backward)
@@ -203,10 +189,9 @@ def _make_kernel(
     schedule: Schedule, name: str | None, interpret: bool, *, save_residuals: bool = False
 ) -> kernels.SplashAttentionKernel:
     """Makes the kernel of one head."""
-    mask = _make_mask(schedule)
     return kernels.make_splash_mha(
-        masks.MultiHeadMask([mask]),
-        block_sizes=_block_sizes(schedule, is_dense=not isinstance(mask, ScheduleMask)),
+        masks.MultiHeadMask([_make_mask(schedule)]),
+        block_sizes=_block_sizes(schedule),
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=name,
@@ -215,29 +200,23 @@ def _make_kernel(
     )
 
 
-def _block_sizes(schedule: Schedule, *, is_dense: bool) -> kernels.BlockSizes:
-    """Returns the blocks of both passes: large where all is seen, as the schedule has it best otherwise."""
-    n, m = schedule.num_queries, schedule.num_keys
-    queries, keys = block_size(n, _FORWARD_BLOCK), block_size(m, _FORWARD_BLOCK)
-    backward_queries, backward_keys = block_size(n, _BACKWARD_QUERIES), block_size(m, _BACKWARD_KEYS)
-    if not is_dense:
-        queries = keys = backward_queries = backward_keys = choose_block(schedule) or LANES
+def _block_sizes(schedule: Schedule) -> kernels.BlockSizes:
+    """Returns the blocks of both passes."""
+    sides = splash_blocks(schedule)
     return kernels.BlockSizes(
-        block_q=queries,
-        block_kv=keys,
-        block_kv_compute=keys,
-        block_q_dkv=backward_queries,
-        block_kv_dkv=backward_keys,
-        block_kv_dkv_compute=block_size(backward_keys, _FORWARD_BLOCK),
+        block_q=sides.queries,
+        block_kv=sides.keys,
+        block_kv_compute=sides.keys,
+        block_q_dkv=sides.backward_queries,
+        block_kv_dkv=sides.backward_keys,
+        block_kv_dkv_compute=block_size(sides.backward_keys, sides.keys),
         use_fused_bwd_kernel=True,
     )
 
 
 def _make_mask(schedule: Schedule) -> masks.Mask:
     """Returns the cheapest mask that says what ``schedule`` does."""
-    shape, rectangles = (schedule.num_queries, schedule.num_keys), schedule.rectangles
-    if len(rectangles) == 1 and not rectangles[0].diagonal and len(rectangles[0].keys) == 1:
-        start, stop = rectangles[0].keys[0]
-        if start == 0:
-            return masks.FullMask(shape) if stop == shape[1] else PrefixMask(*shape, stop)
-    return ScheduleMask(schedule)
+    shape, prefix = (schedule.num_queries, schedule.num_keys), seen_prefix(schedule)
+    if prefix is None:
+        return ScheduleMask(schedule)
+    return masks.FullMask(shape) if prefix == shape[1] else PrefixMask(*shape, prefix)

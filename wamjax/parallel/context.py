@@ -1,6 +1,6 @@
 """Context parallelism: the exchanges of heads among devices that each hold a part of the sequence.
 
-Which method is used, and what the methods are, is ``parallel.context_plan``'s.
+Which method is used, and with how many devices, is ``parallel.context_plan``'s.
 """
 
 from __future__ import annotations

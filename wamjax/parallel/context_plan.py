@@ -1,6 +1,6 @@
-"""Context parallelism: how attention is shared among devices that each hold a part of the sequence.
+"""Context parallelism: which method shares attention among devices that each hold a part of the sequence.
 
-Owns the choice of the method and its checks; knows no arrays. The methods:
+Owns the choice of the method and its checks, from numbers alone; the exchanges are ``parallel.context``'s.
 
 ============ ===========================================================================================
 ulysses      Two exchanges: every device gets the whole sequence of its part of the heads, and back.

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 from einops import rearrange
 
+from wamjax.config.encoders import ClipVisionConfig
 from wamjax.errors import ConfigError
-from wamjax.models.clip_vision import ACTIVATIONS, ClipVisionConfig, ClipVisionEncoder
+from wamjax.models.clip_vision import ACTIVATIONS, ClipVisionEncoder
 from wamjax.weights.kinds.kind import ModelKind
 from wamjax.weights.rules import TensorRule
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 
+from wamjax.config.encoders import Umt5Config
 from wamjax.errors import ConfigError
-from wamjax.models.umt5 import Umt5Config, Umt5Encoder, pad_prompts
+from wamjax.models.umt5 import Umt5Encoder, pad_prompts
 from wamjax.weights.kinds.kind import ModelKind
 from wamjax.weights.rules import TensorRule
 

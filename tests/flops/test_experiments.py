@@ -1,0 +1,35 @@
+"""Every experiment file at its real size: closed form and jaxpr of its real training step, to the last product."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from launch.experiment import load_experiment
+from tests.flops.steps import closed_form, walk_evaluation, walk_step
+from wamjax.config.schema import RunConfig
+from wamjax.parallel.mesh import build_mesh
+from wamjax.training.program import build_program
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").rglob("[!_]*.py"))
+
+
+def on_eight_devices(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, data=1, fsdp=-1))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_training_step_of_experiment_executes_the_closed_form(path: Path) -> None:
+    config = on_eight_devices(load_experiment(str(path)))
+    program = build_program(config, build_mesh(config.parallel, jax.devices()))
+    assert walk_step(program) == config.train.global_batch_size * closed_form(program).hardware_total
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_validation_of_experiment_executes_the_closed_form(path: Path) -> None:
+    config = on_eight_devices(load_experiment(str(path)))
+    program = build_program(config, build_mesh(config.parallel, jax.devices()))
+    assert walk_evaluation(program) == config.train.global_batch_size * sum(
+        closed_form(program).hardware_forward.values()
+    )

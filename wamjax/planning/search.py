@@ -1,0 +1,271 @@
+"""Which layout of a run is fastest, and which machine meets a deadline or a budget.
+
+A candidate is a mesh, a context method, a rematerialisation policy and a number of parts per step, on a machine.
+Every one is planned as ``planning.plan`` plans it; those that do not divide or do not fit say why. What counts is the
+expected step time; over machines the run's wall time and money decide, and the candidates that no other beats in both
+are the Pareto front.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from wamjax.config.blocks import block_config
+from wamjax.config.choices import ContextMethod, Remat
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.flops.model import FlopCount, count_flops
+from wamjax.layout import Layout, build_layout
+from wamjax.parallel.context_plan import plan_context
+from wamjax.planning.cost import Prices
+from wamjax.planning.machine import Machine
+from wamjax.planning.memory import MemoryPlan
+from wamjax.planning.outlook import Outlook
+from wamjax.planning.plan import OnMachine, economy_of, plan_on
+from wamjax.planning.run_length import Wanted
+
+CONTEXT_METHODS: tuple[ContextMethod, ...] = ("ulysses", "ring", "ulysses_ring", "all_gather")
+REMATS: tuple[Remat, ...] = ("none", "products", "exchanged", "attention", "offload", "full")
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Space:
+    """What is tried.
+
+    Attributes:
+      context_methods: Where the context axis has more than one device.
+      remats: Rematerialisation policies.
+      parts: Parts of a step (``config.train.accumulate``).
+      tensor: Sizes of the tensor axis; beyond 1 the blocks are placed by XLA.
+      max_context: Largest context axis.
+    """
+
+    context_methods: tuple[ContextMethod, ...] = CONTEXT_METHODS
+    remats: tuple[Remat, ...] = REMATS
+    parts: tuple[int, ...] = (1, 2, 4, 8)
+    tensor: tuple[int, ...] = (1, 2, 4, 8)
+    max_context: int = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One layout on one machine.
+
+    Attributes:
+      machine: The machine.
+      mesh: Size of each mesh axis.
+      context_method: How attention is shared; ``auto`` where one device holds the sequence.
+      remat: Rematerialisation policy.
+      parts: Parts of a step.
+    """
+
+    machine: Machine
+    mesh: dict[str, int]
+    context_method: ContextMethod
+    remat: Remat
+    parts: int
+
+    def apply(self, config: RunConfig) -> RunConfig:
+        """Returns ``config`` laid out so."""
+        blocks = "sharded" if self.mesh["tensor"] > 1 else config.parallel.blocks
+        parallel = dataclasses.replace(config.parallel, **self.mesh, context_method=self.context_method, blocks=blocks)
+        train = dataclasses.replace(config.train, accumulate=self.parts)
+        config = dataclasses.replace(config, parallel=parallel, train=train)
+        if config.backbone is None:
+            return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=self.remat))
+        return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, remat=self.remat))
+
+    def __str__(self) -> str:
+        mesh = " ".join(f"{name}={size}" for name, size in self.mesh.items())
+        return f"{self.machine.name:14} {mesh:36} {self.context_method:12} {self.remat:10} parts={self.parts}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What planning a candidate says.
+
+    Attributes:
+      candidate: The candidate.
+      on: What a step is; None where it does not divide.
+      outlook: The whole run; None where there is no step time.
+      why_not: Why it cannot be; empty where it can.
+    """
+
+    candidate: Candidate
+    on: OnMachine | None
+    outlook: Outlook | None
+    why_not: str
+
+    @property
+    def step_s(self) -> float:
+        """Expected seconds of a step; infinite where there is none."""
+        return float("inf") if self.on is None or self.on.time is None else self.on.time.step_s.mid
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the result as plain JSON data."""
+        candidate, on, outlook = self.candidate, self.on, self.outlook
+        time = None if on is None else on.time
+        return {
+            "machine": candidate.machine.name,
+            "num_chips": candidate.machine.num_chips,
+            "mesh": dict(candidate.mesh),
+            "context_method": candidate.context_method,
+            "remat": candidate.remat,
+            "accumulate": candidate.parts,
+            "why_not": self.why_not or None,
+            "memory_bytes": None if on is None else on.memory.total,
+            "hbm_bytes": candidate.machine.hbm_bytes,
+            "step_s": None if time is None else time.step_s.to_json(),
+            "binding": None if time is None else time.binding.name_on(candidate.machine),
+            "mfu": None if time is None else time.mfu,
+            "elapsed_s": None if outlook is None else outlook.elapsed_s.mid,
+            "chip_hours": None if outlook is None else outlook.chip_hours.mid,
+            "usd": None if outlook is None or outlook.usd is None else outlook.usd.mid,
+        }
+
+
+def candidates(config: RunConfig, machine: Machine, space: Space) -> Iterator[Candidate]:
+    """Yields every candidate on ``machine`` whose mesh has its number of devices."""
+    block = block_config(config.model) if config.backbone is None else config.backbone.block
+    for mesh in _meshes(machine, space):
+        methods = _methods(mesh, block.num_heads, space)
+        for method, remat, parts in itertools.product(methods, space.remats, space.parts):
+            yield Candidate(machine=machine, mesh=mesh, context_method=method, remat=remat, parts=parts)
+
+
+def _methods(mesh: dict[str, int], num_heads: int, space: Space) -> list[ContextMethod]:
+    """Returns the context methods that differ on ``mesh``: both ways together are one of them where the other is one."""
+    if mesh["context"] == 1:
+        return ["auto"]
+    chosen: list[ContextMethod] = []
+    for method in space.context_methods:
+        if method == "ulysses_ring" and 1 in _ways(method, num_heads, mesh):
+            continue
+        chosen.append(method)
+    return chosen
+
+
+def _ways(method: ContextMethod, num_heads: int, mesh: dict[str, int]) -> tuple[int, int]:
+    try:
+        plan = plan_context(method, num_heads, mesh)
+    except ConfigError:  # nothing to exchange
+        return 1, mesh["context"]
+    return plan.ulysses, plan.ring
+
+
+def _meshes(machine: Machine, space: Space) -> Iterator[dict[str, int]]:
+    """Yields meshes of all devices, of whose axes data alone crosses slices."""
+    devices, slices = machine.num_devices, machine.num_slices
+    for data in _divisors(devices):
+        if data % slices:
+            continue
+        for context in _divisors(devices // data):
+            if context > space.max_context:
+                continue
+            for tensor in space.tensor:
+                rest = devices // data // context
+                if rest % tensor == 0:
+                    yield {"data": data, "fsdp": rest // tensor, "context": context, "tensor": tensor}
+
+
+def search(
+    config: RunConfig, tried: Iterable[Candidate], *, steps: int, prices: Prices, wanted: Wanted | None = None
+) -> list[Result]:
+    """Plans candidates and returns them, those that can be before those that cannot, the fastest first.
+
+    Args:
+      config: The run, whose own layout is replaced.
+      tried: The candidates.
+      steps: Steps of the run.
+      prices: Of chips.
+      wanted: Deadline and budget that a run must keep to.
+    """
+    counted: dict[RunConfig, FlopCount] = {}
+    results = [_plan(config, candidate, counted, steps=steps, prices=prices, wanted=wanted) for candidate in tried]
+    return sorted(results, key=_rank)
+
+
+def pareto(results: Sequence[Result]) -> list[Result]:
+    """Returns the feasible results with a price that no other beats in both wall time and money, fastest first."""
+    priced = sorted(
+        (r for r in results if not r.why_not and r.outlook is not None and r.outlook.usd is not None),
+        key=lambda r: _time_and_money(r),
+    )
+    front: list[Result] = []
+    for result in priced:
+        if not front or _time_and_money(result)[1] < _time_and_money(front[-1])[1]:
+            front.append(result)
+    return front
+
+
+def _time_and_money(result: Result) -> tuple[float, float]:
+    assert result.outlook is not None and result.outlook.usd is not None, "only priced results are compared"
+    return result.outlook.elapsed_s.mid, result.outlook.usd.mid
+
+
+def _rank(result: Result) -> tuple[bool, float, float]:
+    elapsed = float("inf") if result.outlook is None else result.outlook.elapsed_s.mid
+    return bool(result.why_not), elapsed, result.step_s
+
+
+def _plan(
+    config: RunConfig,
+    candidate: Candidate,
+    counted: dict[RunConfig, FlopCount],
+    *,
+    steps: int,
+    prices: Prices,
+    wanted: Wanted | None,
+) -> Result:
+    """Plans one candidate; FLOPs are counted once for those that share them."""
+    laid = candidate.apply(config)
+    layout = build_layout(config)
+    try:
+        on = plan_on(laid, layout, _count(laid, layout, counted), candidate.machine)
+        economy = economy_of(laid, on, prices)
+        outlook = None if economy is None else economy.outlook(steps)
+    except ConfigError as error:
+        return Result(candidate=candidate, on=None, outlook=None, why_not=str(error))
+    return Result(candidate=candidate, on=on, outlook=outlook, why_not=_why_not(on, outlook, wanted))
+
+
+def _count(config: RunConfig, layout: Layout, counted: dict[RunConfig, FlopCount]) -> FlopCount:
+    # Of what is searched over, FLOPs depend on the rematerialisation policy and the attention kernel alone.
+    key = dataclasses.replace(
+        config,
+        parallel=type(config.parallel)(
+            attention_kernel=config.parallel.attention_kernel, blocks=config.parallel.blocks
+        ),
+        train=dataclasses.replace(config.train, accumulate=1),
+    )
+    if key not in counted:
+        counted[key] = count_flops(key, layout)
+    return counted[key]
+
+
+def _why_not(on: OnMachine, outlook: Outlook | None, wanted: Wanted | None) -> str:
+    memory = on.memory
+    if not memory.fits:
+        largest = max(MemoryPlan.KINDS, key=lambda kind: getattr(memory, kind))
+        return (
+            f"needs {memory.total / _GIB:.1f} GiB of {memory.hbm / _GIB:.1f}, {getattr(memory, largest) / _GIB:.1f} of "
+            f"them {largest.replace('_', ' ')}"
+        )
+    if outlook is None:
+        return on.no_time
+    if wanted is not None and wanted.deadline_s is not None and outlook.elapsed_s.mid > wanted.deadline_s:
+        return f"takes {outlook.elapsed_s.mid / 86_400:.1f} days, {wanted.deadline_s / 86_400:.1f} are allowed"
+    if wanted is not None and wanted.budget_usd is not None:
+        if outlook.usd is None:
+            return outlook.cost.usd_reason or "has no price"
+        if outlook.usd.mid > wanted.budget_usd:
+            return f"costs {outlook.usd.mid:,.0f} USD, {wanted.budget_usd:,.0f} are allowed"
+    return ""
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
