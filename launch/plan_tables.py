@@ -110,6 +110,7 @@ def _summary(plan: Mapping[str, Any]) -> Table:
 
 def _sample(plan: Mapping[str, Any]) -> Table:
     sample, tokens, pairs = plan["sample"], plan["tokens"], plan["attention"]
+    dense = pairs["pairs_per_sample"] / pairs["dense_pairs_per_sample"]
     rows = [
         ("canvas", " x ".join(map(str, sample["canvas"])) + " pixels", source_of(plan, "sample.canvas")),
         ("frames", f"{sample['frames']:,}", source_of(plan, "sample.frames")),
@@ -122,7 +123,7 @@ def _sample(plan: Mapping[str, Any]) -> Table:
         ("padding", f"{tokens['padding_per_sample']:,}", source_of(plan, "tokens.padding_per_sample")),
         (
             "attended pairs",
-            f"{pairs['pairs_per_sample']:,} ({pairs['pairs_per_sample'] / pairs['dense_pairs_per_sample']:.1%} of dense)",
+            f"{pairs['pairs_per_sample']:,} ({dense:.1%} of dense)",
             source_of(plan, "attention.pairs_per_sample"),
         ),
         ("video of a step", f"{sample['video_hours_per_step']:.4g} h", source_of(plan, "sample.video_hours_per_step")),
