@@ -116,7 +116,9 @@ def describe(config: RunConfig, results: Sequence[Result], *, steps: int, top: i
 
 def _row(place: int, result: Result) -> str:
     on, outlook = result.on, result.outlook
-    assert on is not None and on.time is not None and outlook is not None, "only feasible results have a row"
+    assert on is not None, "only feasible results have a row"
+    assert on.time is not None
+    assert outlook is not None
     usd = "-" if outlook.usd is None else f"{outlook.usd.mid:,.0f}"
     return (
         f"{place:4} {result.candidate!s} {duration(result.step_s):>10} {on.time.mfu:6.1%} "

@@ -30,6 +30,7 @@ from launch.preemption import RESTART_STATUS, StopRequest
 from launch.workdir import WorkDir, check_resumable, code_facts, config_hash, settings, write_run
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, WamjaxError
+from wamjax.flops.execution import execution_on
 from wamjax.flops.goodput import CHECKPOINT_SAVE
 from wamjax.flops.ledger import Ledger, zflops
 from wamjax.flops.model import count_flops

@@ -17,7 +17,7 @@ from wamjax.parallel.mesh import build_mesh
 from wamjax.parallel.parameters import flatten_params
 from wamjax.planning.machine import machine_of_chips
 from wamjax.planning.memory import MemoryPlan, plan_memory
-from wamjax.planning.parameter_table import list_parameters, trained
+from wamjax.planning.placement import Placed, place_parameters
 from wamjax.planning.shards import make_shard
 from wamjax.training.program import TrainProgram, build_program
 
@@ -44,13 +44,15 @@ CONFIGS = {
 
 
 @functools.cache
-def built(name: str) -> tuple[RunConfig, TrainProgram, MemoryPlan]:
+def built(name: str) -> tuple[tuple[Placed, ...], TrainProgram, MemoryPlan]:
     config = CONFIGS[name]
     if name in {path.stem for path in FILES}:
         config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, data=1, fsdp=-1))
     layout = build_layout(config)
-    memory = plan_memory(config, make_shard(config, layout, EIGHT), layout.full_pass().schedule, EIGHT.hbm_bytes)
-    return config, build_program(config, build_mesh(config.parallel, jax.devices())), memory
+    shard = make_shard(config, layout, EIGHT)
+    parameters = place_parameters(config, shard.mesh, shard.rules.parameters)
+    memory = plan_memory(config, shard, layout.full_pass().schedule, parameters, EIGHT.hbm_bytes)
+    return parameters, build_program(config, build_mesh(config.parallel, jax.devices())), memory
 
 
 def local_bytes(tree: Any) -> int:
@@ -59,13 +61,13 @@ def local_bytes(tree: Any) -> int:
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_parameters_are_those_of_the_model(name: str) -> None:
-    config, program, _ = built(name)
-    listed = list_parameters(config)
-    assert {p.path: p.shape for p in listed} == {
-        path: leaf.shape for path, leaf in flatten_params(program.abstract_params).items()
+def test_parameters_are_those_of_the_model_and_lie_where_they_do(name: str) -> None:
+    parameters, program, _ = built(name)
+    leaves = flatten_params(program.abstract_params)
+    assert {p.path: (p.size, p.local) for p in parameters} == {
+        path: (leaf.size, math.prod(leaf.sharding.shard_shape(leaf.shape))) for path, leaf in leaves.items()
     }
-    assert {p.path for p in trained(listed, config.finetune)} == program.trained
+    assert {p.path for p in parameters if p.is_trained} == program.trained
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

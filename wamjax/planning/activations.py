@@ -16,8 +16,8 @@ import dataclasses
 from collections.abc import Iterable
 
 from wamjax.config.choices import Remat
-from wamjax.layout import Schedule
-from wamjax.layout.blocks import LANES, choose_block
+from wamjax.layout import Rectangle, Schedule
+from wamjax.layout.kernels import QUERY_CHUNK, padded_keys, splash_blocks
 from wamjax.planning.shards import Shard
 
 _FP32 = 4
@@ -25,12 +25,6 @@ _NONE: tuple[Remat, ...] = ("none",)
 _PRODUCTS: tuple[Remat, ...] = ("none", "products", "exchanged")
 _OUTPUTS: tuple[Remat, ...] = (*_PRODUCTS, "attention", "offload")
 _EVERY: tuple[Remat, ...] = (*_OUTPUTS, "full")
-
-# Chunks of queries of ``nn.rectangles``; shorter rectangles keep their scores. Blocks of keys in splash's backward
-# pass where all is seen (``nn.splash``): each has a partial gradient of the queries. Tests compare both with their
-# owners, whom the planner does not import: they import the kernels.
-QUERY_CHUNK = 256
-BACKWARD_KEYS = 8192
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,10 +208,6 @@ def _partial_gradients(shard: Shard, schedule: Schedule) -> int:
     if shard.kernel != "splash":
         return 0
     keys = shard.keys_per_query_part
-    rectangles = schedule.rectangles
-    is_prefix = len(rectangles) == 1 and not rectangles[0].diagonal and len(rectangles[0].keys) == 1
-    if is_prefix and rectangles[0].keys[0][0] == 0 and keys % LANES == 0:
-        block = max(b for b in range(LANES, min(BACKWARD_KEYS, keys) + 1, LANES) if keys % b == 0)
-    else:
-        block = choose_block(schedule) or LANES
-    return -(-keys // block)
+    is_part = shard.context.ring > 1  # a cut of the schedule: priced as if all of it were seen
+    whole = Schedule(keys, keys, (Rectangle(((0, keys),), ((0, keys),)),)) if is_part else schedule
+    return -(-keys // splash_blocks(padded_keys(whole)).backward_keys)

@@ -7,11 +7,11 @@ Owns the list; how long each takes is ``planning.fabric``'s. The counterpart tha
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from wamjax.config.schema import RunConfig
 from wamjax.parallel.context_plan import CONTEXT
 from wamjax.planning.fabric import Kind
-from wamjax.planning.parameter_table import Parameter, trained
+from wamjax.planning.placement import Placed
 from wamjax.planning.shards import Shard
 
 _FP32 = 4
@@ -37,9 +37,9 @@ class Exchange:
     times: int
 
 
-def list_exchanges(config: RunConfig, shard: Shard, parameters: tuple[Parameter, ...]) -> tuple[Exchange, ...]:
+def list_exchanges(shard: Shard, parameters: Sequence[Placed]) -> tuple[Exchange, ...]:
     """Returns what a step of ``shard`` exchanges; nothing of axes of one device."""
-    found = [*_weights(config, shard, parameters), *_tokens(shard), *_tensor(shard)]
+    found = [*_weights(shard, parameters), *_tokens(shard), *_tensor(shard)]
     return tuple(e for e in found if e.axes and e.num_bytes and e.times)
 
 
@@ -47,32 +47,27 @@ def _axes(shard: Shard, *names: str) -> tuple[str, ...]:
     return tuple(name for name in names if shard.mesh[name] > 1)
 
 
-def _weights(config: RunConfig, shard: Shard, parameters: tuple[Parameter, ...]) -> list[Exchange]:
+def _weights(shard: Shard, parameters: Sequence[Placed]) -> list[Exchange]:
     """Kernels gathered for both passes, their gradients added up, the sum over replicas."""
     entry = shard.rules.parameters["embed"] or ()
     axes = _axes(shard, *((entry,) if isinstance(entry, str) else entry))
-    mesh, rules = shard.mesh, shard.rules.parameters
-    own = trained(parameters, config.finetune)
-    local = {p.path: p.local_size(mesh, rules) for p in parameters}
-    split = {p.path for p in parameters if "embed" in p.names}
+    own = [p for p in parameters if p.is_trained]
 
-    def whole(rows: tuple[Parameter, ...]) -> int:
-        """Values of ``rows`` as a device gathers them: whole but for the tensor axis."""
-        ways = {p.path: shard.mesh["tensor"] if {"heads", "mlp"} & set(p.names) else 1 for p in rows}
-        return sum(p.size // ways[p.path] for p in rows if p.path in split)
+    def whole(rows: Sequence[Placed]) -> int:
+        return sum(p.gathered for p in rows if p.is_gathered)
 
     def send(what: str, kind: Kind, where: tuple[str, ...], num_bytes: int, times: int) -> Exchange:
         return Exchange(what=what, kind=kind, axes=where, num_bytes=num_bytes, times=times)
 
     # Per block, as the program does it; the few kernels outside the blocks are spread over the blocks' exchanges.
     layers, size = shard.num_layers, shard.itemsize
-    vectors = _FP32 * sum(local[p.path] for p in own if p.path not in split)
+    vectors = _FP32 * sum(p.local for p in own if not p.is_gathered)
     return [
         send("kernels", "all-gather", axes, whole(parameters) * size // layers, 2 * layers * shard.parts),
         send("gradients of kernels", "reduce-scatter", axes, whole(own) * size // layers, layers * shard.parts),
         send("gradients of vectors", "all-reduce", _axes(shard, "fsdp", CONTEXT), vectors, shard.parts),
         send(
-            "gradients of replicas", "all-reduce", _axes(shard, "data"), _FP32 * sum(local[p.path] for p in own),
+            "gradients of replicas", "all-reduce", _axes(shard, "data"), _FP32 * sum(p.local for p in own),
             shard.parts,
         ),
     ]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from wamjax.config.clip import latent_grid
 from wamjax.config.geometry import derive_geometry
@@ -18,7 +18,7 @@ from wamjax.config.schema import OptimizerConfig, RunConfig
 from wamjax.layout import Schedule
 from wamjax.planning.activations import plan_activations
 from wamjax.planning.assumption import Source
-from wamjax.planning.parameter_table import Parameter, list_parameters, trained
+from wamjax.planning.placement import Placed
 from wamjax.planning.shards import DTYPE_BYTES, Shard
 
 _FP32 = 4
@@ -103,34 +103,31 @@ class MemoryPlan:
         return {**kinds, "checkpoint_bytes": self.state, "fits": self.fits}
 
 
-def plan_memory(config: RunConfig, shard: Shard, schedule: Schedule, hbm_bytes: int) -> MemoryPlan:
+def plan_memory(
+    config: RunConfig, shard: Shard, schedule: Schedule, parameters: Sequence[Placed], hbm_bytes: int
+) -> MemoryPlan:
     """Returns the memory of a device that holds ``shard`` of ``config``.
 
     Args:
       config: The run.
       shard: One device's part.
       schedule: Attention of the whole sequence.
+      parameters: Of the model, on the shard's mesh.
       hbm_bytes: What the device has.
-
-    Raises:
-      ConfigError: A parameter does not divide over the mesh.
     """
-    parameters = list_parameters(config)
-    own = trained(parameters, config.finetune)
-    mesh, rules = shard.mesh, shard.rules.parameters
-    local = {p.path: p.local_size(mesh, rules) for p in parameters}
-    held, mine = sum(local.values()), sum(local[p.path] for p in own)
+    own = [p for p in parameters if p.is_trained]
+    held, mine = sum(p.local for p in parameters), sum(p.local for p in own)
     activations = plan_activations(shard, schedule)
     in_attention = activations.attention > activations.block
     return MemoryPlan(
         parameters=_FP32 * held + 3 * _INT32,
-        optimizer=optimizer_bytes(config.optimizer, own, local),
+        optimizer=optimizer_bytes(config.optimizer, [(p.local, p.is_matrix) for p in own]),
         ema=_FP32 * mine if config.optimizer.ema_decay else 0,
         gradients=_FP32 * mine * (2 if shard.parts > 1 else 1),
         activations=activations.kept,
         workspace=0 if in_attention else activations.block,
         attention_workspace=activations.attention if in_attention else 0,
-        collectives=gathered_bytes(config, parameters, local, shard),
+        collectives=gathered_bytes(parameters, shard),
         input=batch_bytes(config, shard.batch * shard.parts),
         loss=_loss_bytes(config, shard),
         host=activations.offloaded,
@@ -160,38 +157,29 @@ def batch_bytes(config: RunConfig, num_samples: int) -> int:
     return num_samples * (cached + grid[0] + provenance + vectors)
 
 
-def optimizer_bytes(config: OptimizerConfig, own: tuple[Parameter, ...], sizes: dict[str, int]) -> int:
-    """Returns what ``training.optimizer.make_optimizer`` keeps of parameters ``own`` with so many values each."""
-    moment = DTYPE_BYTES[config.moments_dtype]
-    total = sum(sizes[p.path] for p in own)
+def optimizer_bytes(config: OptimizerConfig, own: Sequence[tuple[int, bool]]) -> int:
+    """Returns what ``training.optimizer.make_optimizer`` keeps.
+
+    Args:
+      config: The optimizer.
+      own: (number of values, whether it is a kernel of the blocks) of each trained parameter.
+    """
+    moment, total = DTYPE_BYTES[config.moments_dtype], sum(size for size, _ in own)
     if config.kind == "sgd":
         return moment * total + _INT32
     if config.kind == "adamw":
         return 2 * moment * total + 2 * _INT32
     # Muon: a momentum of matrices, Adam's moments of the rest, three counters and three coefficients of its iteration.
-    matrices = sum(sizes[p.path] for p in own if p.num_inputs and p.names[0] == "layers")
+    matrices = sum(size for size, is_matrix in own if is_matrix)
     return moment * matrices + 2 * moment * (total - matrices) + 3 * _INT32 + 3 * _FP32
 
 
-def gathered_bytes(config: RunConfig, parameters: tuple[Parameter, ...], local: dict[str, int], shard: Shard) -> int:
+def gathered_bytes(parameters: Sequence[Placed], shard: Shard) -> int:
     """Returns the bytes of kernels that are whole at one time: one block's, the next one's, and the gradients of one.
 
     All are in the compute dtype.
-
-    Args:
-      config: The run.
-      parameters: Of the model.
-      local: Values of each on this device.
-      shard: This device's part.
     """
-    tensor = shard.mesh["tensor"]
-    whole = 0
-    for p in parameters:
-        is_split = p.path.split(".")[-1] in ("kernel", "out_kernel") and local[p.path] * tensor < p.size
-        if ".blocks." in f".{p.path}" and is_split:
-            ways = tensor if {"heads", "mlp"} & set(p.names) else 1
-            whole += p.size // p.shape[0] // ways
-    return 3 * whole * shard.itemsize
+    return 3 * sum(p.gathered // p.copies for p in parameters if p.is_in_blocks and p.is_gathered) * shard.itemsize
 
 
 def _loss_bytes(config: RunConfig, shard: Shard) -> int:
@@ -200,9 +188,9 @@ def _loss_bytes(config: RunConfig, shard: Shard) -> int:
     return _FP32 * shard.tokens * (shard.block.width + 4 * channels)
 
 
-def _state_bytes(config: RunConfig, parameters: tuple[Parameter, ...], own: tuple[Parameter, ...]) -> int:
+def _state_bytes(config: RunConfig, parameters: Sequence[Placed], own: Sequence[Placed]) -> int:
     """Bytes of the whole state, over all devices: what a checkpoint writes."""
-    sizes = {p.path: p.size for p in parameters}
     kept = own if config.finetune.base else parameters
-    average = _FP32 * sum(sizes[p.path] for p in own) if config.optimizer.ema_decay else 0
-    return _FP32 * sum(sizes[p.path] for p in kept) + optimizer_bytes(config.optimizer, own, sizes) + average
+    average = _FP32 * sum(p.size for p in own) if config.optimizer.ema_decay else 0
+    moments = optimizer_bytes(config.optimizer, [(p.size, p.is_matrix) for p in own])
+    return _FP32 * sum(p.size for p in kept) + moments + average

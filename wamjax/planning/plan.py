@@ -12,7 +12,9 @@ from typing import Any
 from wamjax.config.finetune import require_matches
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
+from wamjax.flops.execution import Execution
 from wamjax.flops.model import FlopCount, count_flops
+from wamjax.flops.parameters import list_parameters
 from wamjax.layout import Layout, build_layout
 from wamjax.planning.assumption import Assumption, Source
 from wamjax.planning.cost import Prices, load_prices
@@ -22,7 +24,7 @@ from wamjax.planning.feed import Feed, plan_feed
 from wamjax.planning.machine import Machine
 from wamjax.planning.memory import MEMORY_SOURCES, MemoryPlan, plan_memory
 from wamjax.planning.outlook import Economy, Outlook
-from wamjax.planning.parameter_table import list_parameters, trained
+from wamjax.planning.placement import place_parameters
 from wamjax.planning.roofline import Resource, Roofline, explain_no_peak, plan_time
 from wamjax.planning.run_length import ZETTA, Rates, Wanted, solve_steps
 from wamjax.planning.sample import Sample, describe_sample
@@ -76,7 +78,6 @@ class Plan:
       layout: Of one sample.
       sample: Pixels, tokens and seconds of one sample.
       flops: FLOPs of one sample.
-      num_trainable: Parameters that are trained.
       run: The whole run.
       outlook: Its wall time and cost; None without a step time.
       feed: What its input asks of the hosts; None without a step time.
@@ -88,7 +89,6 @@ class Plan:
     layout: Layout
     sample: Sample
     flops: FlopCount
-    num_trainable: int
     run: Run
     outlook: Outlook | None
     feed: Feed | None
@@ -124,16 +124,15 @@ def make_plan(
       ConfigError: Something in the configuration, the machine or the length does not fit together.
     """
     layout = build_layout(config)
-    count = count_flops(config, layout)
+    execution = None if machine is None else execution_of(make_shard(config, layout, machine), machine)
+    count = count_flops(config, layout, execution)
     sample = describe_sample(config, layout, rate)
-    parameters = list_parameters(config)
-    own = trained(parameters, config.finetune)
-    paths = [p.path for p in parameters if not p.is_constant]
+    paths = list(list_parameters(config))
     require_matches(config.finetune.frozen, paths, "frozen", "parameter")
     require_matches(config.finetune.trained, paths, "trained", "parameter")
-    if not own:
+    if not count.num_trained_parameters:
         raise ConfigError(f"config.finetune.frozen={config.finetune.frozen} leaves nothing to train")
-    on = None if machine is None else plan_on(config, layout, count, machine, efficiencies)
+    on = None if machine is None else plan_on(config, layout, machine, efficiencies)
     prices = prices or load_prices()
     economy = None if on is None else economy_of(config, on, prices)
     if economy is None and wanted is not None and on is not None and (wanted.deadline_s or wanted.budget_usd):
@@ -152,7 +151,6 @@ def make_plan(
         layout=layout,
         sample=sample,
         flops=count,
-        num_trainable=sum(p.size for p in own),
         run=run,
         outlook=None if economy is None else economy.outlook(steps),
         feed=None
@@ -170,29 +168,39 @@ def make_plan(
 
 
 def plan_on(
-    config: RunConfig, layout: Layout, count: FlopCount, machine: Machine, efficiencies: Efficiencies | None = None
+    config: RunConfig,
+    layout: Layout,
+    machine: Machine,
+    efficiencies: Efficiencies | None = None,
+    count: FlopCount | None = None,
 ) -> OnMachine:
     """Returns what a step of ``config`` is on ``machine``.
 
     Args:
       config: The run.
       layout: Its layout.
-      count: Its FLOPs.
       machine: The machine.
       efficiencies: What a step time rests on; None for those of the machine's chips.
+      count: Its FLOPs there, if they were counted already.
 
     Raises:
       ConfigError: It does not divide over the machine.
     """
     shard = make_shard(config, layout, machine)
-    memory = plan_memory(config, shard, layout.full_pass().schedule, machine.hbm_bytes)
+    parameters = place_parameters(config, shard.mesh, shard.rules.parameters)
+    memory = plan_memory(config, shard, layout.full_pass().schedule, parameters, machine.hbm_bytes)
     efficiencies = efficiencies or efficiencies_of(machine.chip.name)
     no_time = explain_no_peak(shard, machine)
     time = None
     if not no_time:
-        exchanges = list_exchanges(config, shard, list_parameters(config))
-        time = plan_time(count, shard, memory, exchanges, machine, efficiencies)
+        count = count or count_flops(config, layout, execution_of(shard, machine))
+        time = plan_time(count, shard, memory, list_exchanges(shard, parameters), machine, efficiencies)
     return OnMachine(machine=machine, shard=shard, memory=memory, efficiencies=efficiencies, time=time, no_time=no_time)
+
+
+def execution_of(shard: Shard, machine: Machine) -> Execution:
+    """Returns where a step runs, as far as its FLOPs depend on it."""
+    return Execution(platform=machine.platform, context=shard.mesh["context"], tensor=shard.mesh["tensor"])
 
 
 def economy_of(config: RunConfig, on: OnMachine, prices: Prices) -> Economy | None:
@@ -215,7 +223,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.config.name,
         "global_batch_size": batch,
-        "model": {"parameters": count.num_parameters, "trainable_parameters": plan.num_trainable},
+        "model": {"parameters": count.num_parameters, "trainable_parameters": count.num_trained_parameters},
         "sample": _sample_json(plan),
         "tokens": {
             "per_sample": sample.num_tokens,

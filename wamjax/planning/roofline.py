@@ -170,13 +170,13 @@ def _compute(count: FlopCount, shard: Shard, peak: float, efficiencies: Efficien
     samples = shard.batch * shard.parts * shard.mesh["data"] * shard.mesh["fsdp"]
     each = samples / shard.num_devices
     products = sum(flops for name, flops in count.hardware.items() if name not in _SCORES)
-    forward = sum(count.hardware_forward[name] for name in _SCORES)
-    passes = 2 if shard.remat == "full" else 1
-    # A fused backward kernel computes the scores again: five products to the forward pass's two.
+    once = sum(count.hardware_forward[name] for name in _SCORES)
+    forward = once * (2 if shard.remat == "full" else 1)
+    backward = sum(count.hardware[name] for name in _SCORES) - forward
     return [
         _phase("matrix products", Resource.MATRIX, each * products, peak, efficiencies.matmul),
-        _phase("attention, forward", Resource.MATRIX, each * passes * forward, peak, efficiencies.attention_forward),
-        _phase("attention, backward", Resource.MATRIX, each * forward * 5 / 2, peak, efficiencies.attention_backward),
+        _phase("attention, forward", Resource.MATRIX, each * forward, peak, efficiencies.attention_forward),
+        _phase("attention, backward", Resource.MATRIX, each * backward, peak, efficiencies.attention_backward),
     ]
 
 

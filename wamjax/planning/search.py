@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 from wamjax.config.blocks import block_config
 from wamjax.config.choices import ContextMethod, Remat
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
+from wamjax.flops.execution import Execution
 from wamjax.flops.model import FlopCount, count_flops
 from wamjax.layout import Layout, build_layout
 from wamjax.parallel.context_plan import plan_context
@@ -184,7 +185,7 @@ def search(
       prices: Of chips.
       wanted: Deadline and budget that a run must keep to.
     """
-    counted: dict[RunConfig, FlopCount] = {}
+    counted: dict[Hashable, FlopCount] = {}
     results = [_plan(config, candidate, counted, steps=steps, prices=prices, wanted=wanted) for candidate in tried]
     return sorted(results, key=_rank)
 
@@ -215,7 +216,7 @@ def _rank(result: Result) -> tuple[bool, float, float]:
 def _plan(
     config: RunConfig,
     candidate: Candidate,
-    counted: dict[RunConfig, FlopCount],
+    counted: dict[Hashable, FlopCount],
     *,
     steps: int,
     prices: Prices,
@@ -225,7 +226,7 @@ def _plan(
     laid = candidate.apply(config)
     layout = build_layout(config)
     try:
-        on = plan_on(laid, layout, _count(laid, layout, counted), candidate.machine)
+        on = plan_on(laid, layout, candidate.machine, count=_count(laid, layout, candidate, counted))
         economy = economy_of(laid, on, prices)
         outlook = None if economy is None else economy.outlook(steps)
     except ConfigError as error:
@@ -233,17 +234,12 @@ def _plan(
     return Result(candidate=candidate, on=on, outlook=outlook, why_not=_why_not(on, outlook, wanted))
 
 
-def _count(config: RunConfig, layout: Layout, counted: dict[RunConfig, FlopCount]) -> FlopCount:
-    # Of what is searched over, FLOPs depend on the rematerialisation policy and the attention kernel alone.
-    key = dataclasses.replace(
-        config,
-        parallel=type(config.parallel)(
-            attention_kernel=config.parallel.attention_kernel, blocks=config.parallel.blocks
-        ),
-        train=dataclasses.replace(config.train, accumulate=1),
-    )
+def _count(config: RunConfig, layout: Layout, candidate: Candidate, counted: dict[Hashable, FlopCount]) -> FlopCount:
+    mesh, platform = candidate.mesh, candidate.machine.platform
+    execution = Execution(platform=platform, context=mesh["context"], tensor=mesh["tensor"])
+    key = (execution, candidate.remat, candidate.context_method, config.parallel.blocks)
     if key not in counted:
-        counted[key] = count_flops(key, layout)
+        counted[key] = count_flops(config, layout, execution)
     return counted[key]
 
 

@@ -16,6 +16,7 @@ from wamjax.config.choices import Remat
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import Layout
+from wamjax.layout.kernels import pick_kernel
 from wamjax.parallel.axes import MESH_AXES, check_batch_divides, resolve_axis_sizes
 from wamjax.parallel.context_plan import ContextPlan, check_tokens_divide, plan_context
 from wamjax.parallel.rule_tables import RuleTables, build_rules
@@ -127,23 +128,19 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         block=block,
         num_layers=config.model.num_layers if backbone is None else backbone.num_layers,
         remat=config.model.remat if backbone is None else backbone.remat,
-        kernel=choose_kernel(config, block, context, machine.platform),
+        kernel=pick_kernel(
+            config.parallel.attention_kernel,
+            machine.platform,
+            block.compute_dtype,
+            block.head_dim,
+            is_in_parts=context.ring > 1,
+        ),
         batch=batch // (mesh["data"] * mesh["fsdp"] * accumulate),
         parts=accumulate,
         num_tokens=layout.num_tokens,
         context_tokens=config.model.text_tokens if backbone is None else config.clip.text_tokens,
         image_tokens=config.clip.image_tokens if backbone is not None and backbone.image_width else 0,
     )
-
-
-def choose_kernel(config: RunConfig, block: BlockConfig, context: ContextPlan, platform: str) -> str:
-    """Returns the attention kernel that runs on ``platform`` (as ``nn.attention.choose_kernel``, without devices)."""
-    if config.parallel.attention_kernel != "auto":
-        return config.parallel.attention_kernel
-    if platform == "tpu":
-        return "splash"
-    is_fused = block.compute_dtype == "bfloat16" and block.head_dim <= 128 and block.head_dim % 8 == 0
-    return "cudnn" if is_fused and context.ring == 1 else "rectangles"
 
 
 def _check_whole(block: BlockConfig, mesh: dict[str, int], config: RunConfig) -> None:

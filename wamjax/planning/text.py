@@ -87,7 +87,7 @@ def _sample(plan: Plan) -> Iterable[str]:
 
 def _flops(plan: Plan) -> Iterable[str]:
     yield from (f"  {line}" if place else line for place, line in enumerate(describe_flops(plan.flops).splitlines()))
-    yield row("trainable parameters", f"{plan.num_trainable:,}", Source.EXACT)
+    yield row("trainable parameters", f"{plan.flops.num_trained_parameters:,}", Source.EXACT)
 
 
 def _run(plan: Plan) -> Iterable[str]:
