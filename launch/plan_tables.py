@@ -207,8 +207,8 @@ def _time(plan: Mapping[str, Any]) -> Table:
         title="One step, seconds",
         head=("phase", "resource", "low", "expected", "high"),
         rows=tuple(rows),
-        note=f"{source_of(plan, 'time')}. Low: everything hides and every resource is at its best; high: nothing hides and "
-        f"every resource is at its worst. Bound by {time['binding']}.",
+        note=f"{source_of(plan, 'time')}. Low: everything hides and every resource is at its best; high: nothing hides "
+        f"and every resource is at its worst. Bound by {time['binding']}.",
     )
 
 

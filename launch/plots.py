@@ -96,7 +96,7 @@ def plot_memory(kinds: Mapping[str, int], *, limit: int, compiled: int | None = 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
         below = 0.0
-        for place, (name, size) in enumerate(held.items()):
+        for place, size in enumerate(held.values()):
             axes.barh(place, size, left=below, color=BLUE)
             below += size
         axes.barh(len(held), below, color=ORANGE)
