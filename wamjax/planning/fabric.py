@@ -42,7 +42,7 @@ class Fabric:
         generation = machine.generation
         self._torus = None if generation is None else _torus(generation.prefix, machine.sizes)
 
-    def time(self, kind: Kind, num_bytes: float, axes: Sequence[str]) -> WireTime:
+    def time(self, kind: Kind, num_bytes: int | float, axes: Sequence[str]) -> WireTime:
         """Returns the time of one collective.
 
         Args:
@@ -83,7 +83,7 @@ def _torus(prefix: str, sizes: tuple[int, ...]) -> Torus:
     )
 
 
-def _gpu_time(machine: Machine, kind: Kind, num_bytes: float, group: Sequence[int]) -> WireTime:
+def _gpu_time(machine: Machine, kind: Kind, num_bytes: int | float, group: Sequence[int]) -> WireTime:
     """Ring formulas over scale-up links and one network card per GPU.
 
     A ring of g GPUs in each of several domains crosses between domains over g cards at once; an all-to-all sends the

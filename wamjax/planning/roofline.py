@@ -93,7 +93,7 @@ class Roofline:
 
     def seconds_of(self, resource: Resource) -> float:
         """Returns the expected seconds of a resource."""
-        return sum(phase.seconds.mid for phase in self.phases if phase.resource is resource)
+        return sum((phase.seconds.mid for phase in self.phases if phase.resource is resource), 0.0)
 
 
 def plan_time(
@@ -159,13 +159,13 @@ def _peak_dtype(shard: Shard) -> str:
     return shard.block.compute_dtype
 
 
-def _phase(name: str, resource: Resource, work: float, rate: float, share: Band) -> Phase:
+def _phase(name: str, resource: Resource, work: int | float, rate: int | float, share: Band) -> Phase:
     listed = work / rate
     seconds = Band(low=listed / share.high, mid=listed / share.mid, high=listed / share.low)
     return Phase(name=name, resource=resource, work=int(work), listed_s=listed, seconds=seconds)
 
 
-def _compute(count: FlopCount, shard: Shard, peak: float, efficiencies: Efficiencies) -> list[Phase]:
+def _compute(count: FlopCount, shard: Shard, peak: int | float, efficiencies: Efficiencies) -> list[Phase]:
     """Matrix products and attention kernels of one device, which has an equal part of all samples."""
     samples = shard.batch * shard.parts * shard.mesh["data"] * shard.mesh["fsdp"]
     each = samples / shard.num_devices
@@ -224,7 +224,7 @@ def _overlap(phases: Sequence[Phase], hidden: Band) -> Band:
     """Returns the step: compute in a row, wires hidden behind it as far as assumed, input behind all."""
 
     def total(end: str, *resources: Resource) -> float:
-        return sum(getattr(phase.seconds, end) for phase in phases if phase.resource in resources)
+        return sum((getattr(phase.seconds, end) for phase in phases if phase.resource in resources), 0.0)
 
     times = {}
     for end, share in (("low", hidden.high), ("mid", hidden.mid), ("high", hidden.low)):

@@ -139,7 +139,7 @@ def candidates(config: RunConfig, machine: Machine, space: Space) -> Iterator[Ca
 
 
 def _methods(mesh: dict[str, int], num_heads: int, space: Space) -> list[ContextMethod]:
-    """Returns the context methods that differ on ``mesh``: both ways together are one of them where the other is one."""
+    """Returns the context methods that differ on ``mesh``: without the mixed one where it would be one of its parts."""
     if mesh["context"] == 1:
         return ["auto"]
     chosen: list[ContextMethod] = []
@@ -204,7 +204,8 @@ def pareto(results: Sequence[Result]) -> list[Result]:
 
 
 def _time_and_money(result: Result) -> tuple[float, float]:
-    assert result.outlook is not None and result.outlook.usd is not None, "only priced results are compared"
+    assert result.outlook is not None, "only priced results are compared"
+    assert result.outlook.usd is not None
     return result.outlook.elapsed_s.mid, result.outlook.usd.mid
 
 
