@@ -91,9 +91,7 @@ def _read_account(folder: Path) -> tuple[Account, str | None]:
     """Returns the account of one folder, and its ledger's last line as text."""
     workdir = WorkDir(folder)
     if not workdir.ledger.is_file():
-        raise ConfigError(
-            f"{folder} holds no ledger ({workdir.ledger.name}); expected the work directory of a run or a precompute folder"
-        )
+        raise ConfigError(f"{folder} holds no ledger ({workdir.ledger.name}); name a run or a precompute folder")
     records, fragment = read_log(workdir.ledger)
     notes = [f"{workdir.ledger.name} ends in a half-written line: its step is not counted"] if fragment else []
     last = json.dumps(records[-1], sort_keys=True) if records else None

@@ -35,6 +35,8 @@ from wamjax.planning.text import describe
 
 SUBCOMMANDS = {
     "search": Verb("launch.plan_search", "rank layouts of a machine, or machines for a deadline or budget"),
+    "compare": Verb("launch.plan_compare", "lay a run beside its plan"),
+    "calibrate": Verb("launch.plan_calibrate", "fit the efficiencies a step time rests on to measured runs"),
 }
 
 _COMPILE_MODULE = "launch.plan_compile"  # imported with --compile alone: it builds the program, which takes seconds

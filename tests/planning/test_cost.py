@@ -19,7 +19,11 @@ def chip(kind):
 
 V5P, V4, H100, TPU7X = (chip(kind) for kind in ("TPU v5p", "TPU v4", "NVIDIA H100 80GB HBM3", "TPU7x"))
 DAY = datetime.date(2026, 3, 10)
-GOOD = {"date": "2026-03-01", "region": "us-east5", "usd_per_chip_hour": {"v5p": 3, "h100": {"on_demand": 4.5, "three_year": 2.0}}}  # fmt: skip
+GOOD = {
+    "date": "2026-03-01",
+    "region": "us-east5",
+    "usd_per_chip_hour": {"v5p": 3, "h100": {"on_demand": 4.5, "three_year": 2.0}},
+}
 
 
 def price_file(folder, values):
@@ -88,7 +92,7 @@ def test_malformed_price_file_is_one_line_naming_file_and_fault(tmp_path, values
 
 
 def test_missing_price_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere.json cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"nowhere\.json cannot be read: No such file"):
         load_prices(str(tmp_path / "nowhere.json"))
 
 

@@ -29,7 +29,7 @@ BUCKETS: dict[str, str] = {
     STARTUP: "from the start of a process to its first step: devices, data, checkpoint",
     COMPILE: "what the first step of a process took beyond an ordinary one",
     LOST_STEPS: "steps done again because no checkpoint held them",
-    DOWN: "from the end of a process to the start of the next, where the run was not complete",
+    DOWN: "from what a process recorded last to the start of the next, where the run was not complete",
 }
 
 # Events besides buckets of the same name: some steps in a row, and the end of a process.

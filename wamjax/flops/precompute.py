@@ -1,7 +1,7 @@
 """The ledger of a data precompute job: what frozen encoders cost that ran once, before training.
 
-One record per batch of such a job, of kind ``precompute``, in the ``ledger.jsonl`` of the folder the job writes to, with
-the sums so far, as in the ledger of a run. Writes no file (``training.precompute_log`` does).
+One record per batch of such a job, of kind ``precompute``, in the ``ledger.jsonl`` of the folder the job writes to,
+with the sums so far, as in the ledger of a run. Writes no file (``training.precompute_log`` does).
 """
 
 from __future__ import annotations
