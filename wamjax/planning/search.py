@@ -22,6 +22,7 @@ from wamjax.flops.model import FlopCount, count_flops
 from wamjax.layout import Layout, build_layout
 from wamjax.parallel.context_plan import plan_context
 from wamjax.planning.cost import Prices
+from wamjax.planning.efficiency import Efficiencies
 from wamjax.planning.machine import Machine
 from wamjax.planning.memory import MemoryPlan
 from wamjax.planning.outlook import Outlook
@@ -174,7 +175,13 @@ def _meshes(machine: Machine, space: Space) -> Iterator[dict[str, int]]:
 
 
 def search(
-    config: RunConfig, tried: Iterable[Candidate], *, steps: int, prices: Prices, wanted: Wanted | None = None
+    config: RunConfig,
+    tried: Iterable[Candidate],
+    *,
+    steps: int,
+    prices: Prices,
+    wanted: Wanted | None = None,
+    efficiencies: Efficiencies | None = None,
 ) -> list[Result]:
     """Plans candidates and returns them, those that can be before those that cannot, the fastest first.
 
@@ -184,9 +191,13 @@ def search(
       steps: Steps of the run.
       prices: Of chips.
       wanted: Deadline and budget that a run must keep to.
+      efficiencies: What step times rest on; None for those of each machine's chips.
     """
     counted: dict[Hashable, FlopCount] = {}
-    results = [_plan(config, candidate, counted, steps=steps, prices=prices, wanted=wanted) for candidate in tried]
+    results = [
+        _plan(config, candidate, counted, steps=steps, prices=prices, wanted=wanted, efficiencies=efficiencies)
+        for candidate in tried
+    ]
     return sorted(results, key=_rank)
 
 
@@ -222,12 +233,13 @@ def _plan(
     steps: int,
     prices: Prices,
     wanted: Wanted | None,
+    efficiencies: Efficiencies | None,
 ) -> Result:
     """Plans one candidate; FLOPs are counted once for those that share them."""
     laid = candidate.apply(config)
     layout = build_layout(config)
     try:
-        on = plan_on(laid, layout, candidate.machine, count=_count(laid, layout, candidate, counted))
+        on = plan_on(laid, layout, candidate.machine, efficiencies, _count(laid, layout, candidate, counted))
         economy = economy_of(laid, on, prices)
         outlook = None if economy is None else economy.outlook(steps)
     except ConfigError as error:
