@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -33,13 +34,16 @@ from wamjax.planning.plan import make_plan, to_json
 from wamjax.planning.run_length import Wanted, parse_duration
 from wamjax.planning.text import describe
 
+OUTPUTS = ("json", "html", "markdown")
+
 SUBCOMMANDS = {
     "search": Verb("launch.plan_search", "rank layouts of a machine, or machines for a deadline or budget"),
     "compare": Verb("launch.plan_compare", "lay a run beside its plan"),
     "calibrate": Verb("launch.plan_calibrate", "fit the efficiencies a step time rests on to measured runs"),
 }
 
-_COMPILE_MODULE = "launch.plan_compile"  # imported with --compile alone: it builds the program, which takes seconds
+# Imported when they are asked for: one builds the program, the other imports the plots.
+_COMPILE_MODULE, _REPORT_MODULE = "launch.plan_compile", "launch.plan_report"
 
 
 def define_flags() -> None:
@@ -49,9 +53,16 @@ def define_flags() -> None:
     define_length_flags()
     flags.DEFINE_bool("compile", False, "Compile the training step for the slice (needs --topology).")
     flags.DEFINE_bool("shardings", False, "Print where every parameter goes (needs --topology).")
-    flags.DEFINE_string("json", None, "Write the plan to this file.")
+    define_output_flags("the plan")
     define_price_flags()
     flags.DEFINE_string("hlo", None, "Write the compiled program's text to this file (with --compile).")
+
+
+def define_output_flags(what: str) -> None:
+    """Defines the flags that name files to write."""
+    flags.DEFINE_string("json", None, f"Write {what} to this file.")
+    flags.DEFINE_string("html", None, f"Write {what} as a page that needs no other file.")
+    flags.DEFINE_string("markdown", None, f"Write {what} as Markdown tables.")
 
 
 def define_machine_flags() -> None:
@@ -88,7 +99,7 @@ def run(argv: list[str]) -> int:
     for name in ("compile", "shardings"):
         if values[name].value and not values.topology:
             raise ConfigError(f"--{name} needs --topology: a TPU slice such as v5p:4x4x4")
-    for name in ("json", "hlo"):
+    for name in (*OUTPUTS, "hlo"):
         check_writable(name, values[name].value)
     config = config_from_flags()
     machine = machine_from_flags()
@@ -106,9 +117,21 @@ def run(argv: list[str]) -> int:
         report |= importlib.import_module(_COMPILE_MODULE).build(
             plan, topology=values.topology, is_compiled=values.compile, hlo=values.hlo
         )
+    write_outputs(report)
+    return 0
+
+
+def write_outputs(report: dict[str, Any]) -> None:
+    """Writes a plan's JSON object to the files that the flags name."""
+    values = flags.FLAGS
     if values.json:
         Path(values.json).write_text(json.dumps(report, indent=2) + "\n")
-    return 0
+    if values.html or values.markdown:
+        page = importlib.import_module(_REPORT_MODULE)
+        if values.html:
+            page.write_report(report, values.html)
+        if values.markdown:
+            Path(values.markdown).write_text(page.to_markdown(report))
 
 
 def machine_from_flags() -> Machine | None:

@@ -12,7 +12,6 @@ needs libtpu and minutes each. The global batch is the configuration's: it is a 
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,22 @@ from absl import flags
 
 from launch.experiment import config_from_flags, define_config_flag
 from launch.output import check_writable
-from launch.plan_command import define_length_flags, define_machine_flags, machine_from_flags, wanted_from_flags
+from launch.plan_command import (
+    OUTPUTS,
+    define_length_flags,
+    define_machine_flags,
+    define_output_flags,
+    define_price_flags,
+    efficiencies_from_flags,
+    machine_from_flags,
+    wanted_from_flags,
+    write_outputs,
+)
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
-from wamjax.planning.cost import load_prices
+from wamjax.planning.cost import Prices, load_prices
 from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
-from wamjax.planning.plan import make_plan
+from wamjax.planning.plan import make_plan, to_json
 from wamjax.planning.run_length import Wanted
 from wamjax.planning.search import Result, Space, candidates, pareto, search
 from wamjax.planning.text import duration
@@ -43,8 +52,8 @@ def define_flags() -> None:
     flags.DEFINE_list("machines", [], "Machines to compare: topologies and KIND:N, separated by commas.")
     flags.DEFINE_integer("top", 10, "How many are printed.")
     flags.DEFINE_integer("compile_top", 0, "How many of the first are compiled for their TPU slice.")
-    flags.DEFINE_string("prices", None, "Price file (wamjax/planning/cost.py has its form); default: dated examples.")
-    flags.DEFINE_string("json", None, "Write every result to this file.")
+    define_price_flags()
+    define_output_flags("the plan of the first result, with all of them under search,")
     flags.DEFINE_string("plot", None, "Write the plot of wall time against money to this PNG file.")
 
 
@@ -53,7 +62,7 @@ def run(argv: list[str]) -> int:
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax plan search takes flags only")
     values = flags.FLAGS
-    for name in ("json", "plot"):
+    for name in (*OUTPUTS, "plot"):
         check_writable(name, values[name].value)
     config, wanted, single = config_from_flags(), wanted_from_flags(), machine_from_flags()
     if single is not None and values.machines:
@@ -61,32 +70,47 @@ def run(argv: list[str]) -> int:
     prices = load_prices(values.prices)
     steps = make_plan(config, wanted=Wanted(steps=wanted.steps, tokens=wanted.tokens, zflops=wanted.zflops)).run.steps
     if single is not None:
-        results = search(config, candidates(config, single, Space()), steps=steps, prices=prices, wanted=wanted)
+        results = _search(config, single, Space(), steps, prices, wanted)
     else:
         machines = [_parse(name) for name in values.machines] if values.machines else _all_machines()
         space = Space(context_methods=("auto",), parts=(1,), tensor=(1,), max_context=16)
         results = []
         for machine in machines:
-            ranked = search(config, candidates(config, machine, space), steps=steps, prices=prices, wanted=wanted)
-            results += ranked[:1]
+            results += _search(config, machine, space, steps, prices, wanted)[:1]
         results.sort(key=lambda r: (bool(r.why_not), r.outlook.elapsed_s.mid if r.outlook else 0.0))
     print(describe(config, results, steps=steps, top=values.top))
     if prices.warning:
         print(f"warning: {prices.warning}")
     report: dict[str, Any] = {
-        "name": config.name,
         "steps": steps,
         "results": [result.to_json() for result in results],
         "pareto": [result.to_json() for result in pareto(results)],
     }
     if values.compile_top:
         report["compiled"] = _compile(config, results, values.compile_top)
-    if values.json:
-        Path(values.json).write_text(json.dumps(report, indent=2) + "\n")
+    if any(values[name].value for name in OUTPUTS):
+        write_outputs({**_first(config, results, steps, prices), "search": report})
     if values.plot:
         plots = importlib.import_module("launch.plots")
         Path(values.plot).write_bytes(plots.plot_pareto(report["results"], report["pareto"]).light)
     return 0
+
+
+def _search(
+    config: RunConfig, machine: Machine, space: Space, steps: int, prices: Prices, wanted: Wanted
+) -> list[Result]:
+    tried, efficiencies = candidates(config, machine, space), efficiencies_from_flags(machine)
+    return search(config, tried, steps=steps, prices=prices, wanted=wanted, efficiencies=efficiencies)
+
+
+def _first(config: RunConfig, results: Sequence[Result], steps: int, prices: Prices) -> dict[str, Any]:
+    """Returns the plan of the first feasible result; without one, what does not depend on a machine."""
+    feasible = [result.candidate for result in results if not result.why_not]
+    laid, machine = (feasible[0].apply(config), feasible[0].machine) if feasible else (config, None)
+    efficiencies = None if machine is None else efficiencies_from_flags(machine)
+    return to_json(
+        make_plan(laid, machine=machine, wanted=Wanted(steps=steps), prices=prices, efficiencies=efficiencies)
+    )
 
 
 def describe(config: RunConfig, results: Sequence[Result], *, steps: int, top: int) -> str:

@@ -165,7 +165,7 @@ def _phase(name: str, resource: Resource, work: int | float, rate: int | float, 
     return Phase(name=name, resource=resource, work=int(work), listed_s=listed, seconds=seconds)
 
 
-def _compute(count: FlopCount, shard: Shard, peak: float, efficiencies: Efficiencies) -> list[Phase]:
+def _compute(count: FlopCount, shard: Shard, peak: int | float, efficiencies: Efficiencies) -> list[Phase]:
     """Matrix products and attention kernels of one device, which has an equal part of all samples."""
     samples = shard.batch * shard.parts * shard.mesh["data"] * shard.mesh["fsdp"]
     each = samples / shard.num_devices

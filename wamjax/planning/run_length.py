@@ -152,7 +152,7 @@ def _limits(wanted: Wanted, rates: Rates) -> dict[str, int]:
 
 
 def _most_steps(of: Callable[[int], float | None], limit: float) -> int:
-    """Returns the most steps of which ``of``, which grows with them, is at most ``limit``; 0 if a single one is more."""
+    """Returns the most steps of which ``of``, which grows with them, is at most ``limit``; 0 if none is."""
 
     def allows(steps: int) -> bool:
         value = of(steps)

@@ -22,6 +22,7 @@ from wamjax.flops.model import FlopCount, count_flops
 from wamjax.layout import Layout, build_layout
 from wamjax.parallel.context_plan import plan_context
 from wamjax.planning.cost import Prices
+from wamjax.planning.efficiency import Efficiencies
 from wamjax.planning.machine import Machine
 from wamjax.planning.memory import MemoryPlan
 from wamjax.planning.outlook import Outlook
@@ -139,7 +140,7 @@ def candidates(config: RunConfig, machine: Machine, space: Space) -> Iterator[Ca
 
 
 def _methods(mesh: dict[str, int], num_heads: int, space: Space) -> list[ContextMethod]:
-    """Returns the context methods that differ on ``mesh``: both ways together are one of them where the other is one."""
+    """Returns the context methods that differ on ``mesh``: without the mixed one where it would be one of its parts."""
     if mesh["context"] == 1:
         return ["auto"]
     chosen: list[ContextMethod] = []
@@ -174,7 +175,13 @@ def _meshes(machine: Machine, space: Space) -> Iterator[dict[str, int]]:
 
 
 def search(
-    config: RunConfig, tried: Iterable[Candidate], *, steps: int, prices: Prices, wanted: Wanted | None = None
+    config: RunConfig,
+    tried: Iterable[Candidate],
+    *,
+    steps: int,
+    prices: Prices,
+    wanted: Wanted | None = None,
+    efficiencies: Efficiencies | None = None,
 ) -> list[Result]:
     """Plans candidates and returns them, those that can be before those that cannot, the fastest first.
 
@@ -184,9 +191,13 @@ def search(
       steps: Steps of the run.
       prices: Of chips.
       wanted: Deadline and budget that a run must keep to.
+      efficiencies: What step times rest on; None for those of each machine's chips.
     """
     counted: dict[Hashable, FlopCount] = {}
-    results = [_plan(config, candidate, counted, steps=steps, prices=prices, wanted=wanted) for candidate in tried]
+    results = [
+        _plan(config, candidate, counted, steps=steps, prices=prices, wanted=wanted, efficiencies=efficiencies)
+        for candidate in tried
+    ]
     return sorted(results, key=_rank)
 
 
@@ -204,7 +215,8 @@ def pareto(results: Sequence[Result]) -> list[Result]:
 
 
 def _time_and_money(result: Result) -> tuple[float, float]:
-    assert result.outlook is not None and result.outlook.usd is not None, "only priced results are compared"
+    assert result.outlook is not None, "only priced results are compared"
+    assert result.outlook.usd is not None
     return result.outlook.elapsed_s.mid, result.outlook.usd.mid
 
 
@@ -221,12 +233,13 @@ def _plan(
     steps: int,
     prices: Prices,
     wanted: Wanted | None,
+    efficiencies: Efficiencies | None,
 ) -> Result:
     """Plans one candidate; FLOPs are counted once for those that share them."""
     laid = candidate.apply(config)
     layout = build_layout(config)
     try:
-        on = plan_on(laid, layout, candidate.machine, count=_count(laid, layout, candidate, counted))
+        on = plan_on(laid, layout, candidate.machine, efficiencies, _count(laid, layout, candidate, counted))
         economy = economy_of(laid, on, prices)
         outlook = None if economy is None else economy.outlook(steps)
     except ConfigError as error:

@@ -41,7 +41,7 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / _GIB:.3f} GiB"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Returns a time in the unit it is best read in."""
     if seconds < 1:
         return f"{seconds * 1e3:.1f} ms"
