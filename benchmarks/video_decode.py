@@ -46,7 +46,7 @@ def encode_clip(height: int, width: int, frames: int) -> bytes:
 
 def decode_s(clip: bytes) -> float:
     """Returns the processor time of decoding ``clip`` to RGB with one thread."""
-    with av.open(io.BytesIO(clip)) as container:
+    with av.open(io.BytesIO(clip), "r") as container:
         container.streams.video[0].thread_type = "NONE"
         started = time.process_time()
         for frame in container.decode(video=0):
