@@ -6,7 +6,9 @@ What FLOPs, update sizes, 6NT and memory follow from. Tests hold the lists equal
 from __future__ import annotations
 
 import collections
+import functools
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -47,7 +49,7 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
     elif config.layout.formulation == "joint":
         found = _category_parameters(category_actions(config))
     else:
-        found = video_parameters(config.backbone)
+        found = dict(video_parameters(config.backbone))
     return found | _updates(found, config.finetune)
 
 
@@ -64,7 +66,8 @@ def count_trained_parameters(config: RunConfig) -> int:
     return sum(p.size for path, p in list_parameters(config).items() if is_trained(path, config.finetune))
 
 
-def video_parameters(config: VideoTransformerConfig, root: str = "") -> dict[str, Parameter]:
+@functools.lru_cache(maxsize=64)
+def video_parameters(config: VideoTransformerConfig, root: str = "") -> Mapping[str, Parameter]:
     """Returns the parameters of ``models.video_transformer.VideoTransformer``, their paths below ``root``."""
     block, d, use_bias = config.block, config.block.width, config.use_patch_bias
     context, seen = block.context_width or d, config.image_width
@@ -87,9 +90,8 @@ def video_parameters(config: VideoTransformerConfig, root: str = "") -> dict[str
         found |= _linear("time_embedding.project", d, 3 * d, use_bias=False)
         found |= _low_rank("head_modulation", d, block.modulation_rank, 2)
     found |= _linear("head_out", d, config.out_patch_channels, use_bias=use_bias)
-    return {f"{root}{path}": parameter for path, parameter in found.items()} | _stack(
-        f"{root}blocks", block, config.num_layers
-    )
+    found = {f"{root}{path}": parameter for path, parameter in found.items()}
+    return types.MappingProxyType(found | _stack(f"{root}blocks", block, config.num_layers))
 
 
 def _world_action_parameters(config: RunConfig) -> dict[str, Parameter]:
@@ -115,7 +117,7 @@ def _category_parameters(config: CategoryActionConfig) -> dict[str, Parameter]:
         return {f"{path}.{name}": Parameter(shape, config.num_categories) for name, shape in shapes.items()}
 
     sizes = (config.video.block.width, config.action_dim, config.state_dim, config.hidden_width)
-    return video_parameters(config.video, "video.") | _action_modules(*sizes, per_category)
+    return dict(video_parameters(config.video, "video.")) | _action_modules(*sizes, per_category)
 
 
 def _action_modules(
