@@ -12,7 +12,7 @@ from typing import Any
 
 from launch import plots
 from launch.page import page_template
-from launch.plan_tables import as_markdown, tabulate, where
+from launch.plan_tables import as_markdown, tabulate
 
 
 def write_report(plan: Mapping[str, Any], path: Path | str) -> None:
@@ -20,7 +20,6 @@ def write_report(plan: Mapping[str, Any], path: Path | str) -> None:
     tables = tabulate(plan)
     page = page_template("plan.html.j2").render(
         name=plan["name"],
-        where=where(plan),
         tables=tables,
         plots=_plots(plan),
         sources=[(key, entry["source"], entry["note"]) for key, entry in plan.get("sources", {}).items()],

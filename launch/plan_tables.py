@@ -180,7 +180,7 @@ def _memory(plan: Mapping[str, Any]) -> Table:
         for key in kinds
         if memory[key]
     ]
-    rows.append(("of", gib(memory["hbm_bytes"]), source_of(plan, "memory.hbm_bytes")))
+    rows.append(("what the device has", gib(memory["hbm_bytes"]), source_of(plan, "memory.hbm_bytes")))
     compiled = plan.get("compile", {}).get("peak_bytes")
     if compiled is not None:
         rows.append(

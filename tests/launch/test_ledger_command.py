@@ -1,6 +1,5 @@
 """``wamjax ledger`` over folders as runs leave them: whole, killed and resumed, unfinished, copied, damaged."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,19 +8,16 @@ from typing import Any
 import pytest
 
 from launch import cli
-from launch.workdir import WorkDir
+from tests.launch.recorded_run import STEP_S, V5P, RecordedRun
 from tests.tiny import TINY
-from wamjax.flops.ledger import Ledger
 from wamjax.flops.model import FlopCount, count_flops
 from wamjax.flops.precompute import PrecomputeLedger
 from wamjax.flops.utilisation import Denominator
 from wamjax.layout import build_layout
 from wamjax.training.precompute_log import PrecomputeLog
-from wamjax.training.records import RecordLog, rewind
+from wamjax.training.records import RecordLog
 
-V5P = Denominator(device_kind="TPU v5", num_devices=4, dtype="bfloat16")
 CPU = Denominator(device_kind="cpu", num_devices=2, dtype="float32")
-STEP_S = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -29,37 +25,8 @@ def count() -> FlopCount:
     return count_flops(TINY, build_layout(TINY))
 
 
-class Run:
-    """Writes the files of a run without running it."""
-
-    def __init__(self, path: Path, count: FlopCount, *, denominator: Denominator = V5P, num_steps: int = 6) -> None:
-        self.workdir = WorkDir(path)
-        path.mkdir()
-        config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, num_steps=num_steps))
-        self.workdir.run_json.write_text(json.dumps({"config": dataclasses.asdict(config)}))
-        self._count, self._denominator = count, denominator
-        self.ledger = self._new()
-        self.log, self.time = RecordLog(self.workdir.ledger), RecordLog(self.workdir.goodput)
-
-    def _new(self) -> Ledger:
-        return Ledger(count=self._count, samples_per_step=8, denominator=self._denominator)
-
-    def steps(self, first: int, last: int) -> None:
-        for step in range(first, last + 1):
-            self.log.append(self.ledger.record(step, 1.0, STEP_S))
-
-    def event(self, event: str, step: int, **fields: Any) -> None:
-        self.time.append({"event": event, "step": step, "unix_s": 0.0, **fields})
-
-    def resume(self, totals: dict[str, Any], step: int) -> None:
-        rewind(self.workdir.ledger, step)
-        self.log = RecordLog(self.workdir.ledger)
-        self.ledger = self._new()
-        self.ledger.resume(totals)
-
-
-def whole(path: Path, count: FlopCount, **options: Any) -> Run:
-    run = Run(path, count, **options)
+def whole(path: Path, count: FlopCount, **options: Any) -> RecordedRun:
+    run = RecordedRun(path, count, **options)
     run.event("startup", 0, seconds=30.0)
     run.steps(1, 6)
     return run
@@ -80,7 +47,7 @@ def test_campaign_of_runs_and_a_cache_adds_up_exactly(
     tmp_path: Path, count: FlopCount, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole(tmp_path / "pretrain", count)
-    tune = Run(tmp_path / "tune", count)
+    tune = RecordedRun(tmp_path / "tune", count)
     tune.event("startup", 0, seconds=10.0)
     tune.steps(1, 2)
     checkpoint = tune.ledger.totals
@@ -141,7 +108,7 @@ def test_folder_given_twice_or_copied_counts_once(
 
 
 def test_run_that_never_made_a_step_is_a_row_of_nothing(tmp_path: Path, count: FlopCount) -> None:
-    Run(tmp_path / "run", count)
+    RecordedRun(tmp_path / "run", count)
     found = campaign(tmp_path, tmp_path / "run")
     assert found["ledgers"][0]["status"] == "ended before its first step"
     assert found["total"]["flops"]["executed"] == 0

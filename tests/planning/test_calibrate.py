@@ -9,7 +9,7 @@ from tests.tiny import TINY
 from wamjax.errors import ConfigError
 from wamjax.planning.assumption import Band
 from wamjax.planning.calibrate import Observation, describe, fit_efficiencies, observe
-from wamjax.planning.efficiency import SHARES, Efficiencies, efficiencies_of, with_overrides
+from wamjax.planning.efficiency import SHARES, Efficiencies, with_overrides
 from wamjax.planning.machine import machine_of_chips
 
 ASSUMED = Efficiencies(
@@ -74,17 +74,6 @@ def test_fit_comes_back_through_the_file_that_the_planner_reads():
     assert again.memory == fit.efficiencies.memory
     assert "fitted to run" in again.sources["matmul"]
     assert "a paper" in again.sources["matmul"]
-
-
-def test_real_step_model_reproduces_a_time_after_the_fit():
-    model = dataclasses.replace(TINY.model, compute_dtype="bfloat16")
-    config = dataclasses.replace(TINY, model=model, parallel=dataclasses.replace(TINY.parallel, fsdp=-1))
-    machine = machine_of_chips("h200:8")
-    assumed = efficiencies_of(machine.chip.name)
-    slower = 1.1 * observe("run", config, machine, 1.0).predict(assumed)
-    fit = fit_efficiencies(assumed, [observe("run", config, machine, slower)])
-    assert fit.times[0][3] == pytest.approx(slower, rel=0.03)
-    assert fit.fitted
 
 
 def test_run_whose_dtype_has_no_listed_peak_is_refused_by_name():

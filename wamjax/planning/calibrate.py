@@ -1,9 +1,9 @@
 """Fits the efficiencies that a step time rests on to the step times of runs.
 
-One run gives one number and the model has eight shares, so the shares are not free: each is drawn to its assumed value as
-hard as its band is narrow (the band is read as a 90 % interval of a normal prior), and the fit is the most probable set of
-shares given the measured times. What no run depends on keeps its assumed value. Bands of the result come from the
-curvature of the posterior at the fit, and never widen.
+One run gives one number and the model has eight shares, so the shares are not free: each is drawn to its assumed value
+as hard as its band is narrow (the band is read as a 90 % interval of a normal prior), and the fit is the most probable
+set of shares given the measured times. What no run depends on keeps its assumed value. Bands of the result come from
+the curvature of the posterior at the fit, and never widen.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from wamjax.planning.efficiency import SHARES, Efficiencies
 from wamjax.planning.exchange import list_exchanges
 from wamjax.planning.fabric import Fabric
 from wamjax.planning.machine import Machine
-from wamjax.planning.memory import plan_memory
-from wamjax.planning.parameter_table import list_parameters
-from wamjax.planning.roofline import explain_no_peak, plan_time
-from wamjax.planning.shards import make_shard
+from wamjax.planning.placement import place_parameters
+from wamjax.planning.plan import execution_of, plan_on
+from wamjax.planning.roofline import plan_time
 
 _NINETY = 1.645  # standard deviations from the mean to either end of a 90 % interval
 _LEAST_SHARE = 0.01
-# What the model leaves out (latency, stragglers, kernels launched one by one) is no noise of a clock: a measured time is
-# not taken to be more exact than this, however often it was repeated.
+# What the model leaves out (latency, stragglers, kernels launched one by one) is no noise of a clock: a measured time
+# is not taken to be more exact than this, however often it was repeated.
 _MODEL_ERROR = 0.02
 _SEEN = 1e-3  # a share whose change by its whole band moves no time by more than this was not seen
 
@@ -86,12 +85,13 @@ def observe(name: str, config: RunConfig, machine: Machine, step_s: float, error
       ConfigError: There is no predicted time to hold beside it: no listed peak for the compute dtype.
     """
     layout = build_layout(config)
-    count, shard = count_flops(config, layout), make_shard(config, layout, machine)
-    reason = explain_no_peak(shard, machine)
-    if reason:
-        raise ConfigError(f"{name} cannot be fitted: {reason}")
-    memory = plan_memory(config, shard, layout.full_pass().schedule, machine.hbm_bytes)
-    exchanges, fabric = list_exchanges(config, shard, list_parameters(config)), Fabric(machine, shard.mesh)
+    on = plan_on(config, layout, machine)
+    if on.time is None:
+        raise ConfigError(f"{name} cannot be fitted: {on.no_time}")
+    shard, memory = on.shard, on.memory
+    count = count_flops(config, layout, execution_of(shard, machine))
+    exchanges = list_exchanges(shard, place_parameters(config, shard.mesh, shard.rules.parameters))
+    fabric = Fabric(machine, shard.mesh)
 
     def predict(efficiencies: Efficiencies) -> float:
         return plan_time(count, shard, memory, exchanges, machine, efficiencies, fabric).step_s.mid
