@@ -6,9 +6,7 @@ What FLOPs, update sizes, 6NT and memory follow from. Tests hold the lists equal
 from __future__ import annotations
 
 import collections
-import functools
 import math
-import types
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -49,7 +47,7 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
     elif config.layout.formulation == "joint":
         found = _category_parameters(category_actions(config))
     else:
-        found = dict(video_parameters(config.backbone))
+        found = video_parameters(config.backbone)
     return found | _updates(found, config.finetune)
 
 
@@ -66,8 +64,7 @@ def count_trained_parameters(config: RunConfig) -> int:
     return sum(p.size for path, p in list_parameters(config).items() if is_trained(path, config.finetune))
 
 
-@functools.lru_cache(maxsize=64)
-def video_parameters(config: VideoTransformerConfig, root: str = "") -> Mapping[str, Parameter]:
+def video_parameters(config: VideoTransformerConfig, root: str = "") -> dict[str, Parameter]:
     """Returns the parameters of ``models.video_transformer.VideoTransformer``, their paths below ``root``."""
     block, d, use_bias = config.block, config.block.width, config.use_patch_bias
     context, seen = block.context_width or d, config.image_width
@@ -90,8 +87,9 @@ def video_parameters(config: VideoTransformerConfig, root: str = "") -> Mapping[
         found |= _linear("time_embedding.project", d, 3 * d, use_bias=False)
         found |= _low_rank("head_modulation", d, block.modulation_rank, 2)
     found |= _linear("head_out", d, config.out_patch_channels, use_bias=use_bias)
-    found = {f"{root}{path}": parameter for path, parameter in found.items()}
-    return types.MappingProxyType(found | _stack(f"{root}blocks", block, config.num_layers))
+    return {f"{root}{path}": parameter for path, parameter in found.items()} | _stack(
+        f"{root}blocks", block, config.num_layers
+    )
 
 
 def _world_action_parameters(config: RunConfig) -> dict[str, Parameter]:
@@ -117,7 +115,7 @@ def _category_parameters(config: CategoryActionConfig) -> dict[str, Parameter]:
         return {f"{path}.{name}": Parameter(shape, config.num_categories) for name, shape in shapes.items()}
 
     sizes = (config.video.block.width, config.action_dim, config.state_dim, config.hidden_width)
-    return dict(video_parameters(config.video, "video.")) | _action_modules(*sizes, per_category)
+    return video_parameters(config.video, "video.") | _action_modules(*sizes, per_category)
 
 
 def _action_modules(
