@@ -245,10 +245,10 @@ def plot_pareto(
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        for rows, style in ((results, {"color": GREY, "alpha": 0.6}), (front, {"color": ORANGE})):
+        for rows, colour in ((results, GREY), (front, ORANGE)):
             known = [row for row in rows if row["usd"] is not None and row["why_not"] is None]
             days = [row["elapsed_s"] / 86_400 for row in known]
-            axes.plot(days, [row["usd"] for row in known], "o-" if rows is front else "o", markersize=5, **style)
+            axes.plot(days, [row["usd"] for row in known], "o-" if rows is front else "o", markersize=5, color=colour)
         for row in front:
             axes.annotate(
                 row["machine"], (row["elapsed_s"] / 86_400, row["usd"]), fontsize=7, xytext=(4, 4),

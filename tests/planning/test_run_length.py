@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ RATES = Rates(
 )
 
 
-def solve(**wanted: float) -> tuple[int, str]:
+def solve(**wanted: Any) -> tuple[int, str]:
     return solve_steps(Wanted(**wanted), RATES, default=77)
 
 
@@ -31,7 +32,7 @@ def test_nothing_wanted_takes_the_configuration() -> None:
         ({"deadline_s": 2e6}, 10**6),
     ],
 )
-def test_each_kind_of_length_gives_steps(wanted: dict[str, float], steps: int) -> None:
+def test_each_kind_of_length_gives_steps(wanted: dict[str, Any], steps: int) -> None:
     assert solve(**wanted)[0] == steps
 
 
@@ -56,14 +57,14 @@ def test_of_two_limits_the_tighter_one_decides() -> None:
         ({"budget_usd": 0.1}, "does not allow a single step"),
     ],
 )
-def test_contradictions_are_refused_in_one_line(wanted: dict[str, float], message: str) -> None:
+def test_contradictions_are_refused_in_one_line(wanted: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         solve(**wanted)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("wanted", "needs"), [({"deadline_s": 5.0}, "--topology"), ({"budget_usd": 5.0}, "price")])
-def test_limits_without_a_machine_are_refused(wanted: dict[str, float], needs: str) -> None:
+def test_limits_without_a_machine_are_refused(wanted: dict[str, Any], needs: str) -> None:
     without = Rates(batch=1, tokens_per_sample=1, model_flops_per_sample=1)
     with pytest.raises(ConfigError, match=needs):
         solve_steps(Wanted(**wanted), without, default=1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from wamjax.config.choices import Remat
 from wamjax.layout import Rectangle, Schedule
@@ -104,23 +105,22 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
     stream = shard.stream_tokens * shard.block.width * size
     heads = rows * shard.inner * size
     hidden = rows * shard.hidden * size
-    normaliser = rows * shard.heads * _FP32
-    statistic = rows * _FP32
+    own, cross = _kernel_output(shard, schedule), _kernel_output(shard, None)
+    context_tokens = shard.context_tokens + shard.image_tokens
     per_key = shard.batch * shard.inner * size
 
     def kept(name: str, num_bytes: int, by: tuple[Remat, ...], part: str) -> Array:
         return Array(name=name, num_bytes=num_bytes, kept_by=by, is_product=True, part=part)
 
-    # Exchanged values stand in for the projected ones, whose product then has nothing left to give.
-    values: tuple[Remat, ...] = ("none", "products") if shard.mesh["context"] > 1 else _PRODUCTS
     arrays = [
         kept("block input", stream, _EVERY, "attention"),
         kept("query", heads, _PRODUCTS, "attention"),
         kept("key", heads, _PRODUCTS, "attention"),
-        kept("value", heads, values, "attention"),
-        *_exchanged(shard, heads),
-        kept("attention output", heads, _OUTPUTS, "attention"),
-        kept("attention normaliser", normaliser, _OUTPUTS, "attention"),
+        # Exchanged values stand in for the projected ones, whose product then has nothing left to give.
+        kept("value", heads, ("none", "products"), "attention"),
+        *_exchanged(heads),
+        kept("attention output", own.output, _OUTPUTS, "attention"),
+        kept("attention normaliser", own.normaliser, _OUTPUTS, "attention"),
         kept("attention scores", _scores(shard, schedule), _PRODUCTS, "attention"),
         kept("output projection", stream, _PRODUCTS, "attention"),
         kept("cross query", heads, _PRODUCTS, "cross"),
@@ -129,18 +129,18 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
         if count:
             arrays += [
                 kept(f"{name} keys and values", 2 * count * per_key, _PRODUCTS, "cross"),
-                kept(f"{name} attention output", heads, _OUTPUTS, "cross"),
-                kept(f"{name} attention normaliser", normaliser, _OUTPUTS, "cross"),
+                kept(f"{name} attention output", cross.output, _OUTPUTS, "cross"),
+                kept(f"{name} attention normaliser", cross.normaliser, _OUTPUTS, "cross"),
             ]
     arrays += [
         kept("cross projection", stream, _PRODUCTS, "cross"),
         kept("feed-forward product", hidden, _PRODUCTS, "mlp"),
         Array(name="feed-forward units", num_bytes=hidden, kept_by=_NONE, is_product=False, part="mlp"),
         kept("feed-forward output", stream, _PRODUCTS, "mlp"),
-        # Means and inverse deviations of three layer norms, rates of three norms of queries and keys.
+        # Means and inverse deviations of three layer norms, rates of norms of queries and keys.
         Array(
             name="norm statistics",
-            num_bytes=9 * statistic,
+            num_bytes=_FP32 * (9 * rows + shard.batch * context_tokens),
             kept_by=("products", "exchanged"),
             is_product=False,
             part="mlp",
@@ -149,7 +149,30 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
     return arrays
 
 
-def _exchanged(shard: Shard, heads: int) -> Iterable[Array]:
+class _KernelOutput(NamedTuple):
+    """Bytes that an attention kernel's forward pass returns: its output, and what normalises it."""
+
+    output: int
+    normaliser: int
+
+
+def _kernel_output(shard: Shard, schedule: Schedule | None) -> _KernelOutput:
+    """Returns what self-attention by ``schedule`` returns, or cross-attention where there is none.
+
+    Plain XLA returns attended queries alone, and two numbers each of those that it takes in chunks.
+    """
+    if shard.kernel != "rectangles" or shard.context.ring > 1:
+        return _KernelOutput(shard.tokens * shard.inner * shard.itemsize, shard.tokens * shard.heads * _FP32)
+    counts = [shard.num_tokens] if schedule is None else [r.num_queries for r in schedule.rectangles]
+    chunked = sum(n // QUERY_CHUNK * QUERY_CHUNK for n in counts if n > QUERY_CHUNK)
+    ways = shard.mesh["context"]
+    return _KernelOutput(
+        output=shard.batch * sum(counts) * shard.inner * shard.itemsize // ways,
+        normaliser=2 * _FP32 * shard.batch * chunked * shard.heads // ways,
+    )
+
+
+def _exchanged(heads: int) -> Iterable[Array]:
     """What attention reads: after an exchange over the mesh it comes back only by another exchange."""
     for name in ("query", "key", "value"):
         yield Array(

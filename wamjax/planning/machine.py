@@ -15,6 +15,7 @@ import math
 
 from wamjax.errors import ConfigError
 from wamjax.flops.hardware import Chip, find_chip
+from wamjax.layout.kernels import Platform
 from wamjax.planning.chips import BY_PREFIX, GENERATIONS, TpuGeneration
 from wamjax.planning.slices import parse_topology, topology_names
 
@@ -115,7 +116,7 @@ class Machine:
         return int(self.chip.hbm_bytes * self.host.usable_fraction) // self.chip.devices_per_chip
 
     @property
-    def platform(self) -> str:
+    def platform(self) -> Platform:
         """``tpu`` or ``gpu``."""
         return "gpu" if self.generation is None else "tpu"
 

@@ -7,6 +7,7 @@ Nothing here touches a device or builds a model.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from wamjax.config.finetune import require_matches
@@ -24,7 +25,7 @@ from wamjax.planning.feed import Feed, plan_feed
 from wamjax.planning.machine import Machine
 from wamjax.planning.memory import MEMORY_SOURCES, MemoryPlan, plan_memory
 from wamjax.planning.outlook import Economy, Outlook
-from wamjax.planning.placement import place_parameters
+from wamjax.planning.placement import Placed, place_parameters
 from wamjax.planning.roofline import Resource, Roofline, explain_no_peak, plan_time
 from wamjax.planning.run_length import ZETTA, Rates, Wanted, solve_steps
 from wamjax.planning.sample import Sample, describe_sample
@@ -167,13 +168,7 @@ def make_plan(
     )
 
 
-def plan_on(
-    config: RunConfig,
-    layout: Layout,
-    machine: Machine,
-    efficiencies: Efficiencies | None = None,
-    count: FlopCount | None = None,
-) -> OnMachine:
+def plan_on(config: RunConfig, layout: Layout, machine: Machine, efficiencies: Efficiencies | None = None) -> OnMachine:
     """Returns what a step of ``config`` is on ``machine``.
 
     Args:
@@ -181,7 +176,6 @@ def plan_on(
       layout: Its layout.
       machine: The machine.
       efficiencies: What a step time rests on; None for those of the machine's chips.
-      count: Its FLOPs there, if they were counted already.
 
     Raises:
       ConfigError: It does not divide over the machine.
@@ -189,11 +183,22 @@ def plan_on(
     shard = make_shard(config, layout, machine)
     parameters = place_parameters(config, shard.mesh, shard.rules.parameters)
     memory = plan_memory(config, shard, layout.full_pass().schedule, parameters, machine.hbm_bytes)
+    count = count_flops(config, layout, execution_of(shard, machine))
+    return time_on(machine, shard, parameters, memory, count, efficiencies)
+
+
+def time_on(
+    machine: Machine,
+    shard: Shard,
+    parameters: Sequence[Placed],
+    memory: MemoryPlan,
+    count: FlopCount,
+    efficiencies: Efficiencies | None = None,
+) -> OnMachine:
+    """Returns the step of ``shard``, whose memory and FLOPs are known already, with its time."""
     efficiencies = efficiencies or efficiencies_of(machine.chip.name)
-    no_time = explain_no_peak(shard, machine)
-    time = None
+    no_time, time = explain_no_peak(shard, machine), None
     if not no_time:
-        count = count or count_flops(config, layout, execution_of(shard, machine))
         time = plan_time(count, shard, memory, list_exchanges(shard, parameters), machine, efficiencies)
     return OnMachine(machine=machine, shard=shard, memory=memory, efficiencies=efficiencies, time=time, no_time=no_time)
 

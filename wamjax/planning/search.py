@@ -17,17 +17,18 @@ from wamjax.config.blocks import block_config
 from wamjax.config.choices import ContextMethod, Remat
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
-from wamjax.flops.execution import Execution
 from wamjax.flops.model import FlopCount, count_flops
-from wamjax.layout import Layout, build_layout
+from wamjax.layout import build_layout
 from wamjax.parallel.context_plan import plan_context
 from wamjax.planning.cost import Prices
 from wamjax.planning.efficiency import Efficiencies
 from wamjax.planning.machine import Machine
-from wamjax.planning.memory import MemoryPlan
+from wamjax.planning.memory import MemoryPlan, plan_memory
 from wamjax.planning.outlook import Outlook
-from wamjax.planning.plan import OnMachine, economy_of, plan_on
+from wamjax.planning.placement import Placed, place_parameters
+from wamjax.planning.plan import OnMachine, economy_of, execution_of, time_on
 from wamjax.planning.run_length import Wanted
+from wamjax.planning.shards import Shard, make_shard
 
 CONTEXT_METHODS: tuple[ContextMethod, ...] = ("ulysses", "ring", "ulysses_ring", "all_gather")
 REMATS: tuple[Remat, ...] = ("none", "products", "exchanged", "attention", "offload", "full")
@@ -92,12 +93,14 @@ class Result:
 
     Attributes:
       candidate: The candidate.
-      on: What a step is; None where it does not divide.
+      memory: Of one device; None where it does not divide.
+      on: What a step is; None where it does not divide or fit.
       outlook: The whole run; None where there is no step time.
       why_not: Why it cannot be; empty where it can.
     """
 
     candidate: Candidate
+    memory: MemoryPlan | None
     on: OnMachine | None
     outlook: Outlook | None
     why_not: str
@@ -119,7 +122,7 @@ class Result:
             "remat": candidate.remat,
             "accumulate": candidate.parts,
             "why_not": self.why_not or None,
-            "memory_bytes": None if on is None else on.memory.total,
+            "memory_bytes": None if self.memory is None else self.memory.total,
             "hbm_bytes": candidate.machine.hbm_bytes,
             "step_s": None if time is None else time.step_s.to_json(),
             "binding": None if time is None else time.binding.name_on(candidate.machine),
@@ -193,9 +196,9 @@ def search(
       wanted: Deadline and budget that a run must keep to.
       efficiencies: What step times rest on; None for those of each machine's chips.
     """
-    counted: dict[Hashable, FlopCount] = {}
+    known = _Known(config)
     results = [
-        _plan(config, candidate, counted, steps=steps, prices=prices, wanted=wanted, efficiencies=efficiencies)
+        _plan(config, candidate, known, steps=steps, prices=prices, wanted=wanted, efficiencies=efficiencies)
         for candidate in tried
     ]
     return sorted(results, key=_rank)
@@ -222,48 +225,69 @@ def _time_and_money(result: Result) -> tuple[float, float]:
 
 def _rank(result: Result) -> tuple[bool, float, float]:
     elapsed = float("inf") if result.outlook is None else result.outlook.elapsed_s.mid
-    return bool(result.why_not), elapsed, result.step_s
+    needed = float("inf") if result.memory is None else float(result.memory.total)
+    return bool(result.why_not), elapsed, result.step_s if result.on else needed
 
 
 def _plan(
     config: RunConfig,
     candidate: Candidate,
-    counted: dict[Hashable, FlopCount],
+    known: _Known,
     *,
     steps: int,
     prices: Prices,
     wanted: Wanted | None,
     efficiencies: Efficiencies | None,
 ) -> Result:
-    """Plans one candidate; FLOPs are counted once for those that share them."""
-    laid = candidate.apply(config)
-    layout = build_layout(config)
+    """Plans one candidate; what does not fit into memory is not timed."""
+    laid, machine = candidate.apply(config), candidate.machine
     try:
-        on = plan_on(laid, layout, candidate.machine, efficiencies, _count(laid, layout, candidate, counted))
+        shard = make_shard(laid, known.layout, machine)
+        parameters = known.parameters(laid, shard)
+        memory = plan_memory(laid, shard, known.layout.full_pass().schedule, parameters, machine.hbm_bytes)
+        if not memory.fits:
+            return Result(candidate=candidate, memory=memory, on=None, outlook=None, why_not=_too_large(memory))
+        on = time_on(machine, shard, parameters, memory, known.flops(laid, shard, candidate), efficiencies)
         economy = economy_of(laid, on, prices)
         outlook = None if economy is None else economy.outlook(steps)
     except ConfigError as error:
-        return Result(candidate=candidate, on=None, outlook=None, why_not=str(error))
-    return Result(candidate=candidate, on=on, outlook=outlook, why_not=_why_not(on, outlook, wanted))
+        return Result(candidate=candidate, memory=None, on=None, outlook=None, why_not=str(error))
+    return Result(candidate=candidate, memory=memory, on=on, outlook=outlook, why_not=_why_not(on, outlook, wanted))
 
 
-def _count(config: RunConfig, layout: Layout, candidate: Candidate, counted: dict[Hashable, FlopCount]) -> FlopCount:
-    mesh, platform = candidate.mesh, candidate.machine.platform
-    execution = Execution(platform=platform, context=mesh["context"], tensor=mesh["tensor"])
-    key = (execution, candidate.remat, candidate.context_method, config.parallel.blocks)
-    if key not in counted:
-        counted[key] = count_flops(config, layout, execution)
-    return counted[key]
+class _Known:
+    """What many candidates share: the layout, parameters on a mesh, FLOPs of a policy on so many devices."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.layout = build_layout(config)
+        self._parameters: dict[Hashable, tuple[Placed, ...]] = {}
+        self._flops: dict[Hashable, FlopCount] = {}
+
+    def parameters(self, config: RunConfig, shard: Shard) -> tuple[Placed, ...]:
+        """Returns the parameters on the shard's mesh."""
+        key = tuple(shard.mesh.values())
+        if key not in self._parameters:
+            self._parameters[key] = place_parameters(config, shard.mesh, shard.rules.parameters)
+        return self._parameters[key]
+
+    def flops(self, config: RunConfig, shard: Shard, candidate: Candidate) -> FlopCount:
+        """Returns the FLOPs of one sample."""
+        execution = execution_of(shard, candidate.machine)
+        key = (execution, candidate.remat, candidate.context_method, config.parallel.blocks)
+        if key not in self._flops:
+            self._flops[key] = count_flops(config, self.layout, execution)
+        return self._flops[key]
+
+
+def _too_large(memory: MemoryPlan) -> str:
+    largest = max(MemoryPlan.KINDS, key=lambda kind: getattr(memory, kind))
+    return (
+        f"needs {memory.total / _GIB:.1f} GiB of {memory.hbm / _GIB:.1f}, {getattr(memory, largest) / _GIB:.1f} of "
+        f"them {largest.replace('_', ' ')}"
+    )
 
 
 def _why_not(on: OnMachine, outlook: Outlook | None, wanted: Wanted | None) -> str:
-    memory = on.memory
-    if not memory.fits:
-        largest = max(MemoryPlan.KINDS, key=lambda kind: getattr(memory, kind))
-        return (
-            f"needs {memory.total / _GIB:.1f} GiB of {memory.hbm / _GIB:.1f}, {getattr(memory, largest) / _GIB:.1f} of "
-            f"them {largest.replace('_', ' ')}"
-        )
     if outlook is None:
         return on.no_time
     if wanted is not None and wanted.deadline_s is not None and outlook.elapsed_s.mid > wanted.deadline_s:
