@@ -124,7 +124,7 @@ class Pipeline:
           ConfigError: ``train.global_batch_size`` does not divide by ``shard_count``.
         """
         return TrainStream(
-            self._reader(self.index.train),
+            self.reader(self.index.train),
             self._config,
             shard_index=shard_index,
             shard_count=shard_count,
@@ -133,13 +133,13 @@ class Pipeline:
 
     def validation_windows(self) -> ValidationWindows:
         """Returns random access to the held-out windows, ordered by episode and start."""
-        return ValidationWindows(self._reader(self.index.validation))
+        return ValidationWindows(self.reader(self.index.validation))
 
     def video_statistics(self) -> VideoStatistics | None:
         """Returns the statistics of the training frames that ``data.video_statistics`` asks for, or None."""
         if self._config.data.video_statistics == "none":
             return None
-        return compute_video_statistics(self._reader(self.index.train))
+        return compute_video_statistics(self.reader(self.index.train))
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -165,7 +165,8 @@ class Pipeline:
             "keeps_decoded_frames": self._source.keeps_frames,
         }
 
-    def _reader(self, windows: WindowTable) -> WindowReader:
+    def reader(self, windows: WindowTable) -> WindowReader:
+        """Returns random access to the samples of ``windows``."""
         return WindowReader(
             self._source,
             windows,
@@ -188,7 +189,13 @@ class TrainStream(Iterator[WamBatch]):
     """
 
     def __init__(
-        self, reader: WindowReader, config: RunConfig, *, shard_index: int, shard_count: int, position: int
+        self,
+        reader: grain.sources.RandomAccessDataSource[WamBatch],
+        config: RunConfig,
+        *,
+        shard_index: int,
+        shard_count: int,
+        position: int,
     ) -> None:
         """See ``Pipeline.train_stream``."""
         batch, data = config.train.global_batch_size, config.data

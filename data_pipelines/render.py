@@ -53,6 +53,31 @@ def render_batch(batch: WamBatch, path: Path, *, prompts: Sequence[str], num_sam
     figure.savefig(path, dpi=110)
 
 
+def render_latents(batch: WamBatch, path: Path, *, num_samples: int = 4) -> None:
+    """Draws the first samples of a host batch of latents into a PNG: three channels as red, green and blue.
+
+    What moved in the frames moves here too; a row's title is its provenance.
+
+    Args:
+      batch: Host arrays, batch-first.
+      path: PNG to write.
+      num_samples: Rows, at most.
+    """
+    rows = min(num_samples, len(batch.provenance))
+    figure = Figure(figsize=(9.0, 1.9 * rows), layout="constrained")
+    for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
+        shown = np.asarray(batch.latents[row], np.float32)[..., :3]
+        shown = np.pad(shown, ((0, 0),) * 3 + ((0, 3 - shown.shape[-1]),))
+        low, high = np.quantile(shown, (0.01, 0.99))
+        levels = np.clip((shown - low) / max(high - low, 1e-6), 0.0, 1.0)
+        axes.imshow(np.concatenate(np.pad(levels, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=1.0), axis=1))
+        dataset, episode, start = (int(value) for value in batch.provenance[row])
+        axes.set_title(f"latents   dataset {dataset}, episode {episode}, step {start}", loc="left", fontsize=8)
+        axes.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def _draw_frames(axes: Axes, batch: WamBatch, row: int) -> None:
     """Lays evenly chosen frames of a sample side by side."""
     chosen = np.unique(np.linspace(0, batch.video.shape[1] - 1, _FRAMES_SHOWN).round().astype(int))

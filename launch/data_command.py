@@ -17,7 +17,7 @@ from absl import flags
 
 from data_pipelines.recording.record import RecordConfig, record_dataset
 from data_pipelines.sources.lerobot_v3 import LeRobotDataset, camera_features, read_info
-from launch.command import Command
+from launch.command import Command, Verb
 from wamjax.errors import ConfigError, DataError
 
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
@@ -215,7 +215,7 @@ def _refuse_positional(argv: list[str]) -> None:
         raise ConfigError(f"unexpected argument {argv[0]!r}; lists are written without spaces: --tasks=a,b")
 
 
-SUBCOMMANDS = {
+SUBCOMMANDS: dict[str, Command | Verb] = {
     "record": Command(
         summary="record scripted experts in the simulator (needs the sim extra)",
         description="Writes a LeRobot v3.0 dataset of Meta-World episodes; the same flags give the same episodes.",
@@ -234,4 +234,5 @@ SUBCOMMANDS = {
         define_flags=_define_json_flag,
         run=_run_stats,
     ),
+    "cache": Verb("launch.cache_command", "encode windows and prompts once, for a backbone to train on"),
 }

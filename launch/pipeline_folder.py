@@ -23,6 +23,7 @@ from wamjax.weights.adapter import load_adapter, merge_adapter
 from wamjax.weights.exchange import load_reference
 from wamjax.weights.kinds.registry import find_kind
 from wamjax.weights.store import RECORD, load_weights, read_record
+from wamjax.weights.tensors import TensorFolder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,24 +72,7 @@ class PipelineFolder:
             raise DataError(
                 f"--weights={self.path} has no folder {name}; expected transformer, vae, text_encoder and tokenizer"
             )
-        if (folder / RECORD).exists():
-            record, reference_config = read_record(folder)
-            kind = find_kind(reference_config, record.kind)
-            config = with_compute_dtype(kind.parse_config(reference_config), compute_dtype)
-            graphdef, variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))
-            shapes, shardings = nnx.to_pure_dict(variables), parameter_shardings(variables, mesh)
-            abstract = jax.tree.map(
-                lambda shape, place: jax.ShapeDtypeStruct(shape.shape, compute_dtype, sharding=place), shapes, shardings
-            )
-            adapter = load_adapter(lora, kind, config, base_hash=record.parent_hash) if lora else None
-            params = load_weights(folder, abstract)
-        else:
-            loaded = load_reference(folder, mesh, dtype=compute_dtype)
-            config = with_compute_dtype(loaded.config, compute_dtype)
-            graphdef = nnx.split(nnx.eval_shape(lambda: loaded.kind.build(jax.random.key(0), config)))[0]
-            adapter = load_adapter(lora, loaded.kind, config, base_hash=loaded.folder.hash()) if lora else None
-            params = loaded.params
-        return Part(config=config, graphdef=graphdef, params=merge_adapter(params, adapter) if adapter else params)
+        return load_part(folder, mesh, compute_dtype, lora=lora)
 
     @functools.cached_property
     def scheduler(self) -> dict[str, Any]:
@@ -108,6 +92,35 @@ class PipelineFolder:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def load_part(folder: Path, mesh: Mesh, compute_dtype: str, *, lora: Path | None = None) -> Part:
+    """Loads the model in ``folder``, a reference checkpoint or imported weights. Arguments and errors as ``load``."""
+    if (folder / RECORD).exists():
+        record, reference_config = read_record(folder)
+        kind = find_kind(reference_config, record.kind)
+        config = with_compute_dtype(kind.parse_config(reference_config), compute_dtype)
+        graphdef, variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))
+        shapes, shardings = nnx.to_pure_dict(variables), parameter_shardings(variables, mesh)
+        abstract = jax.tree.map(
+            lambda shape, place: jax.ShapeDtypeStruct(shape.shape, compute_dtype, sharding=place), shapes, shardings
+        )
+        adapter = load_adapter(lora, kind, config, base_hash=record.parent_hash) if lora else None
+        params = load_weights(folder, abstract)
+    else:
+        loaded = load_reference(folder, mesh, dtype=compute_dtype)
+        config = with_compute_dtype(loaded.config, compute_dtype)
+        graphdef = nnx.split(nnx.eval_shape(lambda: loaded.kind.build(jax.random.key(0), config)))[0]
+        adapter = load_adapter(lora, loaded.kind, config, base_hash=loaded.folder.hash()) if lora else None
+        params = loaded.params
+    return Part(config=config, graphdef=graphdef, params=merge_adapter(params, adapter) if adapter else params)
+
+
+def weights_hash(folder: Path) -> str:
+    """Returns the hash of the checkpoint that ``folder`` is or was imported from (reads a checkpoint whole)."""
+    if (folder / RECORD).exists():
+        return read_record(folder)[0].parent_hash
+    return TensorFolder(folder).hash()
 
 
 def with_compute_dtype(config: Any, dtype: str) -> Any:

@@ -22,8 +22,9 @@ import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
+from data_pipelines.latents.pipeline import LatentPipeline, open_latents
 from data_pipelines.pipeline import Pipeline, TrainStream, build_pipeline
-from data_pipelines.render import render_batch
+from data_pipelines.render import render_batch, render_latents
 from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
@@ -52,6 +53,8 @@ from wamjax.training.loop import LoopPlan, LoopResult, TrainLoop
 from wamjax.training.program import TrainProgram, build_program, describe_sharding
 from wamjax.training.records import RecordLog, rewind
 
+Data = Pipeline | LatentPipeline
+
 
 def define_flags() -> None:
     """Defines the flags of ``wamjax train``."""
@@ -71,11 +74,6 @@ def run(argv: list[str]) -> int:
     began_unix_s = time.time()
     values = flags.FLAGS
     config, workdir = config_from_flags(), WorkDir(Path(values.workdir))
-    if config.backbone is not None:
-        raise ConfigError(
-            f"{config.name} trains config.backbone, which reads cached latents, and no data source gives them yet; "
-            "wamjax plan compiles its step"
-        )
     distributed.start_devices(values.cpu_devices, keep_memory=config.model.remat == "none")
     # All keys count here, also those a resumed run may change: processes that save at other steps wait for ever.
     facts = {**settings(config), **code_facts(), "--cpu_devices": str(values.cpu_devices)}
@@ -168,10 +166,16 @@ def _open(workdir: WorkDir, config: RunConfig, allow_change: bool, stack: contex
     check_resumable(workdir, config, allow_change=allow_change)
 
 
-def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Pipeline:
+def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Data:
     """Returns the pipeline; process 0 computes the normalisation and the others read what it wrote."""
-    pipeline = distributed.run_on_first_process(lambda: build_pipeline(config, workdir=workdir.path))
-    return pipeline or build_pipeline(config, workdir=workdir.path)
+    if config.backbone is None and config.data.latents:
+        raise ConfigError(
+            f"config.data.latents={config.data.latents} is what a backbone reads, and config.backbone is none: the "
+            "small model reads the pixels of config.data.path; leave it empty"
+        )
+    build = build_pipeline if config.backbone is None else open_latents
+    pipeline = distributed.run_on_first_process(lambda: build(config, workdir=workdir.path))
+    return pipeline or build(config, workdir=workdir.path)
 
 
 def _build_ledger(config: RunConfig, program: TrainProgram) -> Ledger:
@@ -181,12 +185,12 @@ def _build_ledger(config: RunConfig, program: TrainProgram) -> Ledger:
         denominator=Denominator(
             device_kind=program.mesh.devices.flat[0].device_kind,
             num_devices=program.mesh.devices.size,
-            dtype=config.model.compute_dtype,
+            dtype=(config.backbone.block if config.backbone else config.model).compute_dtype,
         ),
     )
 
 
-def _open_records(workdir: WorkDir, config: RunConfig, program: TrainProgram, pipeline: Pipeline, *, step: int) -> None:
+def _open_records(workdir: WorkDir, config: RunConfig, program: TrainProgram, pipeline: Data, *, step: int) -> None:
     """Cuts the logs back to ``step`` and writes ``run.json``."""
     for path in (workdir.metrics, workdir.ledger):
         moved = rewind(path, step)
@@ -244,18 +248,21 @@ def _throughput(ledger: Ledger) -> Throughput:
     )
 
 
-def _global_batches(stream: TrainStream, mesh: Mesh, pipeline: Pipeline, *, picture: Path) -> Iterator[tuple[Any, int]]:
+def _global_batches(stream: TrainStream, mesh: Mesh, pipeline: Data, *, picture: Path) -> Iterator[tuple[Any, int]]:
     """Yields (global batch, position after it); draws the first batch of a run before it is trained on."""
     for rows in stream:
         if jax.process_index() == 0 and not picture.exists():
-            render_batch(rows, picture, prompts=pipeline.prompts)
+            if rows.video is None:
+                render_latents(rows, picture)
+            else:
+                render_batch(rows, picture, prompts=pipeline.prompts)
         yield make_global_batch(rows, mesh), stream.position
 
 
 class _Validation:
     """Mean validation losses over held-out windows spread evenly; the same windows and noise every time."""
 
-    def __init__(self, program: TrainProgram, pipeline: Pipeline, ledger: Ledger) -> None:
+    def __init__(self, program: TrainProgram, pipeline: Data, ledger: Ledger) -> None:
         self._program, self._ledger = program, ledger
         self._windows = pipeline.validation_windows()
         self._num_batches = program.config.evaluate.num_batches
@@ -301,7 +308,7 @@ def _last_good_step(store: CheckpointStore) -> int | None:
 
 
 def _describe_start(
-    program: TrainProgram, ledger: Ledger, pipeline: Pipeline, restored: Restored | None, base: Base | None
+    program: TrainProgram, ledger: Ledger, pipeline: Data, restored: Restored | None, base: Base | None
 ) -> str:
     """Returns the tables that are shown once: parameters and their shards, FLOPs, data, and where training starts."""
     config, summary = program.config, pipeline.summary

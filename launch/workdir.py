@@ -31,9 +31,9 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, DataError
 
 # Keys a resumed run may change without asking: they decide where, how fast and how often, not what is computed.
-# ``data.path`` and ``finetune.base`` are among them because the fingerprint counts (either may be moved), and
-# ``train.num_steps`` because a longer run is the same run; what the schedule makes of it is compared instead (see
-# ``effective_config``).
+# ``data.path``, ``data.latents`` and ``finetune.base`` are among them because the fingerprint counts (each may be
+# moved), and ``train.num_steps`` because a longer run is the same run; what the schedule makes of it is compared instead
+# (see ``effective_config``).
 FREE_SECTIONS = ("log", "checkpoint", "evaluate", "parallel")
 FREE_KEYS = (
     "name",
@@ -41,6 +41,7 @@ FREE_KEYS = (
     "train.accumulate",
     "optimizer.max_skipped",
     "data.path",
+    "data.latents",
     "data.num_threads",
     "data.prefetch",
     "data.decoded_frames_mib",

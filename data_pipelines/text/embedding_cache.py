@@ -129,6 +129,14 @@ class EmbeddingCache:
         report = CacheReport(found=len(unique) - len(missing), computed=len(missing), damaged=damaged)
         return {prompt: embeddings[prompt] for prompt in unique}, report
 
+    def read(self, prompt: str) -> Embedding:
+        """Returns the embedding ``[length d]`` of a prompt that is on disk.
+
+        Raises:
+          DataError: It is not, or its file is damaged.
+        """
+        return self._read(self.path_of(prompt), prompt)
+
     def _read(self, path: Path, prompt: str) -> Embedding:
         """Reads a file; ``DataError`` if it is damaged or belongs to another encoder, prompt or dtype."""
         try:

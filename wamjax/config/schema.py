@@ -131,6 +131,8 @@ class DataConfig:
 
     Attributes:
       path: Folder of a LeRobot v3.0 dataset, absolute or relative to the directory the command runs in.
+      latents: Folder that ``wamjax data cache`` made of the dataset: what ``backbone`` is trained on. The small model
+        reads ``path``.
       canvas: Height and width of the canvas in pixels.
       views: Where each camera lies on the canvas (camera feature, top, left, height, width); a view is resized to its
         rectangle, what no view covers is black.
@@ -154,6 +156,7 @@ class DataConfig:
     """
 
     path: str = "datasets/metaworld"
+    latents: str = ""
     canvas: tuple[int, int] = (96, 192)
     views: tuple[ViewPlacement, ...] = ()
     state_key: str = "observation.state"

@@ -1,0 +1,172 @@
+"""The pipeline of a backbone's run: cached latents as batches, with the order and position of the pixel pipeline.
+
+The folder holds all that training reads: latents, what stands beside them, actions and states as normalised when it was
+made, and prompt embeddings. The dataset need not be there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from absl import logging
+
+from data_pipelines.latents.manifest import (
+    MANIFEST_FILE,
+    TEXT_FOLDER,
+    TRAIN,
+    VALIDATION,
+    Manifest,
+    check_readable,
+)
+from data_pipelines.latents.records import SplitRecords
+from data_pipelines.normalisation import Normalisation, write_json
+from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE, TrainStream, stack_samples
+from data_pipelines.text.embedding_cache import EmbeddingCache
+from wamjax.batch import WamBatch
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError, DataError
+
+_TEXT_DTYPE = "bfloat16"
+_PROMPTS_KEPT = 64  # embeddings in memory: 4 MB each for 512 tokens of 4,096
+
+
+def open_text_cache(folder: Path, fingerprint: str) -> EmbeddingCache:
+    """Returns the prompt embeddings of a folder of latents, by the text encoder's fingerprint."""
+    return EmbeddingCache(folder / TEXT_FOLDER, fingerprint, _TEXT_DTYPE)
+
+
+def open_latents(config: RunConfig, *, workdir: Path | None) -> LatentPipeline:
+    """Opens the latents of ``config.data.latents``.
+
+    Args:
+      config: The run.
+      workdir: Work directory of the run: manifest, normalisation and prompts are copied there, and a run that goes on
+        must find the manifest it began with. None copies nothing.
+
+    Raises:
+      ConfigError: No folder is named, or it was made with other settings or for another model.
+      DataError: The folder is incomplete or damaged, or not the one the work directory began with.
+    """
+    if not config.data.latents:
+        raise ConfigError(
+            f"config.data.latents is empty: {config.name} trains config.backbone, which reads cached latents; make "
+            "them with wamjax data cache and name their folder"
+        )
+    folder = Path(config.data.latents)
+    manifest = Manifest.load(folder)
+    check_readable(manifest, config, folder)
+    normalisation = Normalisation.load(folder / NORMALISATION_FILE)
+    if workdir is not None:
+        _keep(manifest, normalisation, folder, workdir)
+    return LatentPipeline(folder, manifest, normalisation, config)
+
+
+class LatentPipeline:
+    """Streams of one run on cached latents; the counterpart of ``pipeline.Pipeline``.
+
+    Attributes:
+      manifest: What the folder holds.
+      normalisation: Scales with which actions and states were normalised.
+      prompts: Task strings.
+      fingerprint: Hash of all that the records depend on.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, normalisation: Normalisation, config: RunConfig) -> None:
+        """See ``open_latents``."""
+        self.manifest, self.normalisation = manifest, normalisation
+        self.prompts, self.fingerprint = manifest.prompts, manifest.fingerprint
+        self._folder, self._config = folder, config
+        texts = open_text_cache(folder, manifest.encoders["text"])
+        missing = [prompt for prompt in manifest.prompts if not texts.path_of(prompt).exists()]
+        if missing:
+            raise DataError(
+                f"latents {folder} are not complete: the embeddings of {len(missing)} of {len(self.prompts)} prompts "
+                f"are missing, first that of {missing[0]!r}; run the same wamjax data cache again"
+            )
+        self._embed = functools.lru_cache(_PROMPTS_KEPT)(functools.partial(_padded, texts, config.clip.text_tokens))
+
+    def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
+        """As ``Pipeline.train_stream``."""
+        return TrainStream(
+            self._reader(TRAIN), self._config, shard_index=shard_index, shard_count=shard_count, position=position
+        )
+
+    def validation_windows(self) -> LatentWindows:
+        """Returns random access to the held-out windows, ordered by episode and start."""
+        return self._reader(VALIDATION)
+
+    def video_statistics(self) -> None:
+        """Returns None: latents are normalised by the autoencoder's own statistics."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What was read and what was left out, for run.json (JSON types only)."""
+        manifest = self.manifest
+        return {
+            **manifest.dataset,
+            "latents": str(self._folder),
+            "dataset_fingerprint": manifest.dataset["fingerprint"],
+            "fingerprint": self.fingerprint,
+            "encoders": manifest.encoders,
+            **{name: {"episodes": s.episodes, "windows": s.windows} for name, s in manifest.splits.items()},
+            "prompts": len(self.prompts),
+        }
+
+    def _reader(self, split: str) -> LatentWindows:
+        return LatentWindows(SplitRecords(self._folder, self.manifest, split), self.prompts, self._embed)
+
+
+class LatentWindows:
+    """Random access to the samples of one split (Grain's ``RandomAccessDataSource``)."""
+
+    def __init__(self, records: SplitRecords, prompts: Sequence[str], embed: Any) -> None:
+        """Wraps records; ``embed`` gives the padded embedding of a prompt."""
+        self._records, self._prompts, self._embed = records, prompts, embed
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> WamBatch:
+        """Returns sample ``index``: a ``WamBatch`` of host arrays without the batch dim.
+
+        Raises:
+          DataError: Its record is damaged.
+        """
+        arrays = self._records[index]
+        prompt = self._prompts[int(arrays.pop("prompt_id"))]
+        return WamBatch(**arrays, text=self._embed(prompt))
+
+    def batch(self, indices: Sequence[int]) -> WamBatch:
+        """Returns the windows at ``indices`` as one host batch, in that order."""
+        return stack_samples([self[int(index)] for index in indices])
+
+
+def _padded(texts: EmbeddingCache, length: int, prompt: str) -> npt.NDArray[Any]:
+    """Returns the embedding of ``prompt`` with zeros up to ``length`` tokens, as Wan reads it; not to be written to."""
+    tokens = texts.read(prompt)
+    padded = np.zeros((length, tokens.shape[1]), ml_dtypes.bfloat16)
+    padded[: len(tokens)] = tokens
+    padded.setflags(write=False)
+    return padded
+
+
+def _keep(manifest: Manifest, normalisation: Normalisation, folder: Path, workdir: Path) -> None:
+    """Copies what describes the data into ``workdir``, or compares it with what a run began with."""
+    if (workdir / MANIFEST_FILE).exists():
+        begun = Manifest.load(workdir)
+        if begun.fingerprint != manifest.fingerprint:
+            raise DataError(
+                f"latents {folder} have fingerprint {manifest.fingerprint[:16]}, but {workdir / MANIFEST_FILE} says "
+                f"{begun.fingerprint[:16]}: they are not what the run began with; restore them or use another --workdir"
+            )
+        return
+    normalisation.save(workdir / NORMALISATION_FILE)
+    write_json(workdir / PROMPTS_FILE, list(manifest.prompts))
+    manifest.save(workdir)
+    logging.info("wrote %s, %s and %s to %s", NORMALISATION_FILE, PROMPTS_FILE, MANIFEST_FILE, workdir)

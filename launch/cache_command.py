@@ -1,0 +1,150 @@
+"""Encodes a dataset's windows and prompts once, with the frozen encoders a backbone reads through.
+
+  wamjax data cache --config=EXPERIMENT --vae=DIR --text_encoder=DIR [--image_encoder=DIR] --out=DIR
+
+DIR of an encoder is a reference checkpoint or what `wamjax weights import` made of it. Training reads the result with
+--config.data.latents=OUT. Killed and started again, the job goes on where it was. Several machines share --out with
+--num_workers and --worker; none waits for another. What it costs is in OUT/worker-*/ledger.jsonl (wamjax ledger).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from absl import flags
+
+from data_pipelines.latents.job import LatentJob, Worker
+from data_pipelines.latents.manifest import MANIFEST_FILE, TRAIN, VALIDATION, Manifest, check_same, describe
+from data_pipelines.latents.pipeline import open_text_cache
+from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
+from launch import distributed
+from launch.experiment import config_from_flags, define_config_flag
+from launch.frozen_encoders import EncoderFolders, FrozenEncoders, find_tokenizer
+from launch.workdir import WorkDir
+from wamjax.config.clip import pixel_windows
+from wamjax.config.schema import ParallelConfig, RunConfig
+from wamjax.errors import ConfigError
+from wamjax.flops.ledger import zflops
+from wamjax.flops.precompute import PrecomputeLedger
+from wamjax.flops.utilisation import Denominator
+from wamjax.parallel.mesh import build_mesh
+from wamjax.training.precompute_log import PrecomputeLog
+
+
+def define_flags() -> None:
+    """Defines the flags of ``wamjax data cache``."""
+    define_config_flag()
+    flags.DEFINE_string("vae", None, "Folder of the autoencoder.", required=True)
+    flags.DEFINE_string("text_encoder", None, "Folder of the text encoder.", required=True)
+    flags.DEFINE_string("tokenizer", None, "Its tokenizer; by default in its folder, or in `tokenizer` beside it.")
+    flags.DEFINE_string("image_encoder", None, "Folder of the image encoder, for a backbone with an image branch.")
+    flags.DEFINE_string("out", None, "Folder to fill, or to go on filling.", required=True)
+    flags.DEFINE_integer("batch_size", 8, "Windows encoded together, over all devices.", lower_bound=1)
+    flags.DEFINE_integer("shard_windows", 256, "Windows of a file: what is lost at most when killed.", lower_bound=1)
+    flags.DEFINE_integer("chunk_frames", None, "Frames the autoencoder takes at a time (4 n); whole clips by default.")
+    flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Dtype of the text and image encoders.")
+    flags.DEFINE_integer("num_workers", 1, "Processes that fill --out, each started with its --worker.", lower_bound=1)
+    flags.DEFINE_integer("worker", 0, "Which of them this one is, from 0.", lower_bound=0)
+    distributed.define_device_flags()
+
+
+def run(argv: list[str]) -> int:
+    """Makes what is missing of the folder."""
+    if argv:
+        raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax data cache takes flags only")
+    values, config = flags.FLAGS, config_from_flags()
+    if config.backbone is None:
+        raise ConfigError(f"{config.name} has no config.backbone: the small model reads pixels and needs no latents")
+    if values.worker >= values.num_workers:
+        raise ConfigError(f"--worker={values.worker} is not below --num_workers={values.num_workers}; count from 0")
+    pixels = pixel_windows(config)
+    distributed.start_devices(values.cpu_devices)
+    mesh = build_mesh(ParallelConfig(data=1, fsdp=-1, context=1, tensor=1))
+    if values.batch_size % mesh.devices.size:
+        raise ConfigError(f"--batch_size={values.batch_size} does not divide by the {mesh.devices.size} devices")
+    out, worker = Path(values.out), Worker(index=values.worker, count=values.num_workers)
+    own = WorkDir(out / f"worker-{worker.index:04d}")
+    own.create()
+    with own.locked():
+        text = Path(values.text_encoder)
+        folders = EncoderFolders(
+            vae=Path(values.vae),
+            text=text,
+            tokenizer=find_tokenizer(text, values.tokenizer and Path(values.tokenizer)),
+            image=values.image_encoder and Path(values.image_encoder),
+        )
+        encoders = FrozenEncoders(folders, config, mesh, dtype=values.dtype, chunk_frames=values.chunk_frames)
+        pipeline = build_pipeline(pixels, workdir=None)
+        manifest = _agree(out, config, pipeline, encoders)
+        device = mesh.devices.flat[0]
+        denominator = Denominator(device_kind=device.device_kind, num_devices=mesh.devices.size, dtype="float32")
+        ledger = PrecomputeLedger(job="latents", flops_per_run=encoders.flops_per_run, denominator=denominator)
+        log = PrecomputeLog(own.path, ledger)
+        try:
+            print(_fill(out, config, pipeline, manifest, encoders, worker, log), flush=True)
+        finally:
+            log.close()
+    return 0
+
+
+def _agree(out: Path, config: RunConfig, pipeline: Pipeline, encoders: FrozenEncoders) -> Manifest:
+    """Returns the manifest of ``out``, written if this is the first start, or refuses to mix two kinds of latents."""
+    summary = pipeline.summary
+    dataset = {key: summary[key] for key in ("path", "fingerprint", "fps", "quarantined", "too_short")}
+    dataset |= {"episodes": summary["episodes"], "steps": summary["steps"]}
+    wanted = describe(
+        config,
+        pipeline.index,
+        dataset=dataset,
+        encoders=encoders.fingerprints,
+        shard_windows=flags.FLAGS.shard_windows,
+        prompts=pipeline.prompts,
+    )
+    if (out / MANIFEST_FILE).exists():
+        check_same(Manifest.load(out), wanted, out)
+    else:
+        pipeline.normalisation.save(out / NORMALISATION_FILE)
+        wanted.save(out)
+    return wanted
+
+
+def _fill(
+    out: Path,
+    config: RunConfig,
+    pipeline: Pipeline,
+    manifest: Manifest,
+    encoders: FrozenEncoders,
+    worker: Worker,
+    log: PrecomputeLog,
+) -> str:
+    """Encodes the prompts (the first worker) and this worker's windows; returns what was done, in words."""
+    lines = []
+    if worker.index == 0:
+        started = time.perf_counter()
+        _, report = open_text_cache(out, encoders.fingerprints["text"]).embed(manifest.prompts, encoders.encode_prompts)
+        if report.computed:
+            log.add(samples=0, runs={"text": report.computed}, seconds=time.perf_counter() - started)
+        lines.append(f"prompts: {report.computed} encoded, {report.found} were there")
+    job = LatentJob(
+        out,
+        manifest,
+        {TRAIN: pipeline.reader(pipeline.index.train), VALIDATION: pipeline.reader(pipeline.index.validation)},
+        frames_per_latent=config.clip.stride[0],
+        batch_size=flags.FLAGS.batch_size,
+        num_threads=config.data.num_threads,
+    )
+    images = {"image": 1} if "image" in encoders.fingerprints else {}
+    windows, seconds, flops = 0, 0.0, 0
+    for shard in job.run(worker, encoders.encode_windows):
+        runs = {"vae": encoders.clips_per_window * shard.windows, **{k: n * shard.windows for k, n in images.items()}}
+        log.add(samples=shard.windows, runs=runs, seconds=shard.seconds)
+        windows, seconds = windows + shard.windows, seconds + shard.seconds
+        flops += sum(count * encoders.flops_per_run[name] for name, count in runs.items())
+    train, held_out = (manifest.splits[split].windows for split in (TRAIN, VALIDATION))
+    rate = f", {windows / seconds:.2f} per second" if windows else ""
+    lines.append(f"windows: {windows:,} encoded now{rate}, {zflops({'encoders': flops}):.3e} ZFLOP")
+    lines.append(f"{out}: {train:,} training and {held_out:,} held-out windows of {manifest.record_bytes:,} bytes")
+    unfinished = sum(len(job.find_missing(Worker(index=i, count=worker.count))) for i in range(worker.count))
+    lines.append(f"shards of other workers still missing: {unfinished}" if unfinished else "complete")
+    return "\n".join(lines)
