@@ -32,8 +32,8 @@ from wamjax.errors import ConfigError, DataError
 
 # Keys a resumed run may change without asking: they decide where, how fast and how often, not what is computed.
 # ``data.path``, ``data.latents`` and ``finetune.base`` are among them because the fingerprint counts (each may be
-# moved), and ``train.num_steps`` because a longer run is the same run; what the schedule makes of it is compared instead
-# (see ``effective_config``).
+# moved), and ``train.num_steps`` because a longer run is the same run; what the schedule makes of it is compared
+# instead (see ``effective_config``).
 FREE_SECTIONS = ("log", "checkpoint", "evaluate", "parallel")
 FREE_KEYS = (
     "name",

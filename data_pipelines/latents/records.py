@@ -68,8 +68,11 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
 
 def count_records(path: Path) -> int:
     """Returns how many records a shard has; 0 for one that is cut short, whose index at the end is lost."""
-    with contextlib.closing(ArrayRecordReader(str(path), READER_OPTIONS)) as reader:
-        return reader.num_records()
+    try:
+        with contextlib.closing(ArrayRecordReader(str(path), READER_OPTIONS)) as reader:
+            return reader.num_records()
+    except RuntimeError:  # too short for any index; raised when it is closed
+        return 0
 
 
 class SplitRecords:
@@ -90,13 +93,14 @@ class SplitRecords:
                 f"latents {folder} are not complete: {len(missing)} of {len(shards)} {split} shards are missing, first "
                 f"{missing[0].name}; run the same wamjax data cache again to make them"
             )
-        self._readers = [ArrayRecordReader(str(path), READER_OPTIONS) for path in self._paths]
-        for path, reader, (_, windows) in zip(self._paths, self._readers, shards, strict=True):
-            if reader.num_records() != len(windows):
+        for path, (_, windows) in zip(self._paths, shards, strict=True):
+            found = count_records(path)
+            if found != len(windows):
                 raise DataError(
-                    f"shard {path} has {reader.num_records()} records, expected {len(windows)}: it is damaged; delete "
-                    "it and run the same wamjax data cache again"
+                    f"shard {path} has {found} records, expected {len(windows)}: it is damaged; run the same "
+                    "wamjax data cache again to make it anew"
                 )
+        self._readers = [ArrayRecordReader(str(path), READER_OPTIONS) for path in self._paths]
         self._size = manifest.splits[split].windows
 
     def __len__(self) -> int:

@@ -1,6 +1,5 @@
 """``wamjax sample`` on tiny random backbones: from folders of parts to an mp4, for every way a first frame enters."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from launch import cli
 from tests.launch.pretrained_parts import GOLDEN, TEXT_WIDTH, VAE, write_part, write_tokenizer
 from wamjax.config.finetune import LoraConfig
 from wamjax.nn.lora import attach_lora
-from wamjax.parallel.parameters import flatten_params
 from wamjax.weights.adapter import save_adapter
 from wamjax.weights.kinds.registry import find_kind
 from wamjax.weights.tensors import TensorFolder
