@@ -1,4 +1,4 @@
-"""Records per second that one core reads at random from cached latents, against bare ``array_record`` on the same files.
+"""Records per second that one core reads at random from cached latents, against bare ``array_record``.
 
     python benchmarks/latent_reads.py [--records=400] [--record_bytes=1048576] [--folder=DIR]
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from absl import logging
 from grain.experimental import ElasticIterator
 
+from data_pipelines.embodiments.spec import check_dataset, load_embodiment
 from data_pipelines.index import EpisodeIndex, WindowTable, build_index
 from data_pipelines.normalisation import Normalisation, compute_normalisation, write_json
 from data_pipelines.sources.lerobot_v3 import LeRobotDataset, camera_features, read_info
@@ -63,9 +64,12 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
 
     Raises:
       ConfigError: No views, or dims or prompts that do not fit the model.
-      DataError: The dataset is missing or damaged beyond the budget, or is not the one the work directory began with.
+      DataError: The dataset is missing or damaged beyond the budget, or is not the one the work directory began with, or
+        not what its embodiment describes.
     """
     source = open_dataset(config.data)
+    if config.data.embodiment:
+        check_dataset(load_embodiment(config.data.embodiment), source)
     index = build_index(source, config)
     fingerprint = source.fingerprint()
     path = workdir / NORMALISATION_FILE if workdir else None

@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict
 
+from data_pipelines.embodiments.spec import apply_embodiment
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -72,10 +73,10 @@ def config_from_flags() -> RunConfig:
     """Returns the configuration named by ``--config`` with the overrides of the command line.
 
     Raises:
-      ConfigError: See ``load_experiment`` and ``wamjax.config.bridge.apply_overrides``.
+      ConfigError: See ``load_experiment``, ``wamjax.config.bridge.apply_overrides`` and ``apply_embodiment``.
     """
     config = load_experiment(flags.FLAGS.config)
-    return bridge.apply_overrides(config, flags.FLAGS[OVERRIDE_FLAG].value or ())
+    return apply_embodiment(bridge.apply_overrides(config, flags.FLAGS[OVERRIDE_FLAG].value or ()))
 
 
 def load_experiment(name: str) -> RunConfig:
