@@ -64,8 +64,8 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
 
     Raises:
       ConfigError: No views, or dims or prompts that do not fit the model.
-      DataError: The dataset is missing or damaged beyond the budget, or is not the one the work directory began with, or
-        not what its embodiment describes.
+      DataError: The dataset is missing or damaged beyond the budget, is not the one the work directory began with, or
+        is not what its embodiment describes.
     """
     source = open_dataset(config.data)
     if config.data.embodiment:

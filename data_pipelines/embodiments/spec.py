@@ -225,7 +225,7 @@ def _refuse_uncomputed(spec: Embodiment) -> None:
     if reasons:
         raise ConfigError(
             f"embodiment {spec.name} {'; it '.join(reasons)}: windows are not made so yet; train it with a "
-            "specification of what is computed (states and actions of one feature each, absolute, in their own order, quantile)"
+            "specification of what is computed (one feature of states and one of actions, absolute, in order, quantile)"
         )
 
 
@@ -243,12 +243,8 @@ def _check(spec: Embodiment, path: Path) -> None:
         refuse("views is empty; place at least one camera on the canvas")
     for view in spec.views:
         top, left, height, width = view.rectangle
-        if (
-            min(top, left) < 0
-            or min(height, width) < 1
-            or top + height > spec.canvas[0]
-            or left + width > spec.canvas[1]
-        ):
+        is_inside = min(top, left) >= 0 and top + height <= spec.canvas[0] and left + width <= spec.canvas[1]
+        if not is_inside or min(height, width) < 1:
             refuse(f"view {view.camera!r} at {view.rectangle} leaves the canvas {spec.canvas}")
     if bool(spec.states) != bool(spec.actions):
         refuse("it has states or actions and not both")

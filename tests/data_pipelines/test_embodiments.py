@@ -31,9 +31,8 @@ def write(path: Path, old: str = "", new: str = "") -> str:
 
 
 def test_every_robot_of_the_issue_has_a_specification() -> None:
-    assert set(list_embodiments()) == {
-        *("agibot", "aloha", "bridge", "droid", "human_video", "libero", "metaworld_sawyer"),
-    }
+    robots = {"agibot", "aloha", "bridge", "droid", "human_video", "libero", "metaworld_sawyer"}
+    assert set(list_embodiments()) == robots
 
 
 @pytest.mark.parametrize(
@@ -74,16 +73,15 @@ def test_quickstart_described_by_its_robot_is_the_same_run() -> None:
     )
     assert apply_embodiment(applied) == applied
     assert apply_embodiment(QUICKSTART) is QUICKSTART
-    check_dataset(
-        load_embodiment("metaworld_sawyer"), open_dataset(dataclasses.replace(applied.data, path=str(DATASET)))
-    )
+    source = open_dataset(dataclasses.replace(applied.data, path=str(DATASET)))
+    check_dataset(load_embodiment("metaworld_sawyer"), source)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ("rate_hz = 80\n", "", "lacks rate_hz$"),
-        ("frame_stride = 4\ncanvas", "canvas", "lacks frame_stride"),
+        ("frame_stride = 4\n", "", "lacks frame_stride"),
         ('unit = "m"\n', "", r"states\[0\] lacks unit"),
         ("rate_hz = 80", "rate_hertz = 80", "no key 'rate_hertz'; did you mean rate_hz"),
         ('reference = "step"', 'reference = "delta"', r"actions\[0\]: reference is 'delta'; expected one of absolute"),
@@ -92,12 +90,9 @@ def test_quickstart_described_by_its_robot_is_the_same_run() -> None:
         ("canvas = [48, 96]", "canvas = [48]", r"canvas is \[48\]; expected a list of 2 entries"),
         ('"{task}"', '"do it"', "prompt_template 'do it' has no place for {task}"),
         ("rate_hz = 80", "rate_hz = [", "cannot be read"),
-        ('reference = "step"', 'reference = "chunk_start"\nfirst = 0', "cannot be read"),
     ],
 )
 def test_wrong_specification_names_what_is_wrong(tmp_path: Path, old: str, new: str, words: str) -> None:
-    if "frame_stride = 4\ncanvas" in old:
-        old, new = "frame_stride = 4\n", ""
     with pytest.raises(ConfigError, match=words) as error:
         load_embodiment(write(tmp_path, old, new))
     assert "\n" not in str(error.value).strip()
@@ -140,7 +135,7 @@ def test_run_that_contradicts_its_robot_is_refused(change: dict[str, int], words
         ({"rate_hz": 20.0}, "has 80 steps per second, embodiment metaworld_sawyer says rate_hz=20"),
         (
             {"actions": 1},
-            r"feature 'action' of .* has 4 dims; embodiment metaworld_sawyer leaves dims \[3\] undescribed",
+            r"feature 'action' of .* has 4 dims; embodiment .* leaves dims \[3\] undescribed",
         ),
     ],
 )

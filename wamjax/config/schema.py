@@ -133,9 +133,9 @@ class DataConfig:
       path: Folder of a LeRobot v3.0 dataset, absolute or relative to the directory the command runs in.
       latents: Folder that ``wamjax data cache`` made of the dataset: what ``backbone`` is trained on. The small model
         reads ``path``.
-      embodiment: The robot: one of ``data_pipelines/embodiments`` or the path of such a TOML file. It decides ``canvas``,
-        ``views``, ``state_key``, ``action_key``, ``frame_stride`` and ``normalisation``, which are left at their
-        defaults. Empty: they are set here.
+      embodiment: The robot: one of ``data_pipelines/embodiments`` or the path of such a TOML file. It decides
+        ``canvas``, ``views``, ``state_key``, ``action_key``, ``frame_stride`` and ``normalisation``, which are left at
+        their defaults. Empty: they are set here.
       canvas: Height and width of the canvas in pixels.
       views: Where each camera lies on the canvas (camera feature, top, left, height, width); a view is resized to its
         rectangle, what no view covers is black.
