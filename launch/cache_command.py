@@ -15,7 +15,15 @@ from pathlib import Path
 from absl import flags
 
 from data_pipelines.latents.job import LatentJob, Worker
-from data_pipelines.latents.manifest import MANIFEST_FILE, TRAIN, VALIDATION, Manifest, check_same, describe
+from data_pipelines.latents.manifest import (
+    MANIFEST_FILE,
+    TRAIN,
+    VALIDATION,
+    Manifest,
+    check_begun,
+    check_same,
+    describe,
+)
 from data_pipelines.latents.pipeline import open_text_cache
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
 from launch import distributed
@@ -58,12 +66,14 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"{config.name} has no config.backbone: the small model reads pixels and needs no latents")
     if values.worker >= values.num_workers:
         raise ConfigError(f"--worker={values.worker} is not below --num_workers={values.num_workers}; count from 0")
-    pixels = pixel_windows(config)
+    pixels, out = pixel_windows(config), Path(values.out)
+    if (out / MANIFEST_FILE).exists():
+        check_begun(Manifest.load(out), config, values.shard_windows, out)
     distributed.start_devices(values.cpu_devices)
     mesh = build_mesh(ParallelConfig(data=1, fsdp=-1, context=1, tensor=1))
     if values.batch_size % mesh.devices.size:
         raise ConfigError(f"--batch_size={values.batch_size} does not divide by the {mesh.devices.size} devices")
-    out, worker = Path(values.out), Worker(index=values.worker, count=values.num_workers)
+    worker = Worker(index=values.worker, count=values.num_workers)
     own = WorkDir(out / f"worker-{worker.index:04d}")
     own.create()
     with own.locked():

@@ -59,6 +59,11 @@ def run(argv: list[str]) -> int:
     values = flags.FLAGS
     workdir = WorkDir(Path(values.workdir))
     run_config = workdir.read_config()
+    if run_config.backbone is not None:
+        raise ConfigError(
+            f"--workdir={workdir.path} trains config.backbone, on latents: wamjax eval looks at pixels and samples the "
+            "small model; validation losses are in metrics.jsonl (config.evaluate.every_steps)"
+        )
     distributed.start_devices(values.cpu_devices)
     config = fit_to_devices(run_config, jax.device_count())
     output = Path(values.output) if values.output else workdir.path

@@ -74,6 +74,7 @@ def run(argv: list[str]) -> int:
     began_unix_s = time.time()
     values = flags.FLAGS
     config, workdir = config_from_flags(), WorkDir(Path(values.workdir))
+    _check_latents(config)
     distributed.start_devices(values.cpu_devices, keep_memory=config.model.remat == "none")
     # All keys count here, also those a resumed run may change: processes that save at other steps wait for ever.
     facts = {**settings(config), **code_facts(), "--cpu_devices": str(values.cpu_devices)}
@@ -166,13 +167,22 @@ def _open(workdir: WorkDir, config: RunConfig, allow_change: bool, stack: contex
     check_resumable(workdir, config, allow_change=allow_change)
 
 
-def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Data:
-    """Returns the pipeline; process 0 computes the normalisation and the others read what it wrote."""
+def _check_latents(config: RunConfig) -> None:
+    """Raises ``ConfigError`` unless a folder of latents is named exactly where a backbone reads one."""
     if config.backbone is None and config.data.latents:
         raise ConfigError(
             f"config.data.latents={config.data.latents} is what a backbone reads, and config.backbone is none: the "
             "small model reads the pixels of config.data.path; leave it empty"
         )
+    if config.backbone is not None and not config.data.latents:
+        raise ConfigError(
+            f"config.data.latents is empty: {config.name} trains config.backbone, which reads cached latents; make "
+            "them with wamjax data cache and name their folder"
+        )
+
+
+def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Data:
+    """Returns the pipeline; process 0 computes the normalisation and the others read what it wrote."""
     build = build_pipeline if config.backbone is None else open_latents
     pipeline = distributed.run_on_first_process(lambda: build(config, workdir=workdir.path))
     return pipeline or build(config, workdir=workdir.path)

@@ -202,17 +202,26 @@ def record_fields(config: RunConfig) -> tuple[Field, ...]:
     return tuple(sorted(fields, key=lambda field: (-np.dtype(field.dtype).itemsize, field.name)))
 
 
+def check_begun(found: Manifest, config: RunConfig, shard_windows: int, folder: Path) -> None:
+    """Raises ``ConfigError`` where ``folder`` was begun with other settings: what is known before anything is read."""
+    pairs = [(f"config.{key}", found.settings.get(key), value) for key, value in cache_settings(config).items()]
+    pairs.append(("--shard_windows", found.shard_windows, shard_windows))
+    pairs += [(f"record field {name}", a, b) for name, a, b in _different_fields(found.fields, record_fields(config))]
+    _refuse_difference(pairs, folder)
+
+
 def check_same(found: Manifest, wanted: Manifest, folder: Path) -> None:
     """Raises ``ConfigError`` unless the latents begun in ``folder`` are those of ``wanted``; names the difference."""
     pairs: list[tuple[str, Any, Any]] = [
-        (f"config.{key}", found.settings.get(key), value) for key, value in wanted.settings.items()
+        ("the dataset's fingerprint", found.dataset["fingerprint"], wanted.dataset["fingerprint"])
     ]
-    pairs.append(("the dataset's fingerprint", found.dataset["fingerprint"], wanted.dataset["fingerprint"]))
     kinds = sorted(found.encoders.keys() | wanted.encoders.keys())
     pairs += [(f"the fingerprint of the {k} encoder", found.encoders.get(k), wanted.encoders.get(k)) for k in kinds]
-    pairs += [(f"record field {name}", a, b) for name, a, b in _different_fields(found.fields, wanted.fields)]
-    pairs.append(("--shard_windows", found.shard_windows, wanted.shard_windows))
     pairs.append(("what is read of the dataset", found.fingerprint, wanted.fingerprint))
+    _refuse_difference(pairs, folder)
+
+
+def _refuse_difference(pairs: list[tuple[str, Any, Any]], folder: Path) -> None:
     for what, old, new in pairs:
         if old != new:
             raise ConfigError(

@@ -30,7 +30,7 @@ from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE, TrainStrea
 from data_pipelines.text.embedding_cache import EmbeddingCache
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
-from wamjax.errors import ConfigError, DataError
+from wamjax.errors import DataError
 
 _TEXT_DTYPE = "bfloat16"
 _PROMPTS_KEPT = 64  # embeddings in memory: 4 MB each for 512 tokens of 4,096
@@ -50,14 +50,9 @@ def open_latents(config: RunConfig, *, workdir: Path | None) -> LatentPipeline:
         must find the manifest it began with. None copies nothing.
 
     Raises:
-      ConfigError: No folder is named, or it was made with other settings or for another model.
+      ConfigError: The folder was made with other settings or for another model.
       DataError: The folder is incomplete or damaged, or not the one the work directory began with.
     """
-    if not config.data.latents:
-        raise ConfigError(
-            f"config.data.latents is empty: {config.name} trains config.backbone, which reads cached latents; make "
-            "them with wamjax data cache and name their folder"
-        )
     folder = Path(config.data.latents)
     manifest = Manifest.load(folder)
     check_readable(manifest, config, folder)

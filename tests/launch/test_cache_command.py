@@ -244,8 +244,12 @@ def test_workers_make_the_folder_of_one(video: Cached, encoders: Path, tmp_path:
         (["--dtype=bfloat16"], "the fingerprint of the text encoder was"),
         (["--shard_windows=9"], "--shard_windows was 5 and is 9"),
         (["--config.data.canvas=(16,16)"], "config.data.canvas=(16, 16) is not the clip of 16 x 32 pixels"),
-        (["--config.clip.stride=(4,8,8)"], "--vae gives (4, 4, 4)"),
-        (["--config.backbone.text_width=8"], "config.backbone.text_width=8 and the text encoder gives 16"),
+        (["--config.clip.stride=(2,4,4)"], "config.clip.stride was [4, 4, 4] and is [2, 4, 4]"),
+        pytest.param(
+            ["--config.backbone.text_width=8"],
+            "config.backbone.text_width=8 and the text encoder gives 16",
+            marks=pytest.mark.slow,
+        ),
         (["--image_encoder=none"], "has no image branch; leave --image_encoder out"),
         (["--worker=1"], "--worker=1 is not below --num_workers=1"),
         (["--batch_size=3"], "--batch_size=3 does not divide by the 8 devices"),
@@ -328,3 +332,17 @@ def test_backbone_learns_and_resumes_bit_for_bit(name: str, request: pytest.Fixt
     assert [line["loss/total"] for line in resumed if "loss/total" in line] == losses
     runs = [json.loads((tmp_path / f"{run}/run.json").read_text()) for run in ("whole", "halves")]
     assert runs[0]["data_fingerprint"] == runs[1]["data_fingerprint"] == Manifest.load(cached.folder).fingerprint
+
+
+@pytest.mark.slow
+def test_autoencoder_of_another_stride_is_refused(
+    video: Cached, encoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cache(encoders, tmp_path / "new", video.experiment, "--config.clip.stride=(4,8,8)") == 2
+    assert "config.clip.stride=(4, 8, 8) and the autoencoder --vae gives (4, 4, 4)" in capsys.readouterr().err
+
+
+def test_small_model_is_told_that_it_reads_no_latents(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = ["--config=experiments/quickstart.py", "--config.data.latents=somewhere"]
+    assert cli.main(["train", *config, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "config.data.latents=somewhere is what a backbone reads" in capsys.readouterr().err
