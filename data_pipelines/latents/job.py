@@ -23,7 +23,7 @@ from absl import logging
 from tqdm import tqdm
 
 from data_pipelines.latents.manifest import TRAIN, VALIDATION, Manifest
-from data_pipelines.latents.records import count_records, pack, write_shard
+from data_pipelines.latents.records import count_records, pack, remove_halves, write_shard
 from data_pipelines.pipeline import stack_samples
 from data_pipelines.windows import WindowReader
 from wamjax.batch import WamBatch
@@ -110,11 +110,12 @@ class LatentJob:
         Raises:
           DataError: A window cannot be read, or a shard not be written.
         """
-        missing = self.find_missing(worker)
+        missing, owner = self.find_missing(worker), str(worker.index)
+        remove_halves(self._folder, owner)
         with tqdm(total=sum(len(windows) for *_, windows in missing), unit="window", disable=None) as bar:
             for split, name, windows in missing:
                 started = time.perf_counter()
-                write_shard(self._folder / name, self._records(split, windows, encode, bar))
+                write_shard(self._folder / name, self._records(split, windows, encode, bar), owner=owner)
                 yield ShardDone(windows=len(windows), seconds=time.perf_counter() - started)
 
     def _records(self, split: str, windows: range, encode: Encode, bar: Any) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ from wamjax.errors import DataError
 WRITER_OPTIONS = "group_size:1,uncompressed"
 # A reader of random records must not read the next ones too.
 READER_OPTIONS = "readahead_buffer_size:0"
+_HALF = ".tmp"
 
 
 def pack(arrays: dict[str, npt.NDArray[Any]], fields: Sequence[Field]) -> bytes:
@@ -46,13 +47,18 @@ def unpack(record: bytes, fields: Sequence[Field]) -> dict[str, npt.NDArray[Any]
     return arrays
 
 
-def write_shard(path: Path, records: Iterable[bytes]) -> None:
+def write_shard(path: Path, records: Iterable[bytes], *, owner: str = "0") -> None:
     """Writes a shard under another name and renames it, so that a file with the name of a shard is whole.
+
+    Args:
+      path: The shard.
+      records: Its records.
+      owner: Who writes: two owners may write the same shard at a time, and the last one's stays.
 
     Raises:
       DataError: The file system refuses.
     """
-    half = path.with_name(f".{path.name}.tmp")
+    half = path.with_name(f".{path.name}.{owner}{_HALF}")
     try:
         writer = ArrayRecordWriter(str(half), WRITER_OPTIONS)
         with contextlib.closing(writer):
@@ -64,6 +70,12 @@ def write_shard(path: Path, records: Iterable[bytes]) -> None:
         os.replace(half, path)
     except (OSError, RuntimeError) as error:
         raise DataError(f"shard {path} cannot be written: {' '.join(str(error).split())}") from error
+
+
+def remove_halves(folder: Path, owner: str) -> None:
+    """Removes what ``owner`` left half written when it was killed."""
+    for path in folder.glob(f".*.{owner}{_HALF}"):
+        path.unlink()
 
 
 def count_records(path: Path) -> int:

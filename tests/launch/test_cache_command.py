@@ -212,10 +212,12 @@ def test_job_goes_on_where_it_was_and_books_every_window_once(
     shards[0].unlink()
     shards[1].write_bytes(bytes_before[shards[1].name][:500])
     untouched = shards[2].stat().st_mtime_ns
+    (out / f".{shards[0].name}.0.tmp").write_bytes(b"half written")
     capsys.readouterr()
     assert cache(encoders, out, video.experiment) == 0
     assert "0 encoded, 2 were there" in capsys.readouterr().out
     assert shards[2].stat().st_mtime_ns == untouched
+    assert not list(out.glob(".*.tmp"))
     for shard in shards:
         assert shard.read_bytes() == bytes_before[shard.name]
     lines = [json.loads(line) for line in (out / "worker-0000/ledger.jsonl").read_text().splitlines()]
