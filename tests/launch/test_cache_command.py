@@ -243,7 +243,7 @@ def test_workers_make_the_folder_of_one(video: Cached, encoders: Path, tmp_path:
     [
         (["--config.data.frame_stride=1"], "config.data.frame_stride was 2 and is 1"),
         (["--config.data.split_seed=5"], "config.data.split_seed was 0 and is 5"),
-        (["--dtype=bfloat16"], "the fingerprint of the text encoder was"),
+        pytest.param(["--dtype=bfloat16"], "the fingerprint of the text encoder was", marks=pytest.mark.slow),
         (["--shard_windows=9"], "--shard_windows was 5 and is 9"),
         (["--config.data.canvas=(16,16)"], "config.data.canvas=(16, 16) is not the clip of 16 x 32 pixels"),
         (["--config.clip.stride=(2,4,4)"], "config.clip.stride was [4, 4, 4] and is [2, 4, 4]"),
