@@ -1,0 +1,54 @@
+"""Which reader a dataset folder needs, told from its files alone.
+
+Owns the detection; each reader owns its format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_pipelines.sources.lerobot import LeRobotDataset
+from data_pipelines.sources.lerobot_tables import INFO_PATH
+from data_pipelines.sources.source import Source
+from wamjax.errors import DataError
+
+# What a folder of each format holds, as a message says it, a test for it, and its reader.
+_FORMATS: tuple[tuple[str, Callable[[Path], bool], Callable[..., Source]], ...] = (
+    (f"{INFO_PATH} (LeRobot)", lambda path: (path / INFO_PATH).is_file(), LeRobotDataset),
+)
+
+
+def open_source(
+    path: str | Path,
+    *,
+    cameras: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    keep_bytes: int = 0,
+    num_threads: int = 4,
+) -> Source:
+    """Opens a dataset of any supported format.
+
+    Args:
+      path: Its folder.
+      cameras: Cameras that will be read; None for all.
+      columns: Numeric features that will be read; None for all floating-point ones.
+      keep_bytes: Largest size of all decoded frames together at which they are kept in memory.
+      num_threads: Files read at once while opening.
+
+    Raises:
+      DataError: The folder does not exist, is of no known format or of two at once, or its reader refuses it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"dataset {path} does not exist (config.data.path): expected the folder of a dataset")
+    if not path.is_dir():
+        raise DataError(f"dataset {path} is a file (config.data.path): expected the folder of a dataset")
+    found = [(name, reader) for name, holds, reader in _FORMATS if holds(path)]
+    if not found:
+        looked_for = ", ".join(name for name, _, _ in _FORMATS)
+        raise DataError(f"dataset {path} is of no known format (config.data.path): looked for {looked_for}")
+    if len(found) > 1:
+        names = " and ".join(name for name, _ in found)
+        raise DataError(f"dataset {path} is of more than one format: it holds {names}; keep one of them in a folder")
+    return found[0][1](path, cameras=cameras, columns=columns, keep_bytes=keep_bytes, num_threads=num_threads)
