@@ -11,11 +11,20 @@ from pathlib import Path
 from data_pipelines.sources.lerobot import LeRobotDataset
 from data_pipelines.sources.lerobot_tables import INFO_PATH
 from data_pipelines.sources.source import Source
+from data_pipelines.sources.video_folder import find_videos, open_video_folder
+from data_pipelines.sources.webdataset import find_shards, open_webdataset
 from wamjax.errors import DataError
 
 # What a folder of each format holds, as a message says it, a test for it, and its reader.
 _FORMATS: tuple[tuple[str, Callable[[Path], bool], Callable[..., Source]], ...] = (
     (f"{INFO_PATH} (LeRobot)", lambda path: (path / INFO_PATH).is_file(), LeRobotDataset),
+    ("*.tar (WebDataset)", lambda path: bool(find_shards(path)), open_webdataset),
+    (
+        "*.mp4, *.webm, *.mkv (video folder)",
+        # The videos of a LeRobot dataset are its own.
+        lambda path: not (path / INFO_PATH).is_file() and bool(find_videos(path)),
+        open_video_folder,
+    ),
 )
 
 
