@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from data_pipelines.sources.hdf5 import Hdf5Dataset, find_hdf5_files
 from data_pipelines.sources.lerobot import LeRobotDataset
 from data_pipelines.sources.lerobot_tables import INFO_PATH
 from data_pipelines.sources.source import Source
@@ -18,6 +19,7 @@ from wamjax.errors import DataError
 # What a folder of each format holds, as a message says it, a test for it, and its reader.
 _FORMATS: tuple[tuple[str, Callable[[Path], bool], Callable[..., Source]], ...] = (
     (f"{INFO_PATH} (LeRobot)", lambda path: (path / INFO_PATH).is_file(), LeRobotDataset),
+    ("*.hdf5, *.h5 (LIBERO HDF5)", lambda path: bool(find_hdf5_files(path)), Hdf5Dataset),
     ("*.tar (WebDataset)", lambda path: bool(find_shards(path)), open_webdataset),
     (
         "*.mp4, *.webm, *.mkv (video folder)",
