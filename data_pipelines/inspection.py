@@ -118,7 +118,8 @@ def measure_decoding(source: Source, episodes: Sequence[EpisodeRecord]) -> tuple
             try:
                 frames += len(source.frames(camera, record.index, steps))
             except DataError as error:
-                reasons.setdefault(record.index, str(error).replace(f"{source.path}/", ""))
+                reason = str(error).removeprefix(f"dataset {source.path}: episode {record.index}: ")
+                reasons.setdefault(record.index, reason.replace(f"{source.path}/", ""))
                 continue
             seconds += time.perf_counter() - start
     rate = frames / seconds if frames else None
