@@ -75,7 +75,8 @@ def _define_json_flag() -> None:
 def _run_inspect(argv: list[str]) -> int:
     """Prints what a dataset holds, which episodes cannot be read, and what in its values looks wrong."""
     summary = inspect_source(_open(argv))
-    size = f"{summary['fps']:g} frames per second, {summary['bytes'] / 1e6:.2f} MB"
+    rate = "unknown frame rate" if summary["fps"] is None else f"{summary['fps']:g} frames per second"
+    size = f"{rate}, {summary['bytes'] / 1e6:.2f} MB"
     tasks = [
         (task or "(none)", *(str(value) for value in counts.values())) for task, counts in summary["tasks"].items()
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from data_pipelines.sources.hdf5 import Hdf5Dataset, find_hdf5_files
 from data_pipelines.sources.lerobot import LeRobotDataset
 from data_pipelines.sources.lerobot_tables import INFO_PATH
+from data_pipelines.sources.rlds import FEATURES_FILE, INFO_FILE, RldsDataset, find_rlds
 from data_pipelines.sources.source import Source
 from data_pipelines.sources.video_folder import find_videos, open_video_folder
 from data_pipelines.sources.webdataset import find_shards, open_webdataset
@@ -19,6 +20,7 @@ from wamjax.errors import DataError
 # What a folder of each format holds, as a message says it, a test for it, and its reader.
 _FORMATS: tuple[tuple[str, Callable[[Path], bool], Callable[..., Source]], ...] = (
     (f"{INFO_PATH} (LeRobot)", lambda path: (path / INFO_PATH).is_file(), LeRobotDataset),
+    (f"{FEATURES_FILE} and {INFO_FILE} (RLDS)", lambda path: bool(find_rlds(path)), RldsDataset),
     ("*.hdf5, *.h5 (LIBERO HDF5)", lambda path: bool(find_hdf5_files(path)), Hdf5Dataset),
     ("*.tar (WebDataset)", lambda path: bool(find_shards(path)), open_webdataset),
     (

@@ -59,8 +59,8 @@ class Source(Protocol):
         ...
 
     @property
-    def fps(self) -> float:
-        """Steps per second."""
+    def fps(self) -> float | None:
+        """Steps per second; None where neither the format nor we know it."""
         ...
 
     @property
