@@ -143,6 +143,12 @@ def test_every_context_method_counts(method: str, blocks: str, kernel: str) -> N
     check(over_context(method, blocks, kernel))
 
 
+def test_vectors_of_low_rank_modulation_carry_gradients_of_their_own() -> None:
+    # The embedding itself is kept: only what all blocks share needs a gradient.
+    finetune = FinetuneConfig(frozen=("*",), trained=("time_embedding.project",))
+    check(vary(KINDS["low rank"], finetune=finetune, backbone={"remat": "none"}), num_devices=1)
+
+
 def test_ring_of_two_counts() -> None:
     parallel = ParallelConfig(fsdp=4, context=2, context_method="ring")
     check(vary(JOINT, parallel=parallel))
