@@ -111,8 +111,8 @@ class GpuHour:
         return float(flops / (self.peak_flops_per_s * self.utilisation * 3600))
 
 
-# Source: DreamZero (arXiv 2602.15922), steps and batch. The figures themselves, with 8,000 to 8,361 tokens of a sample and
-# 500e9 of pretraining, circulate in compute tables of world-action models.
+# Source: DreamZero (arXiv 2602.15922), steps and batch. The figures themselves, with 8,000 to 8,361 tokens of a sample
+# and 500e9 of pretraining, circulate in compute tables of world-action models.
 _DREAMZERO_SAMPLES = 100_000 * 128
 DREAMZERO = Estimate(
     name="DreamZero, action tuning",
