@@ -20,9 +20,11 @@ from absl import app, flags
 from launch.experiment import load_experiment
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.mesh import build_mesh, resolve_axis_sizes
+from wamjax.parallel.axes import resolve_axis_sizes
+from wamjax.parallel.mesh import build_mesh
 from wamjax.planning.ahead import CompileReport, compile_step
-from wamjax.planning.topology import Topology, open_topology, parse_topology
+from wamjax.planning.slices import parse_topology
+from wamjax.planning.topology import Topology, open_topology
 from wamjax.training.program import build_program
 
 MAX_MEMORY_GROWTH = 1.01  # of the peak; tables of device groups and the like grow a little

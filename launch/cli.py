@@ -4,7 +4,7 @@ Owns the table of verbs and the mapping from exception to exit status. Imports n
 nothing touches JAX before a verb has handled ``--cpu_devices``.
 
 A verb is a module with ``define_flags() -> None`` (absl flags) and ``run(argv: list[str]) -> int``, where ``argv``
-holds the positional arguments without the program's name; or a module with ``SUBCOMMANDS``, a table of such pairs.
+holds the positional arguments without the program's name; or with ``SUBCOMMANDS``, a table of such pairs; or with both.
 
 Exit status: 0 done, 1 a comparison or verification failed, 2 bad flag or configuration, 3 bad data, 4 diverged,
 42 restart me (preempted with a checkpoint saved), 130 interrupted.
@@ -12,8 +12,6 @@ Exit status: 0 done, 1 a comparison or verification failed, 2 bad flag or config
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
 import logging
 import os
 import sys
@@ -24,20 +22,12 @@ from contextlib import contextmanager
 from absl import flags
 
 import wamjax
-from launch.command import Command, command_of_module
+from launch.command import Command, CommandTable, Verb, load_subcommand, load_verb
 from launch.experiment import OVERRIDE_FLAG, rewrite_overrides
 from wamjax.config.bridge import nearest_name
 from wamjax.errors import ConfigError, WamjaxError
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-
-
-@dataclasses.dataclass(frozen=True)
-class Verb:
-    """One subcommand: the module that implements it and one line of help."""
-
-    module: str
-    summary: str
 
 
 VERBS = {
@@ -47,6 +37,7 @@ VERBS = {
     "data": Verb("launch.data_command", "record, inspect and summarise datasets"),
     "sample": Verb("launch.sample_command", "generate a clip with a pretrained video backbone"),
     "weights": Verb("launch.weights_command", "import, export and verify checkpoints of other libraries"),
+    "ledger": Verb("launch.ledger_command", "add up what the runs of a campaign have cost"),
     "checkpoint": Verb("launch.checkpoint_command", "inspect, verify and compare checkpoints"),
 }
 
@@ -77,17 +68,21 @@ def _run_verb(name: str, arguments: list[str]) -> int:
     title = f"wamjax {name}"
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        command = command_of_module(importlib.import_module(VERBS[name].module), VERBS[name].summary)
-        if isinstance(command, dict):
-            if not arguments or arguments[0] in ("-h", "--help"):
-                print(_describe_table(title, {key: entry.summary for key, entry in command.items()}))
+        command, table = load_verb(VERBS[name]), {}
+        if isinstance(command, CommandTable):
+            table = {key: entry.summary for key, entry in command.table.items()}
+            if command.own is None and (not arguments or arguments[0] in ("-h", "--help")):
+                print(_describe_table(title, table))
                 return 0 if arguments else ConfigError.exit_status
-            chosen, *arguments = arguments
-            command, title = _pick(chosen, command, title), f"{title} {chosen}"
+            if command.own is None or (arguments and not arguments[0].startswith("-")):
+                chosen, *arguments = arguments
+                command, table, title = _pick(chosen, command.table, title), {}, f"{title} {chosen}"
+            else:
+                command = command.own
         with _defined_flags(command) as own_flags:
             before_separator = arguments[: arguments.index("--")] if "--" in arguments else arguments
             if any(argument in ("-h", "--help") for argument in before_separator):
-                print(_describe_flags(title, command, own_flags))
+                print(_describe_flags(title, command, own_flags, table))
                 return 0
             status = command.run(_parse_flags(title, rewrite_overrides(arguments), own_flags))
             sys.stdout.flush()  # a closed pipe shows here, where it is caught
@@ -103,13 +98,13 @@ def _run_verb(name: str, arguments: list[str]) -> int:
         return 0
 
 
-def _pick(name: str, table: Mapping[str, Command], title: str) -> Command:
+def _pick(name: str, table: Mapping[str, Command | Verb], title: str) -> Command:
     """Returns the entry ``name`` of a verb's table of subcommands."""
     if name not in table:
         nearest = nearest_name(name, table)
         hint = f"did you mean {nearest}?" if nearest else f"expected one of {', '.join(table)}"
         raise ConfigError(f"{name!r} is not a subcommand of {title}; {hint}")
-    return table[name]
+    return load_subcommand(table[name])
 
 
 @contextmanager
@@ -157,9 +152,12 @@ def _describe_table(title: str, summaries: Mapping[str, str]) -> str:
     return "\n".join([usage, "", "commands:", *rows, "", f"{title} COMMAND --help says more."])
 
 
-def _describe_flags(title: str, command: Command, own_flags: Sequence[str]) -> str:
-    """Returns the help text of one command: what it does and its own flags."""
-    lines = [f"{title}: {command.summary}", "", command.description.strip(), "", "flags:"]
+def _describe_flags(title: str, command: Command, own_flags: Sequence[str], table: Mapping[str, str]) -> str:
+    """Returns the help text of one command: what it does, its subcommands if it has any, and its own flags."""
+    lines = [f"{title}: {command.summary}", "", command.description.strip(), ""]
+    if table:
+        lines += ["subcommands:", *(f"  {name:<12}{summary}" for name, summary in table.items()), ""]
+    lines.append("flags:")
     for name in sorted(set(own_flags) - {OVERRIDE_FLAG}):
         flag = flags.FLAGS[name]
         default = flag.default_as_str if isinstance(flag.default, list) else flag.default

@@ -32,7 +32,8 @@ from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.errors import ConfigError, DataError
-from wamjax.parallel.mesh import build_mesh, make_global_batch, resolve_axis_sizes
+from wamjax.parallel.axes import resolve_axis_sizes
+from wamjax.parallel.mesh import build_mesh, make_global_batch
 from wamjax.sampling.policy import Policy
 from wamjax.sampling.rollout import ChunkSampler
 from wamjax.training.checkpoint import CheckpointStore, Restored

@@ -1,6 +1,11 @@
-"""Says what a run needs before it has chips: mesh, shardings and FLOPs, and with --compile memory, exchange and time.
+"""Says what a run is and what it will need, before anyone buys it; with --compile, what the compiler says of it.
 
-  wamjax plan --config=experiments/quickstart.py --topology=v5e:2x4 --compile --json=plan.json
+  wamjax plan --config=experiments/pretrain/wan_14b_480p.py --topology=v5p:4x4x4 --tokens=500e9
+  wamjax plan --config=experiments/quickstart.py --chips=h100:8 --json=plan.json
+
+Without a machine: geometry, tokens, FLOPs. With one: memory of a device, too. Every number carries its
+source. The run's length is config.train.num_steps, or solved from --steps, --tokens, --zflops, --budget_usd or
+--deadline.
 
 --compile compiles the very step that would train, for the TPU slice of --topology, on a machine without TPUs (Linux on
 x86-64 with libtpu; minutes for a large model). Memory and schedule are the compiler's own; times are an estimate whose
@@ -9,35 +14,79 @@ assumptions are printed. A step that does not fit is an answer too: exit status 
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import json
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from launch.command import Verb
 from launch.experiment import config_from_flags, define_config_flag
+from launch.output import check_writable
+from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
-from wamjax.flops.model import count_flops
-from wamjax.flops.summary import describe as describe_flops
-from wamjax.parallel.mesh import build_mesh
-from wamjax.planning.ahead import CompileReport, compile_step, to_json
-from wamjax.planning.summary import describe
-from wamjax.planning.topology import open_topology
-from wamjax.training.program import TrainProgram, build_program, describe_sharding
+from wamjax.planning.assumption import Assumption
+from wamjax.planning.cost import load_prices
+from wamjax.planning.efficiency import Efficiencies, efficiencies_of, with_overrides
+from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
+from wamjax.planning.plan import make_plan, to_json
+from wamjax.planning.run_length import Wanted, parse_duration
+from wamjax.planning.text import describe
+
+OUTPUTS = ("json", "html", "markdown")
+
+SUBCOMMANDS = {
+    "search": Verb("launch.plan_search", "rank layouts of a machine, or machines for a deadline or budget"),
+    "compare": Verb("launch.plan_compare", "lay a run beside its plan"),
+    "calibrate": Verb("launch.plan_calibrate", "fit the efficiencies a step time rests on to measured runs"),
+}
+
+# Imported when they are asked for: one builds the program, the other imports the plots.
+_COMPILE_MODULE, _REPORT_MODULE = "launch.plan_compile", "launch.plan_report"
 
 
 def define_flags() -> None:
     """Defines the flags of ``wamjax plan``."""
     define_config_flag()
-    flags.DEFINE_string("topology", None, "TPU slice to plan for, such as v5p:4x4x4 or v6e:16x16.", required=True)
-    flags.DEFINE_bool("compile", False, "Compile the training step for the slice.")
-    flags.DEFINE_string("json", None, "Write the plan to this file.")
+    define_machine_flags()
+    define_length_flags()
+    flags.DEFINE_bool("compile", False, "Compile the training step for the slice (needs --topology).")
+    flags.DEFINE_bool("shardings", False, "Print where every parameter goes (needs --topology).")
+    define_output_flags("the plan")
+    define_price_flags()
     flags.DEFINE_string("hlo", None, "Write the compiled program's text to this file (with --compile).")
+
+
+def define_output_flags(what: str) -> None:
+    """Defines the flags that name files to write."""
+    flags.DEFINE_string("json", None, f"Write {what} to this file.")
+    flags.DEFINE_string("html", None, f"Write {what} as a page that needs no other file.")
+    flags.DEFINE_string("markdown", None, f"Write {what} as Markdown tables.")
+
+
+def define_machine_flags() -> None:
+    """Defines the flags that name a machine."""
+    flags.DEFINE_string("topology", None, "TPU slice to plan for, such as v5p:4x4x4 or v6e:16x16.")
+    flags.DEFINE_string(
+        "chips", None, f"Chips to plan for, KIND:N such as h100:64 or v5p:64; kinds: {', '.join(chip_names())}."
+    )
+
+
+def define_price_flags() -> None:
+    """Defines the flags that replace figures the planner assumes."""
+    flags.DEFINE_string("prices", None, "Price file (wamjax/planning/cost.py has its form); default: dated examples.")
+    flags.DEFINE_string("efficiencies", None, "Shares of listed rates, as wamjax plan calibrate writes them.")
+
+
+def define_length_flags() -> None:
+    """Defines the flags that decide a run's length."""
+    flags.DEFINE_integer("steps", None, "Length of the run in optimizer steps.")
+    flags.DEFINE_float("tokens", None, "Length of the run in tokens of all streams, padding not counted.")
+    flags.DEFINE_float("zflops", None, "Length of the run in 1e21 model FLOPs.")
+    flags.DEFINE_float("budget_usd", None, "Money for the chips: as many steps as it pays for.")
+    flags.DEFINE_string("deadline", None, "Wall time such as 14d or 36h: as many steps as it allows.")
+    flags.DEFINE_float("fps", None, "Frames of a sample per second, for hours of video; default: of published clips.")
 
 
 def run(argv: list[str]) -> int:
@@ -47,75 +96,104 @@ def run(argv: list[str]) -> int:
     values = flags.FLAGS
     if values.hlo and not values.compile:
         raise ConfigError(f"--hlo={values.hlo} needs --compile: without it there is no compiled program")
-    for name in ("json", "hlo"):
-        _check_writable(name, values[name].value)
+    for name in ("compile", "shardings"):
+        if values[name].value and not values.topology:
+            raise ConfigError(f"--{name} needs --topology: a TPU slice such as v5p:4x4x4")
+    for name in (*OUTPUTS, "hlo"):
+        check_writable(name, values[name].value)
     config = config_from_flags()
-    topology = open_topology(values.topology)
-    program = build_program(config, build_mesh(config.parallel, topology.devices))
-    print(f"{describe_sharding(program)}\n\n{_describe_flops(program)}", flush=True)
-    report = None
-    if values.compile:
-        with _progress() as say:
-            report = compile_step(program, topology, say)
-        print(f"\n{describe(report)}")
-    if values.json:
-        Path(values.json).write_text(json.dumps(_plan(program, report), indent=2) + "\n")
-    if values.hlo and report is not None and report.fits:
-        Path(values.hlo).write_text(report.hlo)
+    machine = machine_from_flags()
+    plan = make_plan(
+        config,
+        machine=machine,
+        wanted=wanted_from_flags(),
+        rate=rate_from_flags(config),
+        efficiencies=None if machine is None else efficiencies_from_flags(machine),
+        prices=load_prices(values.prices),
+    )
+    print(describe(plan), flush=True)
+    report = to_json(plan)
+    if values.compile or values.shardings:
+        report |= importlib.import_module(_COMPILE_MODULE).build(
+            plan, topology=values.topology, is_compiled=values.compile, hlo=values.hlo
+        )
+    write_outputs(report)
     return 0
 
 
-def _describe_flops(program: TrainProgram) -> str:
-    count, batch = count_flops(program.config, program.layout), program.config.train.global_batch_size
-    return (
-        f"{describe_flops(count)}\nper step of {batch} samples: {batch * count.model_total:,} model FLOPs, "
-        f"{batch * count.hardware_total:,} hardware FLOPs"
+def write_outputs(report: dict[str, Any]) -> None:
+    """Writes a plan's JSON object to the files that the flags name."""
+    values = flags.FLAGS
+    if values.json:
+        Path(values.json).write_text(json.dumps(report, indent=2) + "\n")
+    if values.html or values.markdown:
+        page = importlib.import_module(_REPORT_MODULE)
+        if values.html:
+            page.write_report(report, values.html)
+        if values.markdown:
+            Path(values.markdown).write_text(page.to_markdown(report))
+
+
+def machine_from_flags() -> Machine | None:
+    """Returns the machine that ``--topology`` or ``--chips`` names; None if neither is given.
+
+    Raises:
+      ConfigError: Both are, or the name is unknown.
+    """
+    values = flags.FLAGS
+    if values.topology and values.chips:
+        raise ConfigError(f"--topology={values.topology} and --chips={values.chips} both name a machine; give one")
+    if values.topology:
+        return machine_of_topology(values.topology)
+    return machine_of_chips(values.chips) if values.chips else None
+
+
+def efficiencies_from_flags(machine: Machine) -> Efficiencies:
+    """Returns the efficiencies of ``machine``'s chips with those of ``--efficiencies``.
+
+    Raises:
+      ConfigError: The file cannot be read or is no table of efficiencies.
+    """
+    efficiencies, path = efficiencies_of(machine.chip.name), flags.FLAGS.efficiencies
+    if not path:
+        return efficiencies
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"--efficiencies={path} cannot be read: {error.strerror}") from error
+    return with_overrides(efficiencies, text, f"--efficiencies={path}")
+
+
+def wanted_from_flags() -> Wanted:
+    """Returns the length that the flags ask for."""
+    values = flags.FLAGS
+    return Wanted(
+        steps=values.steps,
+        tokens=values.tokens,
+        zflops=values.zflops,
+        budget_usd=values.budget_usd,
+        deadline_s=None if values.deadline is None else parse_duration(values.deadline),
     )
 
 
-def _plan(program: TrainProgram, report: CompileReport | None) -> dict[str, Any]:
-    """Returns the plan as JSON holds it."""
-    count, batch = count_flops(program.config, program.layout), program.config.train.global_batch_size
-    plan: dict[str, Any] = {
-        "name": program.config.name,
-        "mesh": dict(program.mesh.shape),
-        "global_batch_size": batch,
-        "num_parameters": count.num_parameters,
-        "flops_per_step": {"model": batch * count.model_total, "hardware": batch * count.hardware_total},
-    }
-    return plan if report is None else {**plan, "compile": to_json(report)}
-
-
-def _check_writable(flag: str, name: str | None) -> None:
-    """Raises ``ConfigError`` before minutes of compiling, if the file could not be written after them."""
-    if name and not Path(name).absolute().parent.is_dir():
-        raise ConfigError(f"--{flag}={name}: no folder {Path(name).parent}; create it or name another file")
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yields ``say(phase)``: one line on stderr per phase, and in a terminal the seconds it has taken so far."""
-    phase, began, stop = "", time.monotonic(), threading.Event()
-
-    def say(text: str) -> None:
-        nonlocal phase, began
-        phase, began = text, time.monotonic()
-        print(f"\n{text} ..." if sys.stderr.isatty() else f"{text} ...", end="", file=sys.stderr, flush=True)
-        if not sys.stderr.isatty():
-            print(file=sys.stderr, flush=True)
-
-    def tick() -> None:
-        while not stop.wait(1.0):
-            print(f"\r{phase} ... {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
-
-    ticker = threading.Thread(target=tick, daemon=True)
-    if sys.stderr.isatty():
-        ticker.start()
+def rate_from_flags(config: RunConfig) -> Assumption | None:
+    """Returns the frame rate of a sample: ``--fps``, or the dataset's over its stride where there is one on disk."""
+    fps = flags.FLAGS.fps
+    if fps is not None:
+        if not fps > 0:
+            raise ConfigError(f"--fps={fps:g}; expected more than 0")
+        return _rate(fps, "--fps")
+    info = Path(config.data.path) / "meta" / "info.json"
+    if config.backbone is not None or not info.is_file():
+        return None
     try:
-        yield say
-    finally:
-        stop.set()
-        if ticker.is_alive():
-            ticker.join()
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
+        recorded = float(json.loads(info.read_text())["fps"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{info} states no frame rate ({error!r}); give --fps") from error
+    return _rate(
+        recorded / config.data.frame_stride, f"{info}: {recorded:g} Hz, every {config.data.frame_stride}th frame"
+    )
+
+
+def _rate(value: float, source: str) -> Assumption:
+    return Assumption(name="frames per second of a clip", value=value, unit="Hz", source=source)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 # Okabe and Ito's palette: distinct under the common colour blindnesses, and on both backgrounds.
 BLUE, ORANGE, GREEN, PINK, GREY = "#2f81c7", "#e68a00", "#1a9e77", "#cc79a7", "#8a919c"
@@ -63,6 +65,95 @@ def plot_losses(
             axes.legend(frameon=False)
 
     return _render(draw, (10.0, 3.2), f"Training loss over steps: {', '.join(training)}")
+
+
+def plot_components(model: Mapping[str, int], hardware: Mapping[str, int]) -> Plot:
+    """Draws the training FLOPs of one sample: for each component what is needed, and what is executed."""
+    names = [name for name in hardware if hardware[name]]
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        places = np.arange(len(names))
+        axes.barh(places - 0.2, [model[name] for name in names], 0.4, color=BLUE, label="model")
+        axes.barh(places + 0.2, [hardware[name] for name in names], 0.4, color=ORANGE, label="hardware")
+        _label_bars(axes, names)
+        axes.set(xlabel="FLOPs of one training sample")
+        axes.legend(frameon=False)
+
+    return _render(draw, (7.0, 0.34 * len(names) + 1.0), f"Training FLOPs by component: {', '.join(names)}")
+
+
+def plot_memory(kinds: Mapping[str, int], *, limit: int, compiled: int | None = None) -> Plot:
+    """Draws the memory of one device by kind, one after the other, up to what the device has.
+
+    Args:
+      kinds: Bytes by kind.
+      limit: Bytes the device has.
+      compiled: The compiler's peak, where the step was compiled.
+    """
+    held = {name: size / 2**30 for name, size in kinds.items() if size}
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        below = 0.0
+        for place, size in enumerate(held.values()):
+            axes.barh(place, size, left=below, color=BLUE)
+            below += size
+        axes.barh(len(held), below, color=ORANGE)
+        axes.axvline(limit / 2**30, color=PINK, linewidth=1.5, label="what the device has")
+        if compiled is not None:
+            axes.axvline(compiled / 2**30, color=GREEN, linewidth=1.5, linestyle="--", label="the compiler's peak")
+        _label_bars(axes, [*held, "total"])
+        axes.set(xlabel="GiB of one device")
+        canvas.legend(loc="outside lower center", ncols=2, frameon=False)
+
+    return _render(draw, (7.0, 0.3 * len(held) + 1.5), f"Memory of one device by kind: {', '.join(held)}")
+
+
+def plot_phases(phases: Sequence[Mapping[str, Any]], step_s: Mapping[str, float]) -> Plot:
+    """Draws the phases of a step: expected seconds as bars, from low to high as lines, coloured by resource.
+
+    Args:
+      phases: ``{"name", "resource", "seconds": {"low", "mid", "high"}}`` each.
+      step_s: The whole step.
+    """
+    resources = list(dict.fromkeys(phase["resource"] for phase in phases))
+    colours = dict(zip(resources, itertools.cycle((BLUE, ORANGE, GREEN, PINK, GREY)), strict=False))
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        rows = [(phase["seconds"], colours[phase["resource"]]) for phase in phases] + [(step_s, GREY)]
+        for place, (seconds, colour) in enumerate(rows):
+            axes.barh(place, seconds["mid"], color=colour)
+            axes.plot([seconds["low"], seconds["high"]], [place, place], color=GREY, linewidth=1.5, marker="|")
+        _label_bars(axes, [*(phase["name"] for phase in phases), "the step, overlapped"])
+        axes.set(xlabel="seconds")
+        handles = [Patch(color=colour, label=resource) for resource, colour in colours.items()]
+        canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+
+    return _render(draw, (7.0, 0.3 * len(phases) + 1.5), "Seconds of a step by phase, from low to high")
+
+
+def plot_buckets(buckets: Mapping[str, float]) -> Plot:
+    """Draws where wall time goes, but for the steps that are progress."""
+    spent = {name: seconds for name, seconds in buckets.items() if seconds and name != "step"}
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        total = sum(buckets.values())
+        axes.barh(range(len(spent)), [seconds / total for seconds in spent.values()], color=ORANGE)
+        _label_bars(axes, list(spent))
+        axes.xaxis.set_major_formatter(PercentFormatter(xmax=1.0))
+        axes.set(xlabel="of the wall time")
+
+    return _render(draw, (7.0, 0.34 * len(spent) + 0.9), f"Wall time that makes no progress: {', '.join(spent)}")
+
+
+def _label_bars(axes: Axes, names: Sequence[str]) -> None:
+    """Names horizontal bars, the first at the top."""
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.25)
 
 
 def plot_actions(
@@ -139,6 +230,35 @@ def plot_by_frame(model: Sequence[Mapping[str, Any] | None], copy: Sequence[Mapp
         canvas.legend(loc="outside lower center", ncols=2, frameon=False)
 
     return _render(draw, (5.0, 2.7), "PSNR of every predicted frame of a window")
+
+
+def plot_pareto(
+    results: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]], *, title: str = "Time against money"
+) -> Plot:
+    """Draws wall time against money of planned layouts, and the front that none of them beats in both.
+
+    Args:
+      results: As ``planning.search.Result.to_json`` returns them; those without time or money are left out.
+      front: Of them, those on the front.
+      title: What is compared.
+    """
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for rows, colour in ((results, GREY), (front, ORANGE)):
+            known = [row for row in rows if row["usd"] is not None and row["why_not"] is None]
+            days = [row["elapsed_s"] / 86_400 for row in known]
+            axes.plot(days, [row["usd"] for row in known], "o-" if rows is front else "o", markersize=5, color=colour)
+        for row in front:
+            axes.annotate(
+                row["machine"], (row["elapsed_s"] / 86_400, row["usd"]), fontsize=7, xytext=(4, 4),
+                textcoords="offset points",
+            )  # fmt: skip
+        axes.set(xlabel="wall time, days", ylabel="US dollars", title=title, xscale="log", yscale="log")
+        axes.grid(alpha=0.25)
+
+    names = ", ".join(row["machine"] for row in front)
+    return _render(draw, (6.5, 4.0), f"{title}: wall time and money of {len(results)} layouts; not beaten: {names}")
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -1,32 +1,28 @@
 """``report.html``: everything a run shows, in one file that needs nothing else.
 
-Owns gathering what lies in the work directory and laying it out. Pictures and films are embedded as data URIs, there
-is no script and no request, so the page can be mailed, archived and opened anywhere.
+Owns gathering what lies in the work directory and laying it out (``launch.page`` embeds pictures and films).
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from launch import plots
 from launch.figures import COMPARISONS, FIGURES, format_figure, verdict
 from launch.open_loop import Example, spread
+from launch.page import page_template
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
 from wamjax.training.records import read_records
 
 MAX_ACTION_EXAMPLES = 4
 MAX_ACTION_DIMS = 8
-_TEMPLATES = Path(__file__).with_name("templates")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,17 +69,9 @@ def write_report(
     Returns:
       The file.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(picture=_picture, png=_png, video=_video)
     ledger = read_records(workdir / "ledger.jsonl")
     run = _read_json(workdir / "run.json")
-    page = environment.get_template("report.html.j2").render(
+    page = page_template("report.html.j2").render(
         name=config.name,
         evaluation=evaluation,
         tiles=_tiles(evaluation),
@@ -292,27 +280,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
-
-
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _picture(plot: plots.Plot) -> Markup:
-    """Returns a plot as ``<picture>`` that follows the reader's colour scheme."""
-    return Markup(
-        '<picture><source media="(prefers-color-scheme: dark)" srcset="{}">'
-        '<img class="plot" src="{}" alt="{}"></picture>'
-    ).format(_data_uri(plot.dark, "image/png"), _data_uri(plot.light, "image/png"), plot.alt)
-
-
-def _png(content: bytes, alt: str) -> Markup:
-    """Returns a PNG as ``<img>``."""
-    return Markup('<img src="{}" alt="{}">').format(_data_uri(content, "image/png"), alt)
-
-
-def _video(content: bytes) -> Markup:
-    """Returns an MP4 as a ``<video>`` that plays by itself, in a loop, without sound."""
-    return Markup('<video src="{}" controls autoplay loop muted playsinline></video>').format(
-        _data_uri(content, "video/mp4")
-    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from launch.workdir import WorkDir, check_resumable, code_facts, config_hash, se
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, WamjaxError
 from wamjax.flops.execution import execution_on
+from wamjax.flops.goodput import CHECKPOINT_SAVE
 from wamjax.flops.ledger import Ledger, zflops
 from wamjax.flops.model import count_flops
 from wamjax.flops.summary import describe as describe_flops
@@ -38,7 +40,14 @@ from wamjax.parallel.mesh import build_mesh, data_shard, make_global_batch
 from wamjax.training.base import Base
 from wamjax.training.checkpoint import CheckpointStore, Restored
 from wamjax.training.console import Console, TensorBoard
-from wamjax.training.hooks import VALIDATION_GROUP, Hook, LedgerRecorder, MetricRecorder, Throughput
+from wamjax.training.hooks import (
+    VALIDATION_GROUP,
+    GoodputRecorder,
+    Hook,
+    LedgerRecorder,
+    MetricRecorder,
+    Throughput,
+)
 from wamjax.training.loop import LoopPlan, LoopResult, TrainLoop
 from wamjax.training.program import TrainProgram, build_program, describe_sharding
 from wamjax.training.records import RecordLog, rewind
@@ -59,6 +68,7 @@ def run(argv: list[str]) -> int:
     """Trains; returns 0 when the run is complete and 42 when it was asked to leave."""
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax train takes flags only (see wamjax train --help)")
+    began_unix_s = time.time()
     values = flags.FLAGS
     config, workdir = config_from_flags(), WorkDir(Path(values.workdir))
     if config.backbone is not None:
@@ -75,11 +85,11 @@ def run(argv: list[str]) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(distributed.stop_processes)
         distributed.run_on_first_process(lambda: _open(workdir, config, values.allow_config_change, stack))
-        return train(config, workdir)
+        return train(config, workdir, began_unix_s=began_unix_s)
 
 
-def train(config: RunConfig, workdir: WorkDir) -> int:
-    """Trains ``config`` in ``workdir``, which this run holds; returns the exit status."""
+def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
+    """Trains ``config`` in ``workdir``, which this run holds since ``began_unix_s``; returns the exit status."""
     mesh = build_mesh(config.parallel)
     program = build_program(config, mesh)
     pipeline = _build_pipeline(config, workdir)
@@ -97,6 +107,11 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
     _say(_describe_start(program, ledger, pipeline, restored, base))
     stream = pipeline.train_stream(*data_shard(mesh), position)
     hooks = _build_hooks(config, workdir, ledger, step=step)
+    goodput = GoodputRecorder(
+        RecordLog(workdir.goodput, is_writer=jax.process_index() == 0),
+        began_unix_s=began_unix_s,
+        every_steps=config.log.every_steps,
+    )
     stop = StopRequest()
     loop = TrainLoop(
         step=program.step,
@@ -104,7 +119,7 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
         evaluate=_Validation(program, pipeline, ledger),
         save=_Saver(store, program, ledger, base.hash if base else None),
         last_good_step=lambda: _last_good_step(store),
-        hooks=hooks,
+        hooks=[*hooks, goodput],
         stop=stop,
         plan=LoopPlan(
             num_steps=config.train.num_steps,
@@ -113,13 +128,18 @@ def train(config: RunConfig, workdir: WorkDir) -> int:
             max_skipped=config.optimizer.max_skipped,
         ),
     )
-    # Closed also when training fails, in this order: a save under way is completed last.
-    with _closing(*(hook.close for hook in hooks), stream.close, store.wait), stop.listening():
+    # Closed also when training fails, in this order: a save under way is completed after the logs are whole.
+    with _closing(*(hook.close for hook in hooks), stream.close, store.wait, goodput.close), stop.listening():
         if restored:
             state = program.complete(restored.state, base)
         else:
             state = program.init(None if base else pipeline.video_statistics(), base)
+        goodput.start(step)
         result = loop.run(state, step=step, position=position, is_resumed=restored is not None)
+        saving_since = time.perf_counter()
+        store.wait()
+        goodput.on_pause(result.step, CHECKPOINT_SAVE, time.perf_counter() - saving_since)
+        goodput.end(result.step, is_complete=result.is_complete)
     _say(_describe_end(result, workdir, ledger, first_step=step))
     return 0 if result.is_complete else RESTART_STATUS
 

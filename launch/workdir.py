@@ -77,6 +77,11 @@ class WorkDir:
         return self.path / "ledger.jsonl"
 
     @property
+    def goodput(self) -> Path:
+        """Where the run's time went, one JSON object per event, over all its processes."""
+        return self.path / "goodput.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of the TensorBoard events."""
         return self.path / "tensorboard"

@@ -12,10 +12,10 @@ import pytest
 from launch.experiment import load_experiment
 from wamjax.batch import batch_spec
 from wamjax.layout import Role, build_layout
-from wamjax.parallel.mesh import build_mesh, resolve_axis_sizes
-from wamjax.parallel.rules import MESH_AXES
+from wamjax.parallel.axes import MESH_AXES, resolve_axis_sizes
+from wamjax.parallel.mesh import build_mesh
 from wamjax.planning.ahead import find_replicated
-from wamjax.planning.topology import parse_topology
+from wamjax.planning.slices import parse_topology
 from wamjax.training.program import TrainProgram, build_program
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -144,3 +144,23 @@ def test_resume_from_incomplete_totals_is_refused_naming_the_field():
     del totals["samples"]
     with pytest.raises(ConfigError, match="lack 'samples'"):
         ledger().resume(totals)
+
+
+def test_encoders_that_run_beside_training_are_summed_apart_from_it():
+    plain, book = ledger(), ledger()
+    book.encoders = {"vae": 7, "text": 10**20}
+    lines = [book.record(step, 1.0, 0.1) for step in (1, 2)]
+    assert lines[-1]["encoder_flops"] == {"vae": 64 * 7, "text": 64 * 10**20, "image": 0}
+    plain.record(1, 1.0, 0.1)
+    assert lines[-1]["hardware_flops"] == plain.record(2, 1.0, 0.1)["hardware_flops"]
+    book.record_evaluation(3)
+    evaluated = sum(real_count().hardware_forward.values()) + 7 + 10**20
+    assert lines[-1]["evaluation_flops_per_sample"] == evaluated
+    assert book.totals["evaluation"]["hardware_flops"] == 3 * evaluated
+
+
+def test_checkpoint_from_before_encoders_were_counted_resumes_with_none():
+    old, book = ledger().totals, ledger()
+    del old["encoder_flops"]
+    book.resume(old)
+    assert book.record(1, 1.0, 0.1)["encoder_flops"] == {"vae": 0, "text": 0, "image": 0}

@@ -19,7 +19,8 @@ from wamjax.flops.jaxpr import count_jaxpr
 from wamjax.layout import UP_TO, Layout, Role, Rotary, Segment
 from wamjax.models.video_transformer import TwoExpertTransformer, VideoTransformer
 from wamjax.parallel.mesh import batch_sharding, build_mesh
-from wamjax.parallel.rules import PARAMETER_RULES, partition_spec, placing
+from wamjax.parallel.rule_tables import PARAMETER_RULES
+from wamjax.parallel.rules import partition_spec, placing
 from wamjax.training.program import parameter_axes
 
 # Sizes that divide over a mesh of 2 x 2 x 2.

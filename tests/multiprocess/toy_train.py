@@ -21,7 +21,8 @@ from launch import cli, train_command
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import build_layout
-from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
+from wamjax.parallel.axes import check_batch_divides
+from wamjax.parallel.mesh import batch_sharding, replicated
 from wamjax.training.program import TrainProgram
 from wamjax.training.update import apply_gradients, no_skips
 
@@ -32,7 +33,7 @@ def build_toy_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     """Regresses the first action on the first state, with noise, through one hidden layer sharded over fsdp."""
     step_s = float(os.environ.get("TOY_STEP_S", "0"))
     nan_at = jnp.array([int(step) for step in os.environ.get("TOY_NAN_AT", "-1").split(",")])
-    check_batch_divides(config.train.global_batch_size, mesh)
+    check_batch_divides(config.train.global_batch_size, mesh.shape)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
     def init() -> dict[str, Any]:

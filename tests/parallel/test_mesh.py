@@ -9,8 +9,8 @@ from jax.experimental import mesh_utils
 
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
+from wamjax.parallel.axes import MESH_AXES
 from wamjax.parallel.mesh import arrange_devices
-from wamjax.parallel.rules import MESH_AXES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
 from wamjax.parallel.explicit import make_placement
 from wamjax.parallel.mesh import build_mesh
-from wamjax.parallel.rules import RULES, build_rules
+from wamjax.parallel.rule_tables import RULES, build_rules
 from wamjax.training.program import build_program
 
 MESHES = {

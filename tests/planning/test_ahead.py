@@ -11,8 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tests.planning.exchange_program import CONTEXT, FSDP, KERNEL_FLOPS, LAYERS, exchange_step
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
+from wamjax.parallel.axes import MESH_AXES
 from wamjax.parallel.mesh import build_mesh
-from wamjax.parallel.rules import MESH_AXES
 from wamjax.planning.ahead import CompileReport, compile_function, find_replicated, to_json
 from wamjax.planning.chips import BY_PREFIX
 from wamjax.planning.summary import describe

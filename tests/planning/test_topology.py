@@ -4,7 +4,8 @@ import pytest
 
 from wamjax.errors import ConfigError
 from wamjax.planning.chips import BY_PREFIX
-from wamjax.planning.topology import open_topology, parse_topology, topology_names
+from wamjax.planning.slices import parse_topology, topology_names
+from wamjax.planning.topology import open_topology
 
 
 @pytest.mark.parametrize(

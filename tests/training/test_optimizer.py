@@ -16,7 +16,8 @@ from wamjax.nn.lora import adaptable_kernels
 from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.parallel.mesh import build_mesh, replicated
 from wamjax.parallel.parameters import flatten_params, parameter_axes
-from wamjax.parallel.rules import PARAMETER_RULES, partition_spec
+from wamjax.parallel.rule_tables import PARAMETER_RULES
+from wamjax.parallel.rules import partition_spec
 from wamjax.training.digest import path_name
 from wamjax.training.optimizer import make_optimizer, optimizer_shardings
 from wamjax.training.schedule import make_schedule

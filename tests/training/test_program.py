@@ -12,7 +12,8 @@ from tests.tiny import TINY
 from wamjax.batch import VideoStatistics, fake_batch
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.mesh import build_mesh, make_global_batch, resolve_axis_sizes
+from wamjax.parallel.axes import resolve_axis_sizes
+from wamjax.parallel.mesh import build_mesh, make_global_batch
 from wamjax.training.program import build_program, describe_sharding
 
 STATISTICS = VideoStatistics(mean=np.full((16, 24, 3), 100.0, np.float32), std=50.0)

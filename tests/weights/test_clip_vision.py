@@ -24,7 +24,8 @@ from wamjax.config.encoders import CLIP_VIT_H_14
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.mesh import batch_sharding, build_mesh
-from wamjax.parallel.rules import PARAMETER_RULES, partition_spec, placing
+from wamjax.parallel.rule_tables import PARAMETER_RULES
+from wamjax.parallel.rules import partition_spec, placing
 from wamjax.training.program import parameter_axes
 from wamjax.weights.kinds.clip_vision import KIND
 from wamjax.weights.rules import tensors_of

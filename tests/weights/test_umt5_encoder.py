@@ -25,7 +25,8 @@ from wamjax.errors import ConfigError, DataError
 from wamjax.models.umt5 import pad_prompts, relative_buckets
 from wamjax.parallel.mesh import batch_sharding, build_mesh
 from wamjax.parallel.parameters import parameter_axes
-from wamjax.parallel.rules import PARAMETER_RULES, partition_spec, placing
+from wamjax.parallel.rule_tables import PARAMETER_RULES
+from wamjax.parallel.rules import partition_spec, placing
 from wamjax.weights.kinds.umt5_encoder import KIND
 
 FOLDER = GOLDEN / "umt5_encoder"

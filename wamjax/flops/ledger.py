@@ -19,7 +19,18 @@ from wamjax.flops.model import FlopCount
 from wamjax.flops.utilisation import Denominator
 
 ZETTA = 10**21
-_DETERMINISTIC = ("step", "skipped", "samples", "tokens", "model_flops", "hardware_flops", "evaluation")
+# Frozen networks that make what a model reads: their forward passes count where they run, not where outputs are cached.
+ENCODERS = ("vae", "text", "image")
+_DETERMINISTIC = (
+    "step",
+    "skipped",
+    "samples",
+    "tokens",
+    "model_flops",
+    "hardware_flops",
+    "encoder_flops",
+    "evaluation",
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -30,13 +41,16 @@ class Ledger:
       count: FLOPs and tokens of one sample.
       samples_per_step: Global batch size.
       denominator: Devices, dtype and their listed peak, for utilisation.
+      encoders: FLOPs of the frozen encoders that run for one sample, by ``ENCODERS``; none where outputs are cached.
     """
 
     count: FlopCount
     samples_per_step: int
     denominator: Denominator
+    encoders: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        assert set(self.encoders) <= set(ENCODERS), f"encoders {sorted(self.encoders)} are not of {ENCODERS}"
         self._totals: dict[str, Any] = {
             "step": 0,
             "skipped": 0,
@@ -44,6 +58,7 @@ class Ledger:
             "tokens": dict.fromkeys(self.count.tokens, 0),
             "model_flops": dict.fromkeys(self.count.model, 0),
             "hardware_flops": dict.fromkeys(self.count.hardware, 0),
+            "encoder_flops": dict.fromkeys(ENCODERS, 0),
             "evaluation": {"samples": 0, "hardware_flops": 0},
             "wall": {"seconds": 0.0, "device_seconds": 0.0, "chip_seconds": 0.0},
         }
@@ -59,13 +74,14 @@ class Ledger:
         Raises:
           ConfigError: ``totals`` are not those of a ledger, or hold other streams or components than this run.
         """
+        totals = {"encoder_flops": dict.fromkeys(ENCODERS, 0), **totals}  # a run older than that count had none
         for field in (*_DETERMINISTIC, "wall"):
             if field not in totals:
                 raise ConfigError(
                     f"the ledger totals of the checkpoint lack {field!r}: it was written by another version; start a "
                     "new work directory"
                 )
-        for field in ("tokens", "model_flops", "hardware_flops"):
+        for field in ("tokens", "model_flops", "hardware_flops", "encoder_flops"):
             if set(totals[field]) != set(self._totals[field]):
                 raise ConfigError(
                     f"the ledger of the checkpoint counts {field} by {sorted(totals[field])}, this run by "
@@ -100,6 +116,7 @@ class Ledger:
             ("tokens", self.count.tokens),
             ("model_flops", self.count.model),
             ("hardware_flops", self.count.hardware),
+            ("encoder_flops", self.encoders),
         ):
             for name, amount in per_sample.items():
                 self._totals[field][name] += self.samples_per_step * amount
@@ -108,6 +125,7 @@ class Ledger:
             **{field: totals[field] for field in _DETERMINISTIC},
             "zflops": zflops(totals["model_flops"]),
             "hardware_zflops": zflops(totals["hardware_flops"]),
+            "evaluation_flops_per_sample": self._evaluation_flops,
             "this_step": {
                 "is_skipped": is_skipped,
                 "model_flops": self.samples_per_step * self.count.model_total,
@@ -121,7 +139,12 @@ class Ledger:
         """Adds the forward passes of an evaluation over ``num_samples`` samples; it is no part of any utilisation."""
         evaluation = self._totals["evaluation"]
         evaluation["samples"] += num_samples
-        evaluation["hardware_flops"] += num_samples * sum(self.count.hardware_forward.values())
+        evaluation["hardware_flops"] += num_samples * self._evaluation_flops
+
+    @property
+    def _evaluation_flops(self) -> int:
+        """What one sample of a validation costs."""
+        return sum(self.count.hardware_forward.values()) + sum(self.encoders.values())
 
     def _clock(self, step_s: float | None) -> dict[str, Any]:
         """Adds the step's time and returns the ``wall`` part of its record."""

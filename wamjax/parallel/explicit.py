@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from wamjax.config.choices import GradientExchange
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.rules import AXES_KEY, Placement, RuleTables, active_placement, build_rules
+from wamjax.parallel.rule_tables import RuleTables, build_rules
+from wamjax.parallel.rules import AXES_KEY, Placement, active_placement
 
 SPLIT_DIM = "embed"  # the logical dim of a kernel that is split over devices
 

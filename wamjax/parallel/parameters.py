@@ -8,7 +8,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from wamjax.parallel.rules import AXES_KEY, PARAMETER_RULES, Rules, partition_spec
+from wamjax.parallel.rule_tables import PARAMETER_RULES, Rules
+from wamjax.parallel.rules import AXES_KEY, partition_spec
 from wamjax.types import PureDict
 
 

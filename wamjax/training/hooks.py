@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from wamjax.flops.goodput import END, STARTUP, STEPS
 from wamjax.training.records import RecordLog
 from wamjax.training.update import SKIPPED_IN_A_ROW
 
@@ -57,6 +59,10 @@ class Hook(Protocol):
         """Called after a validation of the state of ``step``."""
         ...
 
+    def on_pause(self, step: int, bucket: str, seconds: float) -> None:
+        """Called after training stood still for something: ``bucket`` is one of ``flops.goodput.BUCKETS``."""
+        ...
+
     def sync(self) -> None:
         """Called before a checkpoint: what was seen so far must survive a crash."""
         ...
@@ -73,6 +79,9 @@ class Silent:
         """Does nothing."""
 
     def on_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def on_pause(self, step: int, bucket: str, seconds: float) -> None:
         """Does nothing."""
 
     def sync(self) -> None:
@@ -187,3 +196,69 @@ class LedgerRecorder(Silent):
     def close(self) -> None:
         """Closes the log."""
         self._log.close()
+
+
+class GoodputRecorder(Silent):
+    """Writes where the time of this process goes to ``goodput.jsonl`` (``flops.goodput`` adds it up).
+
+    Steps are written together: every ``every_steps`` and before anything else is, so that no line reaches across a
+    checkpoint.
+
+    Args:
+      log: The file; unlike the others it is not cut back when a run resumes.
+      began_unix_s: When this process began.
+      every_steps: Most steps of one line: what a kill may leave unrecorded.
+      clock: Returns the time.
+    """
+
+    def __init__(
+        self, log: RecordLog, *, began_unix_s: float, every_steps: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._log, self._began, self._every, self._clock = log, began_unix_s, every_steps, clock
+        self._reports: list[StepReport] = []
+
+    def start(self, step: int) -> None:
+        """Records that training goes on from ``step`` now."""
+        now = self._clock()
+        self._log.append({"event": STARTUP, "step": step, "seconds": now - self._began, "unix_s": now})
+
+    def end(self, step: int, *, is_complete: bool) -> None:
+        """Records that this process trains no more."""
+        self._flush()
+        self._log.append({"event": END, "step": step, "is_complete": is_complete, "unix_s": self._clock()})
+
+    def on_step(self, report: StepReport) -> None:
+        """Counts one step."""
+        self._reports.append(report)
+        if report.is_first or report.step % self._every == 0:
+            self._flush()
+
+    def on_pause(self, step: int, bucket: str, seconds: float) -> None:
+        """Appends the pause."""
+        self._flush()
+        self._log.append({"event": bucket, "step": step, "seconds": seconds, "unix_s": self._clock()})
+
+    def sync(self) -> None:
+        """Writes what was counted and forces the log to disk."""
+        self._flush()
+        self._log.sync()
+
+    def close(self) -> None:
+        """Closes the log."""
+        self._flush()
+        self._log.close()
+
+    def _flush(self) -> None:
+        reports, self._reports = self._reports, []
+        if reports:
+            self._log.append(
+                {
+                    "event": STEPS,
+                    "step": reports[-1].step,
+                    "num_steps": len(reports),
+                    "is_first": reports[0].is_first,
+                    "seconds": sum(report.step_s for report in reports),
+                    "data_wait_s": sum(report.data_wait_s for report in reports),
+                    "unix_s": self._clock(),
+                }
+            )

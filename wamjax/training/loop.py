@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from wamjax.errors import DivergedError
+from wamjax.flops.goodput import CHECKPOINT_SAVE, EVALUATION
 from wamjax.training.hooks import Hook, StepReport
 
 State = Any
@@ -118,6 +119,7 @@ class TrainLoop:
             the same. The state that holds it is never saved.
         """
         plan, is_done_already = self._plan, is_resumed
+        self._restart_clock()
         while True:
             stopping = self._stop.is_requested(step) and step < plan.num_steps
             # 1. Evaluate before saving, so that a checkpoint of step n never exists without the records of step n:
@@ -131,7 +133,7 @@ class TrainLoop:
                 self._log_pending()
                 self._sync_hooks()
                 self._save(step, state, position)
-                self._restart_clock()
+                self._end_pause(step, CHECKPOINT_SAVE)
             is_done_already = False
             if stopping or step >= plan.num_steps:
                 return LoopResult(state=state, step=step, is_complete=step >= plan.num_steps)
@@ -176,14 +178,20 @@ class TrainLoop:
         metrics = self._evaluate(state)
         for hook in self._hooks:
             hook.on_validation(step, metrics)
-        self._restart_clock()
+        self._end_pause(step, EVALUATION)
 
     def _sync_hooks(self) -> None:
         for hook in self._hooks:
             hook.sync()
 
+    def _end_pause(self, step: int, bucket: str) -> None:
+        """Keeps the time of validation or saving out of the time of the next step, and tells the hooks of it."""
+        seconds = time.perf_counter() - self._clock
+        for hook in self._hooks:
+            hook.on_pause(step, bucket, seconds)
+        self._restart_clock()
+
     def _restart_clock(self) -> None:
-        """Keeps the time of validation and saving out of the time of the next step."""
         self._clock = time.perf_counter()
 
     def _diverged(self, report: StepReport) -> DivergedError:

@@ -26,9 +26,10 @@ from wamjax.nn.attention import check_platform, describe_attention
 from wamjax.nn.lora import adaptable_kernels
 from wamjax.objectives.objective import Objective, abstract_model, build_objective
 from wamjax.objectives.stream_loss import StreamLoss
+from wamjax.parallel.axes import check_batch_divides
 from wamjax.parallel.context_plan import CONTEXT, check_tokens_divide, plan_context
 from wamjax.parallel.explicit import make_placement
-from wamjax.parallel.mesh import batch_sharding, check_batch_divides, replicated
+from wamjax.parallel.mesh import batch_sharding, replicated
 from wamjax.parallel.parameters import flatten_params, is_names, parameter_axes, parameter_shardings
 from wamjax.parallel.rules import Placement, placing
 from wamjax.training.base import Base, load_base
@@ -104,7 +105,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
     Raises:
       ConfigError: Something does not divide over the mesh, or the configuration does not fit together.
     """
-    check_batch_divides(config.train.global_batch_size, mesh, config.train.accumulate)
+    check_batch_divides(config.train.global_batch_size, mesh.shape, config.train.accumulate)
     objective = build_objective(config)
     graphdef, variables = abstract_model(objective)
     trained = trained_paths(variables, config.finetune)

@@ -21,6 +21,7 @@ from typing import Any
 from wamjax.errors import DataError
 
 DISCARDED_SUFFIX = ".discarded.jsonl"
+HALF_WRITTEN = "half_written_line"  # key under which a discarded file keeps one
 
 
 class RecordLog:
@@ -80,8 +81,29 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
       DataError: A line that is not the last one is not a JSON object with a step.
     """
-    records, _ = _parse(path)
+    records, _ = read_log(path)
     return records
+
+
+def read_log(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """Returns the records of ``path`` as ``read_records`` does, and what its unfinished last line holds.
+
+    Raises:
+      DataError: A line that is not the last one is not a JSON object with a step.
+    """
+    if not path.exists():
+        return [], ""
+    *lines, fragment = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise DataError(f"{path}, line {number} is not a record with a step; delete or repair that line")
+        records.append(record)
+    return records, fragment
 
 
 def rewind(path: Path, step: int) -> int:
@@ -99,10 +121,10 @@ def rewind(path: Path, step: int) -> int:
     Raises:
       DataError: A line that is not the last one is not a record, or the file system refuses.
     """
-    records, fragment = _parse(path)
+    records, fragment = read_log(path)
     kept = [record for record in records if record["step"] <= step]
     moved = [json.dumps(record) for record in records if record["step"] > step]
-    moved += [json.dumps({"half_written_line": fragment})] if fragment else []
+    moved += [json.dumps({HALF_WRITTEN: fragment})] if fragment else []
     if not moved:
         return 0
     try:
@@ -132,23 +154,6 @@ def _opened(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:
         raise _refused(path, error) from error
-
-
-def _parse(path: Path) -> tuple[list[dict[str, Any]], str]:
-    """Returns the records of ``path`` and what its unfinished last line holds (usually nothing)."""
-    if not path.exists():
-        return [], ""
-    *lines, fragment = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        if not isinstance(record, dict) or type(record.get("step")) is not int:
-            raise DataError(f"{path}, line {number} is not a record with a step; delete or repair that line")
-        records.append(record)
-    return records, fragment
 
 
 def _strict(value: Any) -> Any:

@@ -1,0 +1,236 @@
+"""What a step keeps of its activations for the backward pass, and what one block needs beside that while it runs.
+
+Every array of a block is a row of one table: its bytes on a device, which rematerialisation policies keep it, and
+whether it can only be had again by running the block's products once more. What is kept, what is computed again and
+what lies around while the backward pass is at a given place all follow from the table.
+
+Sizes are of the arrays themselves: tiling pads nothing at these sizes, and no fragmentation is added.
+
+Source: the policies of ``models.remat`` and the arrays of ``models.block``; compared with compiled programs in
+docs/planning.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from wamjax.config.choices import Remat
+from wamjax.layout import Rectangle, Schedule
+from wamjax.layout.kernels import QUERY_CHUNK, padded_keys, splash_blocks
+from wamjax.planning.shards import Shard
+
+_FP32 = 4
+_NONE: tuple[Remat, ...] = ("none",)
+_PRODUCTS: tuple[Remat, ...] = ("none", "products", "exchanged")
+_OUTPUTS: tuple[Remat, ...] = (*_PRODUCTS, "attention", "offload")
+_EVERY: tuple[Remat, ...] = (*_OUTPUTS, "full")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Array:
+    """One array of one block on one device.
+
+    Attributes:
+      name: What it is.
+      num_bytes: Its size.
+      kept_by: Policies that keep it for the backward pass.
+      is_product: Whether it comes back only by running products or kernels again: it then lies there from the repeated
+        forward pass until its place in the backward pass. Others are computed again next to what reads them.
+      part: Part of the block: ``attention``, ``cross`` or ``mlp``.
+    """
+
+    name: str
+    num_bytes: int
+    kept_by: tuple[Remat, ...]
+    is_product: bool
+    part: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes on one device, of all blocks.
+
+    Attributes:
+      kept: Kept in device memory for the backward pass.
+      offloaded: Kept in host memory.
+      repeated: Of one block, brought back by running it again.
+      block: The most that lies around beside these while one block's backward pass runs, but for attention.
+      attention: The same while attention's backward pass runs.
+      by_array: Kept bytes of all blocks by array.
+    """
+
+    kept: int
+    offloaded: int
+    repeated: int
+    block: int
+    attention: int
+    by_array: dict[str, int]
+
+    @property
+    def workspace(self) -> int:
+        """What one block's backward pass needs beside what is kept, at its worst place."""
+        return max(self.block, self.attention)
+
+
+def plan_activations(shard: Shard, schedule: Schedule) -> Activations:
+    """Returns the activations of ``shard``.
+
+    Args:
+      shard: One device's part.
+      schedule: Attention of the whole sequence.
+    """
+    table = block_arrays(shard, schedule)
+    layers, remat = shard.num_layers, shard.remat
+    kept = {row.name: layers * row.num_bytes for row in table if remat in row.kept_by}
+    offloaded = kept.pop("block input") if remat == "offload" else 0
+    again = [row for row in table if remat not in row.kept_by and row.is_product]
+    repeated = sum(row.num_bytes for row in again)
+    before_mlp = repeated + _mlp_workspace(shard)
+    before_attention = sum(row.num_bytes for row in again if row.part == "attention")
+    return Activations(
+        kept=sum(kept.values()),
+        offloaded=offloaded,
+        repeated=repeated,
+        block=before_mlp,
+        attention=before_attention + attention_workspace(shard, schedule),
+        by_array=kept,
+    )
+
+
+def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
+    """Returns the arrays of one block, in the order in which its forward pass makes them."""
+    size, rows = shard.itemsize, shard.tokens
+    stream = shard.stream_tokens * shard.block.width * size
+    heads = rows * shard.inner * size
+    hidden = rows * shard.hidden * size
+    own, cross = _kernel_output(shard, schedule), _kernel_output(shard, None)
+    context_tokens = shard.context_tokens + shard.image_tokens
+    per_key = shard.batch * shard.inner * size
+
+    def kept(name: str, num_bytes: int, by: tuple[Remat, ...], part: str) -> Array:
+        return Array(name=name, num_bytes=num_bytes, kept_by=by, is_product=True, part=part)
+
+    arrays = [
+        kept("block input", stream, _EVERY, "attention"),
+        kept("query", heads, _PRODUCTS, "attention"),
+        kept("key", heads, _PRODUCTS, "attention"),
+        # Exchanged values stand in for the projected ones, whose product then has nothing left to give.
+        kept("value", heads, ("none", "products"), "attention"),
+        *_exchanged(heads),
+        kept("attention output", own.output, _OUTPUTS, "attention"),
+        kept("attention normaliser", own.normaliser, _OUTPUTS, "attention"),
+        kept("attention scores", _scores(shard, schedule), _PRODUCTS, "attention"),
+        kept("output projection", stream, _PRODUCTS, "attention"),
+        kept("cross query", heads, _PRODUCTS, "cross"),
+    ]
+    for name, count in (("text", shard.context_tokens), ("image", shard.image_tokens)):
+        if count:
+            arrays += [
+                kept(f"{name} keys and values", 2 * count * per_key, _PRODUCTS, "cross"),
+                kept(f"{name} attention output", cross.output, _OUTPUTS, "cross"),
+                kept(f"{name} attention normaliser", cross.normaliser, _OUTPUTS, "cross"),
+            ]
+    arrays += [
+        kept("cross projection", stream, _PRODUCTS, "cross"),
+        kept("feed-forward product", hidden, _PRODUCTS, "mlp"),
+        Array(name="feed-forward units", num_bytes=hidden, kept_by=_NONE, is_product=False, part="mlp"),
+        kept("feed-forward output", stream, _PRODUCTS, "mlp"),
+        # Means and inverse deviations of three layer norms, rates of norms of queries and keys.
+        Array(
+            name="norm statistics",
+            num_bytes=_FP32 * (9 * rows + shard.batch * context_tokens),
+            kept_by=("products", "exchanged"),
+            is_product=False,
+            part="mlp",
+        ),
+    ]
+    return arrays
+
+
+class _KernelOutput(NamedTuple):
+    """Bytes that an attention kernel's forward pass returns: its output, and what normalises it."""
+
+    output: int
+    normaliser: int
+
+
+def _kernel_output(shard: Shard, schedule: Schedule | None) -> _KernelOutput:
+    """Returns what self-attention by ``schedule`` returns, or cross-attention where there is none.
+
+    Plain XLA returns attended queries alone, and two numbers each of those that it takes in chunks.
+    """
+    if shard.kernel != "rectangles" or shard.context.ring > 1:
+        return _KernelOutput(shard.tokens * shard.inner * shard.itemsize, shard.tokens * shard.heads * _FP32)
+    counts = [shard.num_tokens] if schedule is None else [r.num_queries for r in schedule.rectangles]
+    chunked = sum(n // QUERY_CHUNK * QUERY_CHUNK for n in counts if n > QUERY_CHUNK)
+    ways = shard.mesh["context"]
+    return _KernelOutput(
+        output=shard.batch * sum(counts) * shard.inner * shard.itemsize // ways,
+        normaliser=2 * _FP32 * shard.batch * chunked * shard.heads // ways,
+    )
+
+
+def _exchanged(heads: int) -> Iterable[Array]:
+    """What attention reads: after an exchange over the mesh it comes back only by another exchange."""
+    for name in ("query", "key", "value"):
+        yield Array(
+            name=f"exchanged {name}",
+            num_bytes=heads,
+            kept_by=("exchanged",),
+            is_product=False,
+            part="attention",
+        )
+
+
+def _scores(shard: Shard, schedule: Schedule) -> int:
+    """Bytes of scores that plain XLA attention keeps: those of fewer queries than a chunk."""
+    if shard.kernel != "rectangles" or shard.context.ring > 1:
+        return 0
+    rest = sum(
+        (r.num_queries if r.num_queries <= QUERY_CHUNK else r.num_queries % QUERY_CHUNK) * r.num_keys
+        for r in schedule.rectangles
+    )
+    cross = shard.num_tokens if shard.num_tokens <= QUERY_CHUNK else shard.num_tokens % QUERY_CHUNK
+    rest += cross * (shard.context_tokens + shard.image_tokens)
+    return _FP32 * shard.batch * rest * shard.heads // shard.mesh["context"]
+
+
+def _mlp_workspace(shard: Shard) -> int:
+    """Bytes beside what is kept while the feed-forward layer's backward pass runs.
+
+    Its units, their gradient and that of the product before them; its input, the gradient of its output, and the
+    residual stream's gradient in fp32.
+    """
+    size = shard.itemsize
+    units = 3 * shard.tokens * shard.hidden * size
+    stream = shard.stream_tokens * shard.block.width
+    return units + 2 * stream * size + stream * _FP32
+
+
+def attention_workspace(shard: Shard, schedule: Schedule) -> int:
+    """Bytes beside what is kept while self-attention's backward pass runs.
+
+    Queries, keys and values as attention reads them, the gradient of its output, the three gradients it returns (those
+    of a ring's keys and values in fp32), the partial gradients of the queries that the TPU kernel writes, one for each
+    block of keys, and the residual stream's gradient in fp32.
+    """
+    size, rows = shard.itemsize, shard.tokens
+    heads = rows * shard.inner
+    keys = heads * (shard.context.ring if shard.context.exchange == "all_gather" else 1)
+    travelling = 2 if shard.context.ring > 1 else 1  # what is held, and what arrives
+    operands = (heads + 2 * travelling * keys + heads) * size
+    gradients = heads * size + 2 * keys * (_FP32 if shard.context.ring > 1 else size)
+    partial = _partial_gradients(shard, schedule) * heads * size
+    return operands + gradients + partial + shard.stream_tokens * shard.block.width * _FP32
+
+
+def _partial_gradients(shard: Shard, schedule: Schedule) -> int:
+    """Gradients of the queries that splash's fused backward kernel writes, one for each block of keys."""
+    if shard.kernel != "splash":
+        return 0
+    keys = shard.keys_per_query_part
+    is_part = shard.context.ring > 1  # a cut of the schedule: priced as if all of it were seen
+    whole = Schedule(keys, keys, (Rectangle(((0, keys),), ((0, keys),)),)) if is_part else schedule
+    return -(-keys // splash_blocks(padded_keys(whole)).backward_keys)

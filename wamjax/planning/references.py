@@ -1,0 +1,188 @@
+"""What the planner's memory and times are held against: compiled programs, and published runs of other code.
+
+Compiled rows are of this library's own step; nothing of them ran. Published rows ran on hardware, with other code: what
+that code is known to do differently is said, what it does not publish is assumed, and both stand in the row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from wamjax.config.backbone import ClipConfig
+from wamjax.config.choices import Remat
+from wamjax.config.presets import WAN_2_1_T2V_14B
+from wamjax.config.schema import LayoutConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
+from wamjax.layout import build_layout
+from wamjax.planning.assumption import Band
+from wamjax.planning.efficiency import Efficiencies, efficiencies_of
+from wamjax.planning.machine import Machine, machine_of_chips, machine_of_topology
+from wamjax.planning.plan import OnMachine, plan_on
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """A step that was compiled ahead of time.
+
+    Attributes:
+      experiment: Its file below ``experiments/``.
+      overrides: Keys of the configuration that differ, as the command line writes them.
+      topology: TPU slice.
+      peak_gib: Memory of a device by the compiler.
+      step_s: Its estimate of a step (``planning.estimate``, as scheduled); None where the compiler did not end.
+      note: Versions, and what is special.
+    """
+
+    experiment: str
+    overrides: tuple[str, ...] = ()
+    topology: str
+    peak_gib: float
+    step_s: float | None = None
+    note: str
+
+
+_LIBTPU = "jax 0.10.2, libtpu 0.0.51"
+_OLDER = f"{_LIBTPU}; before weights were gathered plainly"
+_BUFFERS = f"{_LIBTPU}; memory as assigned to buffers, code generation did not end"
+
+COMPILED: tuple[Compiled, ...] = (
+    Compiled(experiment="pretrain/wan_14b_480p.py", topology="v5p:4x4x4", peak_gib=46.07, step_s=5.493, note=_LIBTPU),
+    Compiled(
+        experiment="pretrain/wan_14b_480p.py",
+        overrides=("backbone.remat=exchanged",),
+        topology="v5p:4x4x4",
+        peak_gib=52.16,
+        step_s=5.474,
+        note=_LIBTPU,
+    ),
+    Compiled(experiment="pretrain/wan_14b_720p.py", topology="v5p:4x4x4", peak_gib=32.0, step_s=23.8, note=_OLDER),
+    Compiled(experiment="pretrain/wan_1_3b_480p.py", topology="v5p:2x2x4", peak_gib=48.7, step_s=4.15, note=_OLDER),
+    Compiled(experiment="systems/dreamzero_14b_droid.py", topology="v5p:4x4x4", peak_gib=70.9, note=_BUFFERS),
+    Compiled(
+        experiment="systems/dreamzero_14b_droid.py",
+        overrides=("backbone.remat=full", "train.global_batch_size=64"),
+        topology="v6e:8x8",
+        peak_gib=19.2,
+        note=_BUFFERS,
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """A run that someone measured.
+
+    Attributes:
+      name: Whose, of what.
+      config: The closest configuration of ours.
+      machine: What it ran on.
+      step_s: Measured seconds of a step; None where only MFU is published.
+      mfu: Published MFU; None where a step time is.
+      backward_products: Products of its attention's backward pass: 5 fused, 7 where two kernels compute scores twice.
+      is_fitted: Whether an efficiency was chosen by this row.
+      note: What is assumed of it.
+    """
+
+    name: str
+    config: RunConfig
+    machine: Machine
+    step_s: float | None = None
+    mfu: float | None = None
+    backward_products: int = 5
+    is_fitted: bool = False
+    note: str
+
+    def predict(self) -> OnMachine:
+        """Returns our plan of the run."""
+        efficiencies = efficiencies_of(self.machine.chip.name)
+        if self.backward_products != 5:
+            efficiencies = _slowed(efficiencies, 5 / self.backward_products)
+        return plan_on(self.config, build_layout(self.config), self.machine, efficiencies)
+
+
+def _slowed(efficiencies: Efficiencies, share: float) -> Efficiencies:
+    """Returns ``efficiencies`` with a backward pass of attention that does so much less per second."""
+    band = efficiencies.attention_backward
+    slow = Band(low=band.low * share, mid=band.mid * share, high=band.high * share)
+    return dataclasses.replace(efficiencies, attention_backward=slow)
+
+
+_720P = ClipConfig(num_frames=81, height=720, width=1280)
+_480P = ClipConfig(num_frames=81, height=480, width=832)
+_93_FRAMES = ClipConfig(num_frames=93, height=480, width=832)  # 37,440 tokens
+
+
+def _wan_14b(clip: ClipConfig, parallel: ParallelConfig, *, batch: int, pad: int, remat: Remat = "full") -> RunConfig:
+    block = dataclasses.replace(WAN_2_1_T2V_14B.block, compute_dtype="bfloat16")
+    return RunConfig(
+        name="wan_14b",
+        backbone=dataclasses.replace(WAN_2_1_T2V_14B, block=block, remat=remat),
+        clip=clip,
+        layout=LayoutConfig(formulation="video", pad_multiple=pad),
+        optimizer=OptimizerConfig(ema_decay=0.0),
+        parallel=parallel,
+        train=TrainConfig(num_steps=1_000, global_batch_size=batch),
+    )
+
+
+_ULYSSES_4 = ParallelConfig(context=4, rules="fsdp_context")
+_MAXDIFFUSION = "split backward kernel; context 4 assumed"
+
+PUBLISHED: tuple[Published, ...] = (
+    Published(
+        name="Wan2.1-14B 720p, MaxDiffusion",
+        config=_wan_14b(_720P, _ULYSSES_4, batch=1, pad=2560),
+        machine=machine_of_topology("v5p:2x2x1"),
+        step_s=36.0,
+        backward_products=7,
+        is_fitted=True,
+        note=f"{_MAXDIFFUSION}; full rematerialisation",
+    ),
+    Published(
+        name="the same, activations offloaded",
+        config=_wan_14b(_720P, _ULYSSES_4, batch=1, pad=2560, remat="offload"),
+        machine=machine_of_topology("v5p:2x2x1"),
+        step_s=32.8,
+        backward_products=7,
+        note=f"{_MAXDIFFUSION}; attention's output kept, block inputs in host memory",
+    ),
+    Published(
+        name="Wan2.2-14B 720p, MaxDiffusion",
+        config=_wan_14b(_720P, _ULYSSES_4, batch=16, pad=2560),
+        machine=machine_of_chips("tpu7x:32"),
+        step_s=13.57,
+        backward_products=7,
+        note=f"{_MAXDIFFUSION}; full rematerialisation",
+    ),
+    Published(
+        name="Wan2.1-14B, Megatron (CP4 TP2)",
+        config=_wan_14b(
+            _93_FRAMES, ParallelConfig(fsdp=-1, context=4, tensor=2, rules="fsdp"), batch=16, pad=512, remat="full"
+        ),
+        machine=machine_of_chips("h100:128"),
+        mfu=0.329,
+        note="37,440 tokens; batch 16 and full rematerialisation assumed",
+    ),
+    Published(
+        name="Wan2.1-14B, Megatron",
+        config=_wan_14b(_93_FRAMES, ParallelConfig(fsdp=-1, context=4, rules="fsdp"), batch=8, pad=512),
+        machine=machine_of_chips("gb200:32"),
+        mfu=0.315,
+        note="37,440 tokens; CP4, batch 8 and full rematerialisation assumed",
+    ),
+    Published(
+        name="Wan2.1-14B, FSDP",
+        config=_wan_14b(_480P, ParallelConfig(fsdp=-1), batch=8, pad=512),
+        machine=machine_of_chips("h100:8"),
+        mfu=0.178,
+        note="81 frames at 480p, batch and full rematerialisation assumed; nothing says what held it back",
+    ),
+    Published(
+        name="Wan2.1-14B, FSDP",
+        config=_wan_14b(_480P, ParallelConfig(fsdp=-1), batch=64, pad=512),
+        machine=machine_of_chips("h100:64"),
+        mfu=0.231,
+        note="as above",
+    ),
+)

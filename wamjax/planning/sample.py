@@ -1,0 +1,108 @@
+"""One training sample: what the cameras show of it, how many tokens it is, and how long it lasted.
+
+Pixels, frames and streams follow from the configuration exactly. Seconds do not: a configuration of cached latents
+says nothing of the frame rate, which is an assumption unless it is given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from wamjax.config.clip import latent_grid, patch_grid
+from wamjax.config.geometry import derive_geometry
+from wamjax.config.schema import RunConfig
+from wamjax.layout import Layout, Role
+from wamjax.planning.assumption import Assumption
+
+_WAN_RATE = Assumption(
+    name="frames per second of a clip",
+    value=16.0,
+    unit="Hz",
+    source="Wan 2.1, wan/configs/shared_config.py, sample_fps",
+)
+_DREAMZERO_RATE = Assumption(
+    name="frames per second of a clip",
+    value=5.0,
+    unit="Hz",
+    source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training sample.
+
+    Attributes:
+      views: Camera features on the canvas; empty where the clip is one picture.
+      canvas: Height and width in pixels.
+      num_frames: Pixel frames.
+      frame_stride: Dataset steps between two of them (1 where the clip is of latents).
+      latent_grid: Latent frames, rows and columns.
+      token_grid: Tokens along frames, rows and columns.
+      tokens: Tokens by stream, without padding.
+      padding: Tokens of padding.
+      seconds: From the first frame to the last.
+      has_actions: Whether a robot moved meanwhile.
+      rate: The frame rate that ``seconds`` rests on.
+    """
+
+    views: tuple[str, ...]
+    canvas: tuple[int, int]
+    num_frames: int
+    frame_stride: int
+    latent_grid: tuple[int, int, int]
+    token_grid: tuple[int, int, int]
+    tokens: dict[str, int]
+    padding: int
+    seconds: float
+    has_actions: bool
+    rate: Assumption
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all streams, without padding."""
+        return sum(self.tokens.values())
+
+    @property
+    def robot_seconds(self) -> float:
+        """Seconds in which a robot acted."""
+        return self.seconds if self.has_actions else 0.0
+
+
+def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None = None) -> Sample:
+    """Returns the sizes of a sample of ``config``.
+
+    Args:
+      config: The run.
+      layout: Its layout.
+      rate: Frames of a sample per second, where it is known; None for the published one of such clips.
+    """
+    rate = rate or default_rate(config)
+    streams = layout.tokens_by_stream()
+    padding = streams.pop(Role.PADDING.value, 0)
+    if config.backbone is not None:
+        clip = config.clip
+        canvas, num_frames, stride = (clip.height, clip.width), clip.num_frames, 1
+        latents, tokens = latent_grid(config), patch_grid(config)
+    else:
+        geometry = derive_geometry(config)
+        canvas, num_frames, stride = config.data.canvas, geometry.num_frames, config.data.frame_stride
+        latents = tokens = (geometry.num_latent_frames, *geometry.grid)
+    return Sample(
+        views=tuple(name for name, *_ in config.data.views),
+        canvas=canvas,
+        num_frames=num_frames,
+        frame_stride=stride,
+        latent_grid=latents,
+        token_grid=tokens,
+        tokens=streams,
+        padding=padding,
+        seconds=(num_frames - 1) / rate.value,
+        has_actions=streams.get(Role.ACTION.value, 0) > 0,
+        rate=rate,
+    )
+
+
+def default_rate(config: RunConfig) -> Assumption:
+    """Returns the frame rate of a sample's frames where none is given."""
+    return _DREAMZERO_RATE if config.layout.formulation == "joint" else _WAN_RATE

@@ -1,0 +1,156 @@
+"""What one device of a mesh has of a step: the mesh itself, samples, tokens, heads and units of its own.
+
+The one place where the planner turns ``config.parallel`` and a number of devices into local sizes; memory, exchange
+and time read them from here. Refuses what the program would refuse: axes that do not multiply to the devices, a batch
+or a sequence that does not divide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from wamjax.config.backbone import BlockConfig
+from wamjax.config.blocks import block_config
+from wamjax.config.choices import Remat
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.layout import Layout
+from wamjax.layout.kernels import pick_kernel
+from wamjax.parallel.axes import MESH_AXES, check_batch_divides, resolve_axis_sizes
+from wamjax.parallel.context_plan import ContextPlan, check_tokens_divide, plan_context
+from wamjax.parallel.rule_tables import RuleTables, build_rules
+from wamjax.planning.machine import Machine
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One device's part of a step.
+
+    Attributes:
+      mesh: Size of each mesh axis.
+      rules: Where arrays go.
+      context: How attention is shared over the context axis.
+      block: The block of the model.
+      num_layers: Blocks.
+      remat: What their backward pass finds.
+      kernel: What computes attention.
+      batch: Samples of one part of a step (``config.train.accumulate`` parts).
+      parts: Parts of a step.
+      num_tokens: Tokens of a whole sample, padding included.
+      context_tokens: Text tokens that cross-attention reads; and of the image, if there is one.
+      image_tokens: See ``context_tokens``.
+    """
+
+    mesh: dict[str, int]
+    rules: RuleTables
+    context: ContextPlan
+    block: BlockConfig
+    num_layers: int
+    remat: Remat
+    kernel: str
+    batch: int
+    parts: int
+    num_tokens: int
+    context_tokens: int
+    image_tokens: int
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of the mesh."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a value in the compute dtype."""
+        return DTYPE_BYTES[self.block.compute_dtype]
+
+    @property
+    def tokens(self) -> int:
+        """Rows ``b n`` of an activation on this device where the sequence is split over context."""
+        return self.batch * self.num_tokens // self.mesh["context"]
+
+    @property
+    def stream_tokens(self) -> int:
+        """The same between layers, where the sequence may be split over tensor too."""
+        entry = self.rules.activations["stream"]
+        axes = (entry,) if isinstance(entry, str) else entry or ()
+        return self.batch * self.num_tokens // math.prod(self.mesh[axis] for axis in axes)
+
+    @property
+    def inner(self) -> int:
+        """Width of this device's heads outside self-attention."""
+        return self.block.inner_width // self.mesh["tensor"]
+
+    @property
+    def hidden(self) -> int:
+        """Feed-forward units of this device."""
+        return self.block.ffn_width // self.mesh["tensor"]
+
+    @property
+    def heads(self) -> int:
+        """Heads of this device outside self-attention."""
+        return self.block.num_heads // self.mesh["tensor"]
+
+    @property
+    def keys_per_query_part(self) -> int:
+        """Keys that this device's queries meet at one time in self-attention, per sample."""
+        return self.num_tokens // (self.context.ring if self.context.exchange == "ring" else 1)
+
+
+def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
+    """Returns a device's part of ``config`` on ``machine``.
+
+    Raises:
+      ConfigError: Axes, batch, tokens or heads do not divide, or slices do not.
+    """
+    sizes = resolve_axis_sizes(config.parallel, machine.num_devices)
+    if machine.num_slices > 1 and sizes["data"] % machine.num_slices:
+        raise ConfigError(
+            f"config.parallel.data={sizes['data']} is no multiple of the {machine.num_slices} slices of "
+            f"{machine.name}, and no other axis may leave a slice; set data to a multiple"
+        )
+    mesh = {name: sizes[name] for name in MESH_AXES}
+    block = block_config(config.model) if config.backbone is None else config.backbone.block
+    accumulate, batch = config.train.accumulate, config.train.global_batch_size
+    rules = build_rules(config.parallel)
+    check_batch_divides(batch, mesh, accumulate)
+    check_tokens_divide(layout.num_tokens, mesh["context"], "tokens")
+    _check_whole(block, mesh, config)
+    backbone = config.backbone
+    context = plan_context(config.parallel.context_method, block.num_heads, mesh)
+    return Shard(
+        mesh=mesh,
+        rules=rules,
+        context=context,
+        block=block,
+        num_layers=config.model.num_layers if backbone is None else backbone.num_layers,
+        remat=config.model.remat if backbone is None else backbone.remat,
+        kernel=pick_kernel(
+            config.parallel.attention_kernel,
+            machine.platform,
+            block.compute_dtype,
+            block.head_dim,
+            is_in_parts=context.ring > 1,
+        ),
+        batch=batch // (mesh["data"] * mesh["fsdp"] * accumulate),
+        parts=accumulate,
+        num_tokens=layout.num_tokens,
+        context_tokens=config.model.text_tokens if backbone is None else config.clip.text_tokens,
+        image_tokens=config.clip.image_tokens if backbone is not None and backbone.image_width else 0,
+    )
+
+
+def _check_whole(block: BlockConfig, mesh: dict[str, int], config: RunConfig) -> None:
+    """Refuses heads and units that do not divide over tensor, and explicit blocks on a tensor axis."""
+    tensor = mesh["tensor"]
+    if config.parallel.blocks == "explicit" and tensor > 1:
+        raise ConfigError(
+            f"config.parallel.blocks=explicit with tensor={tensor}: it needs config.parallel.tensor=1; "
+            "config.parallel.blocks=sharded runs on any mesh"
+        )
+    for what, size in (("heads", block.num_heads), ("feed-forward units", block.ffn_width)):
+        if size % tensor:
+            raise ConfigError(f"{size} {what} of the model do not divide over config.parallel.tensor={tensor}")
