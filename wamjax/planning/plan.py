@@ -184,7 +184,15 @@ def plan_on(config: RunConfig, layout: Layout, machine: Machine, efficiencies: E
     parameters = place_parameters(config, shard.mesh, shard.rules.parameters)
     memory = plan_memory(config, shard, layout.full_pass().schedule, parameters, machine.hbm_bytes)
     count = count_flops(config, layout, execution_of(shard, machine))
-    return time_on(machine, shard, parameters, memory, count, efficiencies)
+    decode_s = decode_seconds(config, machine)
+    return time_on(machine, shard, parameters, memory, count, efficiencies, decode_s=decode_s)
+
+
+def decode_seconds(config: RunConfig, machine: Machine) -> float:
+    """Returns the seconds in which a host decodes its part of a batch; 0 for a backbone, which reads cached latents."""
+    if config.backbone is not None:
+        return 0.0
+    return plan_feed(config, step_s=1.0, num_hosts=machine.num_hosts).decode_step_s
 
 
 def time_on(
@@ -194,12 +202,15 @@ def time_on(
     memory: MemoryPlan,
     count: FlopCount,
     efficiencies: Efficiencies | None = None,
+    *,
+    decode_s: float = 0.0,
 ) -> OnMachine:
     """Returns the step of ``shard``, whose memory and FLOPs are known already, with its time."""
     efficiencies = efficiencies or efficiencies_of(machine.chip.name)
     no_time, time = explain_no_peak(shard, machine), None
     if not no_time:
-        time = plan_time(count, shard, memory, list_exchanges(shard, parameters), machine, efficiencies)
+        exchanges = list_exchanges(shard, parameters)
+        time = plan_time(count, shard, memory, exchanges, machine, efficiencies, decode_s=decode_s)
     return OnMachine(machine=machine, shard=shard, memory=memory, efficiencies=efficiencies, time=time, no_time=no_time)
 
 

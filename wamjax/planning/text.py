@@ -17,6 +17,7 @@ from wamjax.planning.plan import OnMachine, Plan
 from wamjax.planning.run_length import ZETTA
 
 _GIB = 2**30
+_SHORT_STEP_S = 0.01
 _LEGEND = "  ".join(f"{source.tag} {source.value}" for source in Source)
 
 
@@ -43,6 +44,8 @@ def gib(num_bytes: int) -> str:
 
 def duration(seconds: int | float) -> str:
     """Returns a time in the unit it is best read in."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.1f} us"
     if seconds < 1:
         return f"{seconds * 1e3:.1f} ms"
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
@@ -132,6 +135,8 @@ def _time(on: OnMachine) -> Iterable[str]:
             )
     step = time.step_s
     yield row("step", duration(step.mid), assumed, f"{duration(step.low)} to {duration(step.high)}")
+    if step.mid < _SHORT_STEP_S:
+        yield "     too short to believe: latency and the launching of kernels, which are not in it, take longer"
     yield row("bound by", time.binding.name_on(on.machine), assumed)
     peak = f"of {time.peak_flops_per_s / 1e15:g} PFLOP/s, the listed dense peak"
     yield row("MFU", f"{time.mfu:.1%}", assumed, peak)
