@@ -10,7 +10,8 @@ QUICKSTART := runs/quickstart
 # Simulated devices, so that a laptop runs the sharded program of a pod. Any number works; two suit two cores best.
 DEVICES := --cpu_devices=2
 # Compiling is most of what the fast tests cost; what they check does not need optimised code. The slow set does without.
-QUICK_COMPILE := --xla_backend_optimization_level=0
+QUICK_COMPILE := --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false \
+  --xla_cpu_parallel_codegen_split_count=1
 
 help:
 	@echo "make quickstart   train a small world-action model and evaluate it (results in $(QUICKSTART))"

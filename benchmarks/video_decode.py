@@ -2,7 +2,7 @@
 
     python benchmarks/video_decode.py [--height=480 --width=832 --frames=61]
 
-A synthetic clip (a moving texture with noise) is encoded as H.264 and decoded by PyAV with one thread, conversion to RGB
+A synthetic clip (a moving texture with noise) is encoded as H.264 and decoded by PyAV with one thread, RGB conversion
 included. Time is that of the processor, so that what else the machine does does not count. Reference: the assumption
 ``decoded_pixels_per_core_s`` of ``wamjax.planning.feed``.
 """
@@ -46,7 +46,7 @@ def encode_clip(height: int, width: int, frames: int) -> bytes:
 
 def decode_s(clip: bytes) -> float:
     """Returns the processor time of decoding ``clip`` to RGB with one thread."""
-    with av.open(io.BytesIO(clip)) as container:
+    with av.open(io.BytesIO(clip), "r") as container:
         container.streams.video[0].thread_type = "NONE"
         started = time.process_time()
         for frame in container.decode(video=0):

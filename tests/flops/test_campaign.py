@@ -23,6 +23,7 @@ def book(denominator=V5P, model=HUGE, encoders=None):
     count = FlopCount(
         forward=only(model), model=only(model), hardware=only(model + 2), hardware_forward=only(5),
         tokens={"noisy_video": 10, "action": 2}, num_pairs=1, num_executed_pairs=1, num_dense_pairs=1, num_parameters=1,
+        num_trained_parameters=1,
     )  # fmt: skip
     return Ledger(count=count, samples_per_step=3, denominator=denominator, encoders=encoders or {})
 

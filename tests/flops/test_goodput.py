@@ -56,7 +56,7 @@ def test_killed_run_loses_the_steps_beyond_its_checkpoint_and_the_time_until_it_
         steps(6, 2, 4.0, 153.5),
         end(6, 153.5, is_complete=True),
     ]
-    usual = (4.0 + 6.0 + 4.0) / 7
+    usual = 2.0
     assert tally_goodput(events).buckets == pytest.approx(
         seconds(
             startup=9.0,
@@ -94,6 +94,11 @@ def test_run_that_starts_over_loses_everything():
     assert tally.buckets["step"] == 0.0
     assert tally.buckets["lost_steps"] == pytest.approx(2.0 + 4.0)
     assert (tally.starts, tally.is_complete) == (2, False)
+
+
+def test_one_pause_of_the_machine_does_not_pass_for_an_ordinary_step():
+    tally = tally_goodput([*WHOLE[:3], steps(4, 1, 200.0, 318.0), steps(5, 1, 2.0, 320.0)])
+    assert tally.buckets["compile"] == 7.0
 
 
 def test_single_step_has_no_usual_time_and_counts_as_compilation():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from launch.plan_report import to_markdown, write_report
-from launch.plan_tables import source_of, tabulate
+from launch.plan_tables import Table, as_markdown, source_of, tabulate
 from tests.tiny import TINY
 from wamjax.config.schema import RunConfig
 from wamjax.planning.cost import load_prices
@@ -109,7 +109,7 @@ def test_tables_hold_the_numbers_of_the_plan_and_their_source(plan: dict[str, An
     assert any("Llama 3" in row[2] for row in tables["assumptions"].rows)
 
 
-def test_markdown_has_every_table_with_cells_escaped(searched: dict[str, Any]) -> None:
+def test_markdown_has_every_table(searched: dict[str, Any]) -> None:
     text = to_markdown(searched)
     assert text.startswith("# Plan of a <tiny> | plan\n")
     for table in tabulate(searched):
@@ -119,6 +119,11 @@ def test_markdown_has_every_table_with_cells_escaped(searched: dict[str, Any]) -
     assert min(widths) >= 3
     changes = sum(a != b for a, b in itertools.pairwise(widths))
     assert changes < len(tabulate(searched)), "columns change only between tables"
+
+
+def test_markdown_cell_cannot_break_its_row() -> None:
+    table = Table(key="k", title="T", head=("", "b"), rows=(("x | y", "line\nbreak"),))
+    assert as_markdown([table]).splitlines()[2:] == ["|   | b |", "| --- | --- |", "| x \\| y | line break |"]
 
 
 def test_plan_without_a_machine_shows_what_it_has(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.multiprocess.processes import free_port, process_flags
+from wamjax.flops.goodput import tally_goodput
 from wamjax.training.records import discarded_path, read_records
 
 
@@ -27,6 +28,9 @@ def test_killed_run_resumed_equals_one_that_never_stopped(
     assert read_records(discarded_path(workdir / "ledger.jsonl"))[0]["step"] == 13
     assert toy.diff(whole, workdir) == 0, capsys.readouterr().out
     assert len(set(_order(workdir))) > 20  # the order is really looked at
+    time = tally_goodput(read_records(workdir / "goodput.jsonl"))
+    assert (time.starts, time.is_complete) == (2, True)
+    assert min(time.buckets[name] for name in ("step", "startup", "compile", "checkpoint_save", "down")) > 0
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ actual can be laid side by side; and the sums of a run's events. Reads no file: 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -120,10 +121,12 @@ def tally_goodput(events: Sequence[Mapping[str, Any]]) -> GoodputTally:
 
 
 def _usual_step_s(events: Sequence[Mapping[str, Any]]) -> float:
-    """Returns the mean time of steps that did not compile; 0 where there are none."""
+    """Returns the time of a step that did not compile, median over lines; 0 where there are none.
+
+    Not the mean: one pause of the machine would hide what compilation took.
+    """
     steady = [event for event in events if event["event"] == STEPS and not event["is_first"]]
-    num_steps = sum(event["num_steps"] for event in steady)
-    return sum(event["seconds"] for event in steady) / num_steps if num_steps else 0.0
+    return statistics.median(event["seconds"] / event["num_steps"] for event in steady) if steady else 0.0
 
 
 def _cut(kept: Sequence[_Steps], step: int) -> tuple[list[_Steps], float]:
