@@ -12,7 +12,8 @@ from typing import Any
 
 from wamjax.config.finetune import require_matches
 from wamjax.config.schema import RunConfig
-from wamjax.errors import ConfigError
+from wamjax.errors import ConfigError, WamjaxError
+from wamjax.flops.encoders import encoder_flops
 from wamjax.flops.execution import Execution
 from wamjax.flops.model import FlopCount, count_flops
 from wamjax.flops.parameters import list_parameters
@@ -79,6 +80,8 @@ class Plan:
       layout: Of one sample.
       sample: Pixels, tokens and seconds of one sample.
       flops: FLOPs of one sample.
+      encoders: FLOPs of one sample by frozen encoder, where their outputs are not cached; None where no known encoder
+        gives what the backbone reads.
       run: The whole run.
       outlook: Its wall time and cost; None without a step time.
       feed: What its input asks of the hosts; None without a step time.
@@ -90,6 +93,7 @@ class Plan:
     layout: Layout
     sample: Sample
     flops: FlopCount
+    encoders: dict[str, int] | None
     run: Run
     outlook: Outlook | None
     feed: Feed | None
@@ -152,6 +156,7 @@ def make_plan(
         layout=layout,
         sample=sample,
         flops=count,
+        encoders=_encoders(config),
         run=run,
         outlook=None if economy is None else economy.outlook(steps),
         feed=None
@@ -166,6 +171,13 @@ def make_plan(
         prices=prices,
         on=on,
     )
+
+
+def _encoders(config: RunConfig) -> dict[str, int] | None:
+    try:
+        return encoder_flops(config)
+    except WamjaxError:
+        return None
 
 
 def plan_on(config: RunConfig, layout: Layout, machine: Machine, efficiencies: Efficiencies | None = None) -> OnMachine:
@@ -260,6 +272,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "train_model_by_component": dict(count.model),
             "train_hardware_by_component": dict(count.hardware),
             "six_nt_per_sample": count.six_n_t,
+            "encoders_per_sample": plan.encoders,
         },
         "flops_per_step": {"model": batch * model, "hardware": batch * hardware, "six_nt": batch * count.six_n_t},
         "run": {

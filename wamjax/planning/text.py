@@ -90,6 +90,11 @@ def _sample(plan: Plan) -> Iterable[str]:
 
 def _flops(plan: Plan) -> Iterable[str]:
     yield from (f"  {line}" if place else line for place, line in enumerate(describe_flops(plan.flops).splitlines()))
+    if plan.encoders and sum(plan.encoders.values()):
+        parts = ", ".join(f"{name} {flops:,}" for name, flops in plan.encoders.items() if flops)
+        total = sum(plan.encoders.values())
+        share = f"{total / plan.flops.model_total:.1%} of training, if not cached: {parts}"
+        yield row("frozen encoders, per sample", f"{total:,}", Source.EXACT, share)
     yield row("trainable parameters", f"{plan.flops.num_trained_parameters:,}", Source.EXACT)
 
 
