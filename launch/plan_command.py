@@ -30,7 +30,8 @@ from wamjax.planning.assumption import Assumption, Source
 from wamjax.planning.cost import load_prices
 from wamjax.planning.efficiency import Efficiencies, efficiencies_of, with_overrides
 from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
-from wamjax.planning.plan import make_plan, to_json
+from wamjax.planning.plan import make_plan
+from wamjax.planning.plan_json import to_json
 from wamjax.planning.run_length import Wanted, parse_duration
 from wamjax.planning.text import describe
 

@@ -35,7 +35,8 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.planning.cost import Prices, load_prices
 from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
-from wamjax.planning.plan import make_plan, to_json
+from wamjax.planning.plan import make_plan
+from wamjax.planning.plan_json import to_json
 from wamjax.planning.run_length import Wanted
 from wamjax.planning.search import Result, Space, candidates, pareto, search
 from wamjax.planning.text import duration
