@@ -17,7 +17,7 @@ from wamjax.flops.execution import Execution
 from wamjax.flops.model import FlopCount, count_flops
 from wamjax.flops.parameters import list_parameters
 from wamjax.layout import Layout, build_layout
-from wamjax.planning.assumption import Assumption
+from wamjax.planning.assumption import Assumption, Source
 from wamjax.planning.cost import Prices, load_prices
 from wamjax.planning.efficiency import Efficiencies, efficiencies_of
 from wamjax.planning.exchange import list_exchanges
@@ -30,6 +30,8 @@ from wamjax.planning.roofline import Roofline, explain_no_peak, plan_time
 from wamjax.planning.run_length import Rates, Wanted, solve_steps
 from wamjax.planning.sample import Sample, describe_sample
 from wamjax.planning.shards import Shard, make_shard
+
+_EXACT_LENGTHS = ("config.train.num_steps", "--steps", "--tokens", "--zflops")  # the others rest on the step time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,11 @@ class Run:
     steps: int
     samples: int
     decided_by: str
+
+    @property
+    def source(self) -> Source:
+        """How the length came about: limits in money and time rest on the step time."""
+        return Source.EXACT if self.decided_by in _EXACT_LENGTHS else Source.ASSUMED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

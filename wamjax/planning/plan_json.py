@@ -12,8 +12,6 @@ from wamjax.planning.plan import OnMachine, Plan
 from wamjax.planning.roofline import Resource, Roofline
 from wamjax.planning.run_length import ZETTA
 
-_EXACT_LENGTHS = ("config.train.num_steps", "--steps", "--tokens", "--zflops")  # the others rest on the step time
-
 
 def to_json(plan: Plan) -> dict[str, Any]:
     """Returns ``plan`` as JSON holds it; docs/planning.md has the keys."""
@@ -131,7 +129,6 @@ def _time_json(on: OnMachine, time: Roofline) -> dict[str, Any]:
 
 def _sources(plan: Plan) -> dict[str, dict[str, str]]:
     """Returns dotted key or prefix -> how its numbers came about; the longest prefix of a key holds."""
-    length = Source.EXACT if plan.run.decided_by in _EXACT_LENGTHS else Source.ASSUMED
     sources = {
         "model": (Source.EXACT, "every parameter from the configuration"),
         "tokens": (Source.EXACT, "the layout"),
@@ -139,7 +136,7 @@ def _sources(plan: Plan) -> dict[str, dict[str, str]]:
         "flops": (Source.EXACT, "closed forms; 1 multiply-add = 2, matrix products only"),
         "flops.six_nt_per_sample": (Source.EXACT, "6 x parameters x tokens, a published convention"),
         "flops_per_step": (Source.EXACT, "per sample x batch"),
-        "run": (length, plan.run.decided_by),
+        "run": (plan.run.source, plan.run.decided_by),
         "sample": (Source.EXACT, "the configuration"),
         **dict.fromkeys(
             ("sample.seconds", "sample.video_hours_per_step", "sample.robot_hours_per_step", "run.video_hours",

@@ -101,8 +101,8 @@ def _flops(plan: Plan) -> Iterable[str]:
 def _run(plan: Plan) -> Iterable[str]:
     count, run = plan.flops, plan.run
     yield f"the run (length by {run.decided_by})"
-    yield row("steps", f"{run.steps:,}", Source.EXACT, f"of {plan.batch:,} samples")
-    yield row("tokens", f"{run.samples * plan.sample.num_tokens:,}", Source.EXACT)
+    yield row("steps", f"{run.steps:,}", run.source, f"of {plan.batch:,} samples")
+    yield row("tokens", f"{run.samples * plan.sample.num_tokens:,}", run.source)
     for label, flops in (
         ("model", count.model_total),
         ("hardware", count.hardware_total),
@@ -110,7 +110,7 @@ def _run(plan: Plan) -> Iterable[str]:
     ):
         total = run.samples * flops / ZETTA
         note = f"{plan.batch * flops:,} FLOPs a step"
-        yield row(f"ZFLOPs, {label}", f"{total:.3f}" if total >= 0.01 else f"{total:.3e}", Source.EXACT, note)
+        yield row(f"ZFLOPs, {label}", f"{total:.3f}" if total >= 0.01 else f"{total:.3e}", run.source, note)
     yield row("video, hours", f"{run.samples * plan.sample.seconds / 3600:,.0f}", Source.ASSUMED)
 
 
