@@ -3,9 +3,9 @@
   wamjax plan --config=experiments/pretrain/wan_14b_480p.py --topology=v5p:4x4x4 --tokens=500e9
   wamjax plan --config=experiments/quickstart.py --chips=h100:8 --json=plan.json
 
-Without a machine: geometry, tokens, FLOPs. With one: memory of a device, too. Every number carries its
-source. The run's length is config.train.num_steps, or solved from --steps, --tokens, --zflops, --budget_usd or
---deadline.
+Without a machine: geometry, tokens, FLOPs. With one: memory of a device, step time, goodput, input and cost, too. Every
+number carries its source. The run's length is config.train.num_steps, or solved from --steps, --tokens, --zflops,
+--budget_usd or --deadline. Nothing is built or allocated: it takes about a second.
 
 --compile compiles the very step that would train, for the TPU slice of --topology, on a machine without TPUs (Linux on
 x86-64 with libtpu; minutes for a large model). Memory and schedule are the compiler's own; times are an estimate whose
