@@ -21,6 +21,7 @@ from wamjax.config.schema import (
     TrainConfig,
 )
 from wamjax.flops.model import count_flops
+from wamjax.flops.optimizer import optimizer_flops
 from wamjax.flops.parameters import count_trained_parameters, list_parameters
 from wamjax.layout import build_layout
 from wamjax.objectives.objective import abstract_model, build_objective
@@ -147,6 +148,16 @@ def test_vectors_of_low_rank_modulation_carry_gradients_of_their_own() -> None:
     # The embedding itself is kept: only what all blocks share needs a gradient.
     finetune = FinetuneConfig(frozen=("*",), trained=("time_embedding.project",))
     check(vary(KINDS["low rank"], finetune=finetune, backbone={"remat": "none"}), num_devices=1)
+
+
+def test_step_of_muon_is_samples_and_the_products_of_its_orthogonalisation() -> None:
+    finetune = FinetuneConfig(frozen=("blocks.cross_attention",), lora_targets=("blocks.mlp.up",), lora_rank=3)
+    config = vary(CLIP, optimizer=OptimizerConfig(kind="muon", ema_decay=0.0), finetune=finetune)
+    program, matrices = build(config, 1), {(24, 24): 4, (24, 40): 1}  # of self-attention, and down
+    expected = sum(3 * 5 * number * (4 * m * m * n + 2 * m**3) for (m, n), number in matrices.items())
+    assert optimizer_flops(config) == expected
+    assert walk_step(program) == 8 * closed_form(program).hardware_total + expected
+    assert optimizer_flops(CLIP) == 0
 
 
 def test_ring_of_two_counts() -> None:
