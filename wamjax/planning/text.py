@@ -89,7 +89,8 @@ def _sample(plan: Plan) -> Iterable[str]:
 
 
 def _flops(plan: Plan) -> Iterable[str]:
-    yield from (f"  {line}" if place else line for place, line in enumerate(describe_flops(plan.flops).splitlines()))
+    title, columns, *lines = describe_flops(plan.flops).splitlines()
+    yield from (title, f"     {columns}", *(f"  {Source.EXACT.tag}  {line}" for line in lines))
     if plan.encoders and sum(plan.encoders.values()):
         parts = ", ".join(f"{name} {flops:,}" for name, flops in plan.encoders.items() if flops)
         total = sum(plan.encoders.values())
