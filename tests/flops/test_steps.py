@@ -73,7 +73,8 @@ KINDS = {
 FINETUNED = {
     "whole": {},
     "updates of attention": {"frozen": ("*",), "lora_targets": ("*blocks.*attention",), "lora_rank": 3},
-    "updates everywhere": {"frozen": ("*",), "lora_targets": ("*",), "lora_rank": 5},
+    # All but the networks of actions and states, which can take none.
+    "updates everywhere": {"frozen": ("*",), "lora_targets": ("[!as]*",), "lora_rank": 5},
     "updates beside what is trained": {"lora_targets": ("*blocks.mlp",), "lora_rank": 2},
     "blocks kept": {"frozen": ("*blocks",)},
     "blocks alone": {"frozen": ("*",), "trained": ("*blocks",)},
