@@ -15,10 +15,12 @@ from typing import Any
 from absl import flags
 
 from data_pipelines.inspection import QUANTILES, inspect_source, summarise_values, usable_episodes
+from data_pipelines.inspection_pictures import contact_sheet, histograms
 from data_pipelines.recording.record import RecordConfig, record_dataset
 from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.source import Source
 from launch.command import Command
+from launch.page import page_template
 from wamjax.errors import ConfigError
 
 # Tasks and quarantined episodes printed; --json has all of them.
@@ -72,9 +74,15 @@ def _define_json_flag() -> None:
     flags.DEFINE_string("json", None, "File to write the same as JSON.")
 
 
+def _define_inspect_flags() -> None:
+    _define_json_flag()
+    flags.DEFINE_string("html", None, "File to write the same as HTML, with frames and histograms.")
+
+
 def _run_inspect(argv: list[str]) -> int:
     """Prints what a dataset holds, which episodes cannot be read, and what in its values looks wrong."""
-    summary = inspect_source(_open(argv))
+    source = _open(argv)
+    summary = inspect_source(source)
     rate = "unknown frame rate" if summary["fps"] is None else f"{summary['fps']:g} frames per second"
     size = f"{rate}, {summary['bytes'] / 1e6:.2f} MB"
     tasks = [
@@ -99,7 +107,21 @@ def _run_inspect(argv: list[str]) -> int:
     lines.extend(f"  episode {entry['episode']}: {entry['reason']}" for entry in summary["quarantined"][:MAX_PRINTED])
     lines.extend(_say_rest(summary["quarantined_count"], "episodes"))
     _report(lines, summary)
+    if flags.FLAGS.html:
+        _write("html", _inspection_page(source, summary, lines))
     return 0
+
+
+def _inspection_page(source: Source, summary: dict[str, Any], lines: list[str]) -> str:
+    """Returns the printed lines with frames of every camera and histograms of every numeric feature as HTML."""
+    broken = {entry["episode"] for entry in summary["quarantined"]}
+    usable = [episode for episode in source.episodes if episode.index not in broken]
+    return page_template("inspect.html.j2").render(
+        path=summary["path"],
+        text="\n".join(lines),
+        sheets=[(camera, contact_sheet(source, camera, usable)) for camera in source.cameras if usable],
+        histograms=[(name, histograms(source, name, usable)) for name in source.columns if usable],
+    )
 
 
 def _checks(summary: dict[str, Any]) -> list[str]:
@@ -150,10 +172,16 @@ def _report(lines: list[str], content: dict[str, Any]) -> None:
     """Prints ``lines``; writes ``content`` where ``--json`` says."""
     print("\n".join(lines))
     if flags.FLAGS.json:
-        try:
-            Path(flags.FLAGS.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--json={flags.FLAGS.json} cannot be written: {error.strerror}") from error
+        _write("json", json.dumps(content, indent=2) + "\n")
+
+
+def _write(flag: str, text: str) -> None:
+    """Writes ``text`` into the file that a flag names."""
+    path = str(flags.FLAGS[flag].value)
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--{flag}={path} cannot be written: {error.strerror}") from error
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
@@ -184,10 +212,10 @@ SUBCOMMANDS = {
     "inspect": Command(
         summary="what a dataset holds, and which of its episodes cannot be read",
         description=(
-            "Usage: wamjax data inspect DIR [--json=FILE]\n\nTells the format from the folder, checks every file "
-            "against what the dataset declares, looks at the values and decodes a few clips."
+            "Usage: wamjax data inspect DIR [--json=FILE] [--html=FILE]\n\nTells the format from the folder, checks "
+            "every file against what the dataset declares, looks at the values and decodes a few clips."
         ),
-        define_flags=_define_json_flag,
+        define_flags=_define_inspect_flags,
         run=_run_inspect,
     ),
     "stats": Command(
