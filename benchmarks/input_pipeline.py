@@ -25,7 +25,7 @@ from absl import app, flags
 
 from data_pipelines.index import EpisodeIndex, build_index
 from data_pipelines.pipeline import build_pipeline, open_dataset
-from data_pipelines.sources.lerobot_v3 import LeRobotDataset
+from data_pipelines.sources.lerobot import LeRobotDataset
 from data_pipelines.windows import window_offsets
 from launch.distributed import start_devices
 from launch.experiment import config_from_flags, define_config_flag, rewrite_overrides
@@ -104,6 +104,8 @@ def main(argv: list[str]) -> None:
     config, seconds = config_from_flags(), flags.FLAGS.seconds
     frames = len(window_offsets(config)[0]) * len(config.data.views)
     dataset = open_dataset(config.data)
+    if not isinstance(dataset, LeRobotDataset):
+        raise app.UsageError(f"{dataset.path} is {dataset.format}: bare decoding is written for LeRobot's files")
     step = measure(train_steps(config), seconds)
     bare = measure(decode_windows(dataset, build_index(dataset, config), config), seconds)
     rates = {"training step": step, "bare PyAV, one thread": bare}

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from absl import logging
 
-from data_pipelines.sources.source import EpisodeRecord, EpisodeSource
+from data_pipelines.sources.source import EpisodeRecord, Source
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.errors import DataError
@@ -63,7 +63,7 @@ class EpisodeIndex:
     too_short: dict[int, int]
 
 
-def build_index(source: EpisodeSource, config: RunConfig) -> EpisodeIndex:
+def build_index(source: Source, config: RunConfig) -> EpisodeIndex:
     """Checks every episode, splits by episode and lists the windows.
 
     Raises:
@@ -136,7 +136,7 @@ def _split_rank(seed: int, task: str, episode: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{task}\0{episode}".encode()).digest()
 
 
-def _find_quarantined(source: EpisodeSource, config: DataConfig) -> dict[int, str]:
+def _find_quarantined(source: Source, config: DataConfig) -> dict[int, str]:
     """Returns the reason for each broken episode, or raises where they exceed the budget."""
     reasons = source.find_broken()
     for record in source.episodes:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipelines.sources.source import EpisodeSource
+from data_pipelines.sources.source import Source
 from wamjax.config.schema import DataConfig
 from wamjax.errors import DataError
 
@@ -133,7 +133,7 @@ class Normalisation:
 
 
 def compute_normalisation(
-    source: EpisodeSource, episodes: Sequence[int], config: DataConfig, *, fingerprint: str
+    source: Source, episodes: Sequence[int], config: DataConfig, *, fingerprint: str
 ) -> Normalisation:
     """Computes the scales from all steps of ``episodes`` (training episodes only, or validation leaks)."""
     columns = {

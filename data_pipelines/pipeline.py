@@ -21,7 +21,8 @@ from grain.experimental import ElasticIterator
 from data_pipelines.embodiments.spec import check_dataset, load_embodiment
 from data_pipelines.index import EpisodeIndex, WindowTable, build_index
 from data_pipelines.normalisation import Normalisation, compute_normalisation, write_json
-from data_pipelines.sources.lerobot_v3 import LeRobotDataset, camera_features, read_info
+from data_pipelines.sources.formats import open_source
+from data_pipelines.sources.source import Source
 from data_pipelines.video_statistics import compute_video_statistics
 from data_pipelines.windows import WindowReader
 from wamjax.batch import VideoStatistics, WamBatch
@@ -32,20 +33,20 @@ NORMALISATION_FILE = "normalisation.json"
 PROMPTS_FILE = "prompts.json"
 
 
-def open_dataset(config: DataConfig) -> LeRobotDataset:
+def open_dataset(config: DataConfig) -> Source:
     """Opens the dataset of ``config`` with its views, state and actions.
 
     Raises:
       ConfigError: ``config.views`` is empty.
-      DataError: As ``LeRobotDataset``.
+      DataError: As ``open_source``.
     """
     path = Path(config.path)
     if not config.views:
         raise ConfigError(
             f"config.data.views is empty: place at least one camera of {path} on the canvas; it has "
-            f"{', '.join(camera_features(read_info(path))) or 'none'}"
+            f"{', '.join(open_source(path, cameras=(), columns=()).cameras) or 'none'}"
         )
-    return LeRobotDataset(
+    return open_source(
         path,
         cameras=tuple(dict.fromkeys(key for key, *_ in config.views)),
         columns=(config.state_key, config.action_key),
@@ -101,7 +102,7 @@ class Pipeline:
 
     def __init__(
         self,
-        source: LeRobotDataset,
+        source: Source,
         index: EpisodeIndex,
         *,
         normalisation: Normalisation,

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from data_pipelines.canvas import compose_canvas
 from data_pipelines.index import WindowTable
 from data_pipelines.normalisation import Normalisation, QuantileScale
-from data_pipelines.sources.source import EpisodeRecord, EpisodeSource
+from data_pipelines.sources.source import EpisodeRecord, Source
 from wamjax.batch import WamBatch
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
@@ -32,7 +32,7 @@ class WindowReader:
 
     def __init__(
         self,
-        source: EpisodeSource,
+        source: Source,
         windows: WindowTable,
         *,
         records: Mapping[int, EpisodeRecord],

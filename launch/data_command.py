@@ -12,15 +12,19 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
+from data_pipelines.inspection import QUANTILES, inspect_source, summarise_values, usable_episodes
+from data_pipelines.inspection_pictures import contact_sheet, histograms
 from data_pipelines.recording.record import RecordConfig, record_dataset
-from data_pipelines.sources.lerobot_v3 import LeRobotDataset, camera_features, read_info
+from data_pipelines.sources.formats import open_source
+from data_pipelines.sources.source import Source
 from launch.command import Command, Verb
-from wamjax.errors import ConfigError, DataError
+from launch.page import page_template
+from wamjax.errors import ConfigError
 
-QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
+# Tasks and quarantined episodes printed; --json has all of them.
+MAX_PRINTED = 20
 
 
 def _define_record_flags() -> None:
@@ -70,74 +74,83 @@ def _define_json_flag() -> None:
     flags.DEFINE_string("json", None, "File to write the same as JSON.")
 
 
+def _define_inspect_flags() -> None:
+    _define_json_flag()
+    flags.DEFINE_string("html", None, "File to write the same as HTML, with frames and histograms.")
+
+
 def _run_inspect(argv: list[str]) -> int:
-    """Prints what a dataset holds and which episodes cannot be read, by task."""
-    dataset = _open(argv)
-    summary = inspect_dataset(dataset)
-    size = f"{summary['fps']:g} frames per second, {summary['bytes'] / 1e6:.2f} MB"
+    """Prints what a dataset holds, which episodes cannot be read, and what in its values looks wrong."""
+    source = _open(argv)
+    summary = inspect_source(source)
+    rate = "unknown frame rate" if summary["fps"] is None else f"{summary['fps']:g} frames per second"
+    size = f"{rate}, {summary['bytes'] / 1e6:.2f} MB"
+    tasks = [
+        (task or "(none)", *(str(value) for value in counts.values())) for task, counts in summary["tasks"].items()
+    ]
     lines = [
         f"{summary['path']}: {summary['format']}, {summary['episodes']} episodes, {summary['frames']} frames, {size}",
+        f"cameras: {', '.join(summary['cameras']) or 'none'}",
         "",
         *_table(
             ("feature", "kind", "shape"),
             [(name, entry["dtype"], "x".join(map(str, entry["shape"]))) for name, entry in summary["features"].items()],
         ),
         "",
-        *_table(
-            ("task", "episodes", "frames", "shortest", "longest", "quarantined"),
-            [(task, *(str(value) for value in counts.values())) for task, counts in summary["tasks"].items()],
-        ),
+        *_table(("task", "episodes", "frames", "shortest", "longest", "quarantined"), tasks[:MAX_PRINTED]),
+        *_say_rest(len(tasks), "tasks"),
+        "",
+        *_checks(summary),
+        "",
+        f"quarantined: {summary['quarantined_count']} of {summary['episodes']} episodes",
     ]
-    lines.extend(["", f"quarantined: {len(summary['quarantined'])} of {summary['episodes']} episodes"])
-    lines.extend(f"  episode {episode}: {reason}" for episode, reason in summary["quarantined"].items())
+    lines.extend(f"  episode {entry['episode']}: {entry['reason']}" for entry in summary["quarantined"][:MAX_PRINTED])
+    lines.extend(_say_rest(summary["quarantined_count"], "episodes"))
     _report(lines, summary)
+    if flags.FLAGS.html:
+        _write("html", _inspection_page(source, summary, lines))
     return 0
 
 
-def inspect_dataset(dataset: LeRobotDataset) -> dict[str, Any]:
-    """Returns counts, features, tasks and quarantined episodes of a dataset, in JSON types."""
-    broken = find_unusable(dataset)
-    tasks = {}
-    for task in dataset.tasks:
-        episodes = [episode for episode in dataset.episodes if episode.task == task]
-        lengths = [episode.length for episode in episodes]
-        tasks[task] = {
-            "episodes": len(episodes),
-            "frames": sum(lengths),
-            "shortest": min(lengths, default=0),
-            "longest": max(lengths, default=0),
-            "quarantined": sum(episode.index in broken for episode in episodes),
-        }
-    features = dataset.info["features"]
-    return {
-        "path": str(dataset.path),
-        "format": f"LeRobot {dataset.info['codebase_version']}",
-        "fingerprint": dataset.fingerprint(),
-        "bytes": sum(file.stat().st_size for file in dataset.path.rglob("*") if file.is_file()),
-        "episodes": len(dataset.episodes),
-        "frames": sum(episode.length for episode in dataset.episodes),
-        "fps": dataset.fps,
-        "cameras": list(camera_features(dataset.info)),
-        "features": {name: {"dtype": entry["dtype"], "shape": entry["shape"]} for name, entry in features.items()},
-        "tasks": tasks,
-        "quarantined": {str(episode): reason for episode, reason in broken.items()},
-    }
+def _inspection_page(source: Source, summary: dict[str, Any], lines: list[str]) -> str:
+    """Returns the printed lines with frames of every camera and histograms of every numeric feature as HTML."""
+    broken = {entry["episode"] for entry in summary["quarantined"]}
+    usable = [episode for episode in source.episodes if episode.index not in broken]
+    return page_template("inspect.html.j2").render(
+        path=summary["path"],
+        text="\n".join(lines),
+        sheets=[(camera, contact_sheet(source, camera, usable)) for camera in source.cameras if usable],
+        histograms=[(name, histograms(source, name, usable)) for name in source.columns if usable],
+    )
 
 
-def find_unusable(dataset: LeRobotDataset) -> dict[int, str]:
-    """Returns the reason for each episode that training would quarantine: broken files, or values not finite."""
-    reasons = dict(dataset.find_broken())
-    for episode in dataset.episodes:
-        for name in _vector_features(dataset.info):
-            if episode.index not in reasons and not np.isfinite(dataset.column(name, episode.index)).all():
-                reasons[episode.index] = f"{name} holds values that are not finite"
-    return dict(sorted(reasons.items()))
+def _checks(summary: dict[str, Any]) -> list[str]:
+    """Returns the lines on values and decoding; a dataset without numeric features has none on values."""
+    lines = []
+    if summary["values"]:
+        lines += [
+            f"idle frames: {summary['idle_frames']} of {summary['frames']} (nothing moved since the frame before)",
+            f"duplicate episodes: {'; '.join(map(str, summary['duplicates'])) or 'none'}",
+            "values far outside q01 to q99: "
+            + (", ".join(f"{name} {count}" for name, count in summary["outliers"].items() if count) or "none"),
+        ]
+    speed = summary["throughput"]
+    if speed["frames_per_s"]:
+        lines.append(
+            f"decoding: {speed['frames_per_s']:.0f} frames per second on one thread "
+            f"({speed['frames']} frames in clips of {speed['clip_frames']})"
+        )
+    return lines
+
+
+def _say_rest(count: int, name: str) -> list[str]:
+    return [f"  and {count - MAX_PRINTED} more {name} (--json has all)"] if count > MAX_PRINTED else []
 
 
 def _run_stats(argv: list[str]) -> int:
     """Prints the spread of every vector feature, dim by dim, over all episodes that can be read."""
     dataset = _open(argv)
-    stats = summarise_values(dataset)
+    stats = summarise_values(dataset, usable_episodes(dataset))
     columns = ("min", *QUANTILES, "max", "mean", "std")
     rows = [
         (f"{name}[{dim}]", *(f"{values[column][dim]:.4g}" for column in columns))
@@ -148,53 +161,27 @@ def _run_stats(argv: list[str]) -> int:
     return 0
 
 
-def summarise_values(dataset: LeRobotDataset) -> dict[str, dict[str, list[float]]]:
-    """Returns min, quantiles, max, mean and standard deviation of each vector feature, per dim, in its own unit."""
-    broken = find_unusable(dataset)
-    usable = [episode.index for episode in dataset.episodes if episode.index not in broken]
-    if not usable:
-        raise DataError(
-            f"dataset {dataset.path} has no episode that can be read; see wamjax data inspect {dataset.path}"
-        )
-    stats = {}
-    for name in _vector_features(dataset.info):
-        values = np.concatenate([dataset.column(name, episode) for episode in usable]).astype(np.float64)
-        quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
-        stats[name] = {
-            "min": values.min(axis=0).tolist(),
-            **{label: row.tolist() for label, row in zip(QUANTILES, quantiles, strict=True)},
-            "max": values.max(axis=0).tolist(),
-            "mean": values.mean(axis=0).tolist(),
-            "std": values.std(axis=0).tolist(),
-        }
-    return stats
-
-
-def _open(argv: list[str]) -> LeRobotDataset:
-    """Opens the dataset named on the command line with all its cameras and vector features."""
+def _open(argv: list[str]) -> Source:
+    """Opens the dataset named on the command line with all its cameras and numeric features."""
     if len(argv) != 1:
         raise ConfigError(f"expected the folder of one dataset, got {len(argv)} ({' '.join(argv) or 'nothing'})")
-    info = read_info(Path(argv[0]))
-    return LeRobotDataset(Path(argv[0]), cameras=camera_features(info), columns=_vector_features(info))
-
-
-def _vector_features(info: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the floating-point features other than the clock: states, actions and their like."""
-    return tuple(
-        name
-        for name, entry in info["features"].items()
-        if str(entry["dtype"]).startswith("float") and name != "timestamp"
-    )
+    return open_source(argv[0])
 
 
 def _report(lines: list[str], content: dict[str, Any]) -> None:
     """Prints ``lines``; writes ``content`` where ``--json`` says."""
     print("\n".join(lines))
     if flags.FLAGS.json:
-        try:
-            Path(flags.FLAGS.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--json={flags.FLAGS.json} cannot be written: {error.strerror}") from error
+        _write("json", json.dumps(content, indent=2) + "\n")
+
+
+def _write(flag: str, text: str) -> None:
+    """Writes ``text`` into the file that a flag names."""
+    path = str(flags.FLAGS[flag].value)
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--{flag}={path} cannot be written: {error.strerror}") from error
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
@@ -224,8 +211,11 @@ SUBCOMMANDS: dict[str, Command | Verb] = {
     ),
     "inspect": Command(
         summary="what a dataset holds, and which of its episodes cannot be read",
-        description="Usage: wamjax data inspect DIR [--json=FILE]\n\nChecks every file against the tables.",
-        define_flags=_define_json_flag,
+        description=(
+            "Usage: wamjax data inspect DIR [--json=FILE] [--html=FILE]\n\nTells the format from the folder, checks "
+            "every file against what the dataset declares, looks at the values and decodes a few clips."
+        ),
+        define_flags=_define_inspect_flags,
         run=_run_inspect,
     ),
     "stats": Command(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_pipelines.recording.simulator import CONTROL_RATE_HZ, MAX_STEPS, MetaWorldSimulator
 from data_pipelines.recording.tasks import task_spec
-from data_pipelines.sources.lerobot_v3 import read_info
+from data_pipelines.sources.lerobot_tables import read_info
 from launch.closed_loop import CAMERA_PREFIX
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError

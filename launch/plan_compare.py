@@ -20,7 +20,8 @@ from launch.run_records import read_run
 from wamjax.errors import ConfigError
 from wamjax.planning.compare import compare, describe
 from wamjax.planning.cost import load_prices
-from wamjax.planning.plan import make_plan, to_json
+from wamjax.planning.plan import make_plan
+from wamjax.planning.plan_json import to_json
 from wamjax.planning.run_length import Wanted
 
 

@@ -46,7 +46,9 @@ def build(plan: Plan, *, topology: str, is_compiled: bool, hlo: str | None) -> d
     print(f"\n{describe(report)}\n\n{compare_memory(plan, report)}")
     if hlo and report.fits:
         Path(hlo).write_text(report.hlo)
-    return {"compile": {**report_to_json(report), "peak_planned_bytes": _planned(plan)}}
+    planned = _planned(plan)
+    beside = {"peak_planned_bytes": planned, "peak_planned_error": planned / report.memory.peak - 1}
+    return {"compile": {**report_to_json(report), **beside}}
 
 
 def compare_memory(plan: Plan, report: CompileReport) -> str:

@@ -35,7 +35,8 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.planning.cost import Prices, load_prices
 from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
-from wamjax.planning.plan import make_plan, to_json
+from wamjax.planning.plan import make_plan
+from wamjax.planning.plan_json import to_json
 from wamjax.planning.run_length import Wanted
 from wamjax.planning.search import Result, Space, candidates, pareto, search
 from wamjax.planning.text import duration
@@ -71,14 +72,14 @@ def run(argv: list[str]) -> int:
     steps = make_plan(config, wanted=Wanted(steps=wanted.steps, tokens=wanted.tokens, zflops=wanted.zflops)).run.steps
     if single is not None:
         results = _search(config, single, Space(), steps, prices, wanted)
+        tried = len(results)
     else:
         machines = [_parse(name) for name in values.machines] if values.machines else _all_machines()
         space = Space(context_methods=("auto",), parts=(1,), tensor=(1,), max_context=16)
-        results = []
-        for machine in machines:
-            results += _search(config, machine, space, steps, prices, wanted)[:1]
+        ranked = [_search(config, machine, space, steps, prices, wanted) for machine in machines]
+        tried, results = sum(map(len, ranked)), [found[0] for found in ranked if found]
         results.sort(key=lambda r: (bool(r.why_not), r.outlook.elapsed_s.mid if r.outlook else 0.0))
-    print(describe(config, results, steps=steps, top=values.top))
+    print(describe(config, results, tried=tried, steps=steps, top=values.top))
     if prices.warning:
         print(f"warning: {prices.warning}")
     report: dict[str, Any] = {
@@ -113,11 +114,11 @@ def _first(config: RunConfig, results: Sequence[Result], steps: int, prices: Pri
     )
 
 
-def describe(config: RunConfig, results: Sequence[Result], *, steps: int, top: int) -> str:
-    """Returns the first of ``results``, the front, and why others cannot be."""
+def describe(config: RunConfig, results: Sequence[Result], *, tried: int, steps: int, top: int) -> str:
+    """Returns the first of ``results`` (of several machines each one's best), the front, and why others cannot be."""
     feasible = [result for result in results if not result.why_not]
     head = (
-        f"{len(results):,} layouts of {config.name}, {len(feasible):,} feasible; {steps:,} steps of "
+        f"{config.name}: {tried:,} layouts tried, {len(feasible):,} of {len(results):,} feasible; {steps:,} steps of "
         f"{config.train.global_batch_size:,} samples; all times are expected ones, assumed (see wamjax plan)"
     )
     columns = (

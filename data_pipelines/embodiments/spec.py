@@ -18,7 +18,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from data_pipelines.sources.source import EpisodeSource
+from data_pipelines.sources.source import Source
 from wamjax.config.bridge import nearest_name
 from wamjax.config.schema import DataConfig, RunConfig, ViewPlacement
 from wamjax.errors import ConfigError, DataError
@@ -176,13 +176,13 @@ def apply_embodiment(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **wanted))
 
 
-def check_dataset(spec: Embodiment, source: EpisodeSource) -> None:
+def check_dataset(spec: Embodiment, source: Source) -> None:
     """Compares a specification with the dataset it is said to describe; reads one episode's columns.
 
     Raises:
       DataError: The rate or the number of dims of a feature is another one.
     """
-    if source.fps != spec.rate_hz:
+    if source.fps is not None and source.fps != spec.rate_hz:
         raise DataError(
             f"dataset {source.path} has {source.fps:g} steps per second, embodiment {spec.name} says "
             f"rate_hz={spec.rate_hz:g}: it describes another dataset; name another one in config.data.embodiment"

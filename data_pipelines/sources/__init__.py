@@ -1,1 +1,1 @@
-"""Readers of dataset formats, each an ``EpisodeSource``: episodes by index, columns and frames at random access."""
+"""Readers of dataset formats, each a ``Source``: episodes by index, columns and frames at random access."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +33,7 @@ class FrameReader:
         tables = list(tables)
         self.decoded_bytes = sum(table.num_frames * table.height * table.width * 3 for table in tables)
         self.keeps_frames = 0 < self.decoded_bytes <= keep_bytes
-        self._kept = {table.path: _KeptVideo(table) for table in tables} if self.keeps_frames else {}
+        self._kept = {(table.path, table.member): _KeptVideo(table) for table in tables} if self.keeps_frames else {}
 
     def read(self, table: VideoTable, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Returns frames ``[len(numbers), h, w, 3]`` of ascending, distinct ``numbers``.
@@ -44,7 +43,7 @@ class FrameReader:
         """
         if not self.keeps_frames:
             return self._decoder.decode(table, numbers)
-        return self._kept[Path(table.path)].read(numbers, self._decoder)
+        return self._kept[table.path, table.member].read(numbers, self._decoder)
 
 
 class _KeptVideo:

@@ -1,17 +1,20 @@
-"""``EpisodeSource``: what the index, the windows and the normalisation need from a dataset, whatever its format.
+"""``Source``: what the index, the windows, the normalisation and the inspection need of a dataset of any format.
 
-Owns the contract and the description of one episode. Does not own any file format.
+Owns the contract, the description of one episode and of one feature, and the notes on what cannot be read. Does not
+own any file format.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from wamjax.errors import DataError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +23,8 @@ class EpisodeRecord:
 
     Attributes:
       index: Episode index of the dataset (not its position in a list).
-      length: Steps; a step has one frame of every camera, one state and one action.
-      task: What the robot was told, in words.
+      length: Steps; a step has one frame of every camera, one state and one action. 0 where a file cannot even tell.
+      task: What the robot was told, or what the video shows, in words; empty where nothing says.
     """
 
     index: int
@@ -29,7 +32,20 @@ class EpisodeRecord:
     task: str
 
 
-class EpisodeSource(Protocol):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feature:
+    """What one step has of a feature.
+
+    Attributes:
+      dtype: Name of the stored type: ``video`` and ``image`` are cameras, the others NumPy's names.
+      shape: Of one step's value.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Source(Protocol):
     """A dataset of episodes at random access. Reading is safe from several threads."""
 
     @property
@@ -38,8 +54,28 @@ class EpisodeSource(Protocol):
         ...
 
     @property
-    def fps(self) -> float:
-        """Steps per second."""
+    def format(self) -> str:
+        """Name of the format and its version, as people write it."""
+        ...
+
+    @property
+    def fps(self) -> float | None:
+        """Steps per second; None where neither the format nor we know it."""
+        ...
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """All cameras of the dataset, asked for or not."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The numeric features that ``column`` reads; empty for video without actions."""
+        ...
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        """All features the dataset declares, by name."""
         ...
 
     @property
@@ -50,6 +86,11 @@ class EpisodeSource(Protocol):
     @property
     def episodes(self) -> Sequence[EpisodeRecord]:
         """All declared episodes by ascending index, broken ones too."""
+        ...
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether decoded frames are kept in memory."""
         ...
 
     def find_broken(self) -> dict[int, str]:
@@ -67,3 +108,54 @@ class EpisodeSource(Protocol):
     def fingerprint(self) -> str:
         """Returns a hash that changes when the dataset's content does."""
         ...
+
+
+class Quarantine:
+    """The episodes that cannot be read, each with the reasons found, in the order they were found."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[int, list[str]] = {}
+
+    def note(self, episode: int, reason: str) -> None:
+        """Adds a reason, one line naming the file within the dataset."""
+        self._reasons.setdefault(episode, []).append(reason)
+
+    def first_reasons(self) -> dict[int, str]:
+        """Returns the first reason of each noted episode by ascending index."""
+        return {index: reasons[0] for index, reasons in sorted(self._reasons.items())}
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of what an error says, or the name of its type where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def check_choice(
+    path: Path, *, cameras: Sequence[str] | None, columns: Sequence[str] | None, source: Source, vectors: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the cameras and columns to read, all there are for None.
+
+    Args:
+      path: The dataset, for the message.
+      cameras: Cameras asked for.
+      columns: Numeric features asked for.
+      source: Has ``cameras`` and ``features`` already.
+      vectors: Floating-point features that None reads.
+
+    Raises:
+      DataError: The dataset has no such camera or no such numeric feature.
+    """
+    for camera in cameras or ():
+        if camera not in source.cameras:
+            there = ", ".join(source.cameras) or "none"
+            raise DataError(f"dataset {path} has no camera {camera!r} (config.data.views); it has {there}")
+    for key in columns or ():
+        if key not in source.features or source.features[key].dtype in ("video", "image", "string"):
+            raise DataError(
+                f"dataset {path} has no numeric feature {key!r} (config.data.state_key, config.data.action_key); "
+                f"it has {', '.join(vectors) or 'none'}"
+            )
+    return (
+        source.cameras if cameras is None else tuple(cameras),
+        tuple(vectors) if columns is None else tuple(columns),
+    )

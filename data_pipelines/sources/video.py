@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import io
+import os
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -29,79 +31,113 @@ class VideoError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ArchiveMember:
+    """Where a video lies inside an uncompressed archive.
+
+    Attributes:
+      name: Of the member.
+      offset: Of its first byte in the archive.
+      size: In bytes.
+    """
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoTable:
     """What a file holds, from its packets alone (nothing decoded).
 
     Attributes:
-      path: The file.
+      path: The file, or the archive it lies in.
+      member: Where in the archive, or None for a file of its own.
       fps: Frames per second the numbering rests on.
       height: Pixels.
       width: Pixels.
       num_frames: Frames n; their numbers are exactly 0 .. n-1.
       keyframes: int64, ascending: numbers of the frames decoding can start from; the first is 0.
       keyframe_pts: int64: their presentation timestamps in the stream's time base.
+      first_pts: Presentation timestamp of frame 0.
     """
 
     path: Path
+    member: ArchiveMember | None = None
     fps: Fraction
     height: int
     width: int
     num_frames: int
     keyframes: npt.NDArray[np.int64]
     keyframe_pts: npt.NDArray[np.int64]
+    first_pts: int = 0
+
+    @property
+    def name(self) -> str:
+        """The file for a message: its path, with the member's name behind a colon."""
+        return _name(self.path, self.member)
 
 
-def scan_video(path: Path, fps: float) -> VideoTable:
-    """Reads all packets of ``path`` without decoding.
+def scan_video(path: Path, fps: float | None, member: ArchiveMember | None = None) -> VideoTable:
+    """Reads all packets of a video without decoding.
 
     Args:
-      path: Video file.
-      fps: Frames per second the dataset declares.
+      path: Video file, or the archive it lies in.
+      fps: Frames per second the dataset declares, counted from time 0; None for a file that stands alone: the average
+        rate it declares itself, counted from its first frame.
+      member: Where in the archive.
 
     Raises:
       VideoError: The file cannot be opened, has no video, has damaged packets, or its frames do not lie one by one
-        at multiples of 1/fps from 0.
+        at multiples of 1/fps.
     """
-    rate = Fraction(fps).limit_denominator(100_000)
+    name = _name(path, member)
     try:
-        with av.open(str(path)) as container:
+        with _open_container(path, member) as container:
             if not container.streams.video:
-                raise VideoError(f"{path} has no video stream")
+                raise VideoError(f"{name} has no video stream")
             stream = container.streams.video[0]
             if getattr(stream, "codec_context", None) is None:  # what a cut-off header leaves of a stream
-                raise VideoError(f"{path} has a video stream of no known codec: its header is damaged")
+                raise VideoError(f"{name} has a video stream of no known codec: its header is damaged")
             packets = [
                 (packet.pts, packet.is_keyframe, packet.is_corrupt)
                 for packet in container.demux(stream)
                 if packet.size  # the last packet of a demuxer is an empty flush
             ]
             time_base, height, width = stream.time_base, stream.height, stream.width
+            own_rate = stream.average_rate
     except (FFmpegError, OSError) as error:
-        raise VideoError(f"{path} cannot be read: {_reason(error)}") from error
+        raise VideoError(f"{name} cannot be read: {_reason(error)}") from error
     if not packets or time_base is None:
-        raise VideoError(f"{path} holds no frames")
+        raise VideoError(f"{name} holds no frames")
     damaged = sum(pts is None or corrupt for pts, _, corrupt in packets)
     if damaged:
-        raise VideoError(f"{path} has {damaged} damaged of {len(packets)} packets")
+        raise VideoError(f"{name} has {damaged} damaged of {len(packets)} packets")
     pts = np.array([p for p, _, _ in packets], np.int64)
     order = np.argsort(pts, kind="stable")
     pts, is_key = pts[order], np.array([k for _, k, _ in packets], np.bool_)[order]
-    numbers = frame_numbers(pts, time_base, rate)
+    if fps is None and not own_rate:
+        raise VideoError(f"{name} declares no frame rate")
+    rate = Fraction(own_rate if fps is None else fps).limit_denominator(100_000)  # pyright: ignore[reportArgumentType]
+    first_pts = int(pts[0]) if fps is None else 0
+    numbers = frame_numbers(pts - first_pts, time_base, rate)
     if not np.array_equal(numbers, np.arange(len(numbers))):
         first = int(np.flatnonzero(numbers != np.arange(len(numbers)))[0])
         raise VideoError(
-            f"{path}: frame {first} lies at {float(pts[first] * time_base):.4f} s, not at {first}/{fps:g} s"
+            f"{name}: frame {first} lies at {float((pts[first] - first_pts) * time_base):.4f} s, "
+            f"not at {first}/{float(rate):g} s"
         )
     if not is_key[0]:
-        raise VideoError(f"{path} does not begin with a keyframe")
+        raise VideoError(f"{name} does not begin with a keyframe")
     return VideoTable(
         path=path,
+        member=member,
         fps=rate,
         height=height,
         width=width,
         num_frames=len(numbers),
         keyframes=np.flatnonzero(is_key).astype(np.int64),
         keyframe_pts=pts[is_key],
+        first_pts=first_pts,
     )
 
 
@@ -135,12 +171,12 @@ class VideoDecoder:
         assert np.all(np.diff(numbers) > 0), numbers
         out = np.empty((len(numbers), table.height, table.width, 3), np.uint8)
         try:
-            opened = self._open(table.path)
+            opened = self._open(table)
             row = 0
             while row < len(numbers):
                 row = self._decode_run(opened, table, numbers, row, out)
         except (FFmpegError, OSError) as error:
-            raise VideoError(f"{table.path} cannot be decoded: {_reason(error)}") from error
+            raise VideoError(f"{table.name} cannot be decoded: {_reason(error)}") from error
         return out
 
     def _decode_run(
@@ -157,10 +193,10 @@ class VideoDecoder:
             if number < numbers[row]:
                 continue
             if number > numbers[row]:
-                raise VideoError(f"{table.path}: frame {numbers[row]} is missing, decoding gave {number} instead")
+                raise VideoError(f"{table.name}: frame {numbers[row]} is missing, decoding gave {number} instead")
             rgb = opened.reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
             if rgb.shape != out.shape[1:]:
-                raise VideoError(f"{table.path}: frame {number} is {rgb.shape}, the file began with {out.shape[1:]}")
+                raise VideoError(f"{table.name}: frame {number} is {rgb.shape}, the file began with {out.shape[1:]}")
             out[row] = rgb
             row += 1
             if row == len(numbers):
@@ -168,25 +204,28 @@ class VideoDecoder:
             next_key = int(np.searchsorted(table.keyframes, numbers[row], side="right")) - 1
             if table.keyframes[next_key] > number + 1:
                 return row
-        raise VideoError(f"{table.path} ends before frame {numbers[row]} of {table.num_frames}")
+        raise VideoError(f"{table.name} ends before frame {numbers[row]} of {table.num_frames}")
 
-    def _open(self, path: Path) -> _OpenVideo:
-        """Returns this thread's container of ``path``."""
-        containers: collections.OrderedDict[Path, _OpenVideo] | None = getattr(self._local, "containers", None)
+    def _open(self, table: VideoTable) -> _OpenVideo:
+        """Returns this thread's container of the table's video."""
+        containers: collections.OrderedDict[tuple[Path, ArchiveMember | None], _OpenVideo] | None = getattr(
+            self._local, "containers", None
+        )
         if containers is None:
             containers = self._local.containers = collections.OrderedDict()
-        if path in containers:
-            containers.move_to_end(path)
-            return containers[path]
-        container = av.open(str(path))
+        key = (table.path, table.member)
+        if key in containers:
+            containers.move_to_end(key)
+            return containers[key]
+        container = _open_container(*key)
         stream = container.streams.video[0]
         # Parallelism comes from reading several windows at once. Threads inside FFmpeg only add hand-overs: decoding in
         # slices, and colour conversion on all cores (its default since PyAV 17, 2.5 times the CPU time at 96x96).
         stream.codec_context.thread_count = 1
-        containers[path] = _OpenVideo(container, stream, VideoReformatter())
+        containers[key] = _OpenVideo(container, stream, VideoReformatter())
         if len(containers) > MAX_OPEN_CONTAINERS:
             containers.popitem(last=False)[1].container.close()
-        return containers[path]
+        return containers[key]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,10 +242,53 @@ def _frames_from(opened: _OpenVideo, table: VideoTable, key: int) -> Iterator[tu
     opened.container.seek(int(table.keyframe_pts[key]), stream=opened.stream, backward=True)
     for frame in opened.container.decode(opened.stream):
         if frame.pts is None:
-            raise VideoError(f"{table.path}: a frame has no timestamp")
-        yield int(frame_numbers(np.asarray(frame.pts), opened.stream.time_base, table.fps)), frame
+            raise VideoError(f"{table.name}: a frame has no timestamp")
+        yield int(frame_numbers(np.asarray(frame.pts - table.first_pts), opened.stream.time_base, table.fps)), frame
 
 
 def _reason(error: Exception) -> str:
     """The operating system's or FFmpeg's words for what went wrong, without paths and numbers."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class _MemberFile(io.RawIOBase):
+    """A member of an archive as a file to read, by ``pread``: archives are shared by nobody's position."""
+
+    def __init__(self, path: Path, member: ArchiveMember) -> None:
+        self._member = member
+        self._position = 0
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._member.size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._member.size - self._position)
+        count = left if size < 0 else min(size, left)
+        content = os.pread(self._descriptor, count, self._member.offset + self._position)
+        self._position += len(content)
+        return content
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+def _open_container(path: Path, member: ArchiveMember | None) -> Any:
+    return av.open(str(path)) if member is None else av.open(_MemberFile(path, member))
+
+
+def _name(path: Path, member: ArchiveMember | None) -> str:
+    return str(path) if member is None else f"{path}:{member.name}"

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from data_pipelines.index import build_index, list_windows, split_episodes
-from data_pipelines.sources.source import EpisodeRecord
+from data_pipelines.sources.source import EpisodeRecord, Feature
 from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.errors import DataError
 
@@ -17,14 +17,19 @@ MakeConfig = Callable[..., RunConfig]
 
 @dataclasses.dataclass
 class MemorySource:
-    """An ``EpisodeSource`` of columns in memory; the index must not ask for frames."""
+    """A ``Source`` of columns in memory; the index must not ask for frames."""
 
     episodes: list[EpisodeRecord]
     values: dict[int, npt.NDArray[np.float32]]
     broken: Mapping[int, str] = dataclasses.field(default_factory=dict)
     path: Path = Path("memory")
+    format: str = "memory"
     fps: float = 30.0
+    cameras: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ("observation.state", "action")
+    features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
     tasks: tuple[str, ...] = ("a", "b")
+    keeps_frames: bool = False
 
     def find_broken(self) -> dict[int, str]:
         return dict(self.broken)

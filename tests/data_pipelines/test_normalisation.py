@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.normalisation import Normalisation, QuantileScale, compute_normalisation
-from data_pipelines.sources.lerobot_v3 import LeRobotDataset
+from data_pipelines.sources.lerobot import LeRobotDataset
 from tests.data_pipelines.conftest import LENGTHS, make_episode
 from wamjax.config.schema import DataConfig
 from wamjax.errors import DataError

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.pipeline import PROMPTS_FILE, Pipeline, build_pipeline, open_dataset
+from data_pipelines.pipeline import PROMPTS_FILE, Pipeline, build_pipeline
 from data_pipelines.recording.lerobot_format import DATA_PATH
+from data_pipelines.sources.lerobot import LeRobotDataset
 from tests.data_pipelines.conftest import LENGTHS, TASKS
 from wamjax.batch import WamBatch, batch_spec
 from wamjax.config.schema import RunConfig
@@ -203,7 +204,7 @@ def test_file_that_breaks_after_indexing_ends_the_stream_for_good(
     config = make_config(path, batch=1, decoded_frames_mib=decoded_frames_mib)
     _, broken, _ = order(read(build_pipeline(config, workdir=None), 1, 0, 1, batch=1))[0]
     pipeline = build_pipeline(config, workdir=None)
-    file, _ = open_dataset(config.data).locate("observation.images.right", broken)
+    file, _ = LeRobotDataset(path).locate("observation.images.right", broken)
     file.write_bytes(file.read_bytes()[:300])
     stream = pipeline.train_stream(0, 1)
     for _ in range(20):  # however often it is asked, no other sample in its place, though most could be read

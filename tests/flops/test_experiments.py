@@ -19,13 +19,20 @@ def on_eight_devices(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, data=1, fsdp=-1))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+# One of each formulation at 14B: tracing takes seconds, of which the fast tests have few.
+FAST = ("wan_14b_480p", "dreamzero_14b_droid")
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=p.stem, marks=() if p.stem in FAST else pytest.mark.slow) for p in FILES]
+)
 def test_training_step_of_experiment_executes_the_closed_form(path: Path) -> None:
     config = on_eight_devices(load_experiment(str(path)))
     program = build_program(config, build_mesh(config.parallel, jax.devices()))
     assert walk_step(program) == config.train.global_batch_size * closed_form(program).hardware_total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_validation_of_experiment_executes_the_closed_form(path: Path) -> None:
     config = on_eight_devices(load_experiment(str(path)))

@@ -86,7 +86,7 @@ LONG_JOINT = vary(JOINT, layout={"pad_unit": 128, "pad_multiple": 512})
 @pytest.mark.parametrize(
     ("config", "parallel", "remat"),
     [
-        (LONG_CLIP, ParallelConfig(fsdp=-1), "full"),
+        pytest.param(LONG_CLIP, ParallelConfig(fsdp=-1), "full", marks=pytest.mark.slow),
         (LONG_CLIP, ParallelConfig(fsdp=-1, context=2, rules="fsdp_context", blocks="explicit"), "products"),
         pytest.param(LONG_JOINT, ParallelConfig(fsdp=-1), "attention", marks=pytest.mark.slow),
         pytest.param(
@@ -111,7 +111,8 @@ def test_step_with_splash_executes_the_closed_form(
     assert walk_step(program) == 8 * closed_form(program).hardware_total
 
 
-@pytest.mark.parametrize("remat", ["full", pytest.param("products", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "products"])
 def test_step_with_cudnn_executes_the_closed_form(remat: Remat, monkeypatch: pytest.MonkeyPatch) -> None:
     # Traced and never run: neither a GPU nor the library is needed.
     monkeypatch.setattr(program_module, "check_platform", lambda *_: None)

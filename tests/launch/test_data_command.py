@@ -1,16 +1,21 @@
+import base64
 import dataclasses
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data_pipelines.recording.record import RecordConfig
 from launch import cli, data_command
 
 DATASET = Path(__file__).resolve().parents[2] / "datasets/metaworld"
+GOLDEN = Path(__file__).resolve().parents[1] / "data_pipelines/golden/lerobot_v2.1"
 
 
 def test_inspect_agrees_with_the_tables_of_the_committed_dataset(
@@ -23,7 +28,7 @@ def test_inspect_agrees_with_the_tables_of_the_committed_dataset(
     assert found["episodes"] == len(episodes["episode_index"])
     assert found["frames"] == sum(episodes["length"])
     assert sum(task["episodes"] for task in found["tasks"].values()) == found["episodes"]
-    assert found["quarantined"] == {}
+    assert (found["quarantined"], found["quarantined_count"]) == ([], 0)
     for camera in found["cameras"]:
         assert camera in printed
 
@@ -37,6 +42,19 @@ def test_inspect_names_the_episodes_of_a_truncated_video(tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "quarantined: 0 of" not in printed
     assert video.name in printed
+
+
+def test_inspection_page_shows_frames_of_every_camera_and_histograms(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert cli.main(["data", "inspect", str(GOLDEN), f"--html={page}"]) == 0
+    text = page.read_text()
+    pictures = [Image.open(io.BytesIO(base64.b64decode(part))) for part in re.findall(r"base64,([^\"]+)", text)]
+    assert len(pictures) == 3 + 2  # cameras, then action and state
+    sheet = np.asarray(pictures[2])  # the PNG camera: every tile has the colour of its episode and step
+    assert sheet.shape == (3 * 128, 6 * 128, 3)
+    np.testing.assert_array_equal(sheet[64::128, 64], [[10, 30, 180], [10, 90, 180], [10, 150, 180]])
+    np.testing.assert_array_equal(sheet[64, 5 * 128 + 64], [20 * 6 + 10, 30, 180])
+    assert "quarantined: 0 of 3 episodes" in text
 
 
 def test_stats_agree_with_the_columns(tmp_path: Path) -> None:
@@ -63,7 +81,8 @@ def test_record_has_one_documented_flag_for_each_field(capsys: pytest.CaptureFix
     [
         (["inspect"], 2, "expected the folder of one dataset"),
         (["inspect", "nowhere"], 3, "nowhere does not exist"),
-        (["inspect", str(DATASET), "--json=/nowhere/at/all.json"], 2, "cannot be written"),
+        (["inspect", str(GOLDEN), "--json=/nowhere/at/all.json"], 2, "cannot be written"),
+        (["inspect", str(GOLDEN), "--html=/nowhere/at/all.html"], 2, "cannot be written"),
         (["stats", "a", "b"], 2, "got 2"),
         (["record"], 2, "out"),
         (["record", "--out=x", "--episodes=many"], 2, "--episodes=many"),

@@ -18,7 +18,8 @@ from tests.tiny import TINY
 from wamjax.config.schema import RunConfig
 from wamjax.planning.cost import load_prices
 from wamjax.planning.machine import machine_of_chips
-from wamjax.planning.plan import make_plan, to_json
+from wamjax.planning.plan import make_plan
+from wamjax.planning.plan_json import to_json
 from wamjax.planning.search import Candidate, pareto, search
 
 VOID = {"meta", "link", "img", "source", "br", "hr", "input"}

@@ -12,6 +12,7 @@ from flax import nnx
 
 from tests.tiny import QUICK_COMPILE
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
+from wamjax.config.finetune import LoraConfig
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import ALL, Layout, Role, Segment
@@ -22,6 +23,7 @@ from wamjax.models.action_transformers import (
 )
 from wamjax.models.block import Conditioning
 from wamjax.models.stack import run_blocks
+from wamjax.nn.lora import attach_lora
 from wamjax.nn.rotary import rotary_table
 
 VIDEO = VideoTransformerConfig(
@@ -142,3 +144,10 @@ def test_sizes_that_do_not_fit_are_one_line(make, words):
     with pytest.raises(ConfigError, match=words) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_update_of_every_kernel_is_refused_where_one_can_take_none():
+    config = CategoryActionConfig(video=VIDEO, action_dim=3, state_dim=4, hidden_width=7, num_categories=2)
+    model = CategoryActionTransformer(jax.random.key(0), config)
+    with pytest.raises(ConfigError, match=r"names action_\w+\.\w+\.kernel, .*, which can take no low-rank update"):
+        attach_lora(model, jax.random.key(1), LoraConfig(rank=2, alpha=2.0, targets=("*",)))

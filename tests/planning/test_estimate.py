@@ -145,6 +145,13 @@ def test_splash_kernel_is_priced_by_its_shapes(name: str, outputs: str, units: i
     assert step.attention == pytest.approx(units * 4 * 96 * 32 * 128 / (fraction * 459e12))
 
 
+@pytest.mark.parametrize(("name", "flops", "fraction"), [("splash_mha_fwd", 700, 0.5), ("splash_mha_dkv", 1900, 0.25)])
+def test_masked_kernel_is_priced_by_what_its_caller_declared(name: str, flops: int, fraction: float) -> None:
+    call = kernel(name, operands="%q, %q").replace("jit(step)/", "jit(step)/kernel_flops_700_1900/vmap(splash)/")
+    step = estimate("q = bf16[4,96,128] copy(%x)", f"last = {call}")
+    assert step.attention == pytest.approx(flops / (fraction * 459e12))
+
+
 def test_kernel_without_flops_is_named_not_hidden() -> None:
     step = estimate(f"last = {kernel('mystery')}")
     assert (step.attention, step.unpriced) == (0.0, ("mystery",))

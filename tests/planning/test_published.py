@@ -57,6 +57,16 @@ def test_exact_counts_are_up_to_three_times_the_published_ones() -> None:
     assert [round(float(run.train / run.estimate), 2) for run in exact_runs()] == [1.98, 1.83, 3.08]
 
 
+def test_differences_lead_from_the_published_figure_to_the_exact_one() -> None:
+    for run in exact_runs():
+        assert run.estimate + sum(run.differences.values()) == run.train
+    tuning, at_480p, _ = exact_runs()
+    assert tuning.differences["tokens"] == 6 * 14 * 10**9 * (15_940 - 8_361) * 12_800_000
+    assert at_480p.differences["tokens"] == 0
+    scores = 4 * 5120 * 40 * (32_760**2 + 32_760 * 512)
+    assert at_480p.differences["attention"] == 3 * scores * at_480p.samples
+
+
 @pytest.mark.parametrize(
     ("config", "parameters", "per_block"),
     [

@@ -98,6 +98,13 @@ def test_worse_shares_make_slower_steps() -> None:
     assert slow.step_s.low > fast.step_s.low
 
 
+def test_no_more_exchange_hides_than_there_is_compute_to_hide_it() -> None:
+    on, count = planned(), count_flops(CONFIG, build_layout(CONFIG))
+    endless = Exchange(what="x", kind="all-gather", axes=("fsdp",), num_bytes=10**12, times=1)
+    time = plan_time(count, on.shard, on.memory, [endless], MACHINE, perfect(0.6))
+    assert time.step_s.mid == pytest.approx(time.seconds_of(Resource.LINKS))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -18,7 +18,7 @@ RulePreset = Literal["fsdp", "fsdp_context", "fsdp_context_tensor", "multi_slice
 # How the gradient of a gathered kernel is added up over devices. See ``parallel.explicit``.
 GradientExchange = Literal["auto", "reduce_scatter", "all_to_all"]
 
-# How self-attention is shared over the context axis. See ``parallel.context``.
+# How self-attention is shared over the context axis. See ``parallel.context_plan``.
 ContextMethod = Literal["auto", "ulysses", "all_gather", "ring", "ulysses_ring"]
 
 # How tokens are dealt out to the context axis where attention needs them balanced. See ``layout.balance``.

@@ -31,7 +31,7 @@ class ParallelConfig:
       gradient_exchange: With ``explicit``, how gradients of kernels are added up: ``auto`` picks by chip
         (``parallel.explicit``).
       context_method: How self-attention is shared over context: ``auto`` picks by the number of heads
-        (``parallel.context``).
+        (``parallel.context_plan``).
       token_placement: Where keys come to the queries (``all_gather``, ``ring``, ``ulysses_ring``): ``balanced`` deals
         pieces of the sequence out so that every device attends to about as many pairs (``layout.balance``).
       attention_kernel: What computes attention: ``auto`` picks by platform (``nn.attention``).

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -29,12 +29,12 @@ class KernelFlops(NamedTuple):
         return self.backward if any(part in kernel for part in _BACKWARD) else self.forward
 
 
-def branch_shares(shares: Iterable[int]) -> contextlib.AbstractContextManager[None]:
+def branch_shares(shares: Iterable[int]) -> contextlib.AbstractContextManager[Any]:
     """Opens a scope for one ``cond`` or ``switch``: of ``sum(shares)`` devices, so many take each branch."""
     return jax.named_scope("branch_shares_" + "_".join(map(str, shares)))
 
 
-def kernel_flops(forward: int, backward: int) -> contextlib.AbstractContextManager[None]:
+def kernel_flops(forward: int, backward: int) -> contextlib.AbstractContextManager[Any]:
     """Opens a scope for one kernel whose calls cost ``forward`` and ``backward`` FLOPs on one device."""
     return jax.named_scope(f"kernel_flops_{forward}_{backward}")
 

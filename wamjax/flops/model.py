@@ -17,8 +17,8 @@ Three counts, all exact and per sample:
     the training step (``flops.jaxpr``) to the last product; tests hold the two together.
 
 MFU is measured with ``model``, HFU with ``hardware``. What is not a matrix product is in none of them, and neither is
-the optimizer: AdamW, SGD and the parameter average are elementwise; the products in which Muon orthogonalises an update
-are per step, not per sample.
+the optimizer: AdamW, SGD and the parameter average are elementwise, and Muon's products are per step, not per sample
+(``flops.optimizer``).
 """
 
 from __future__ import annotations

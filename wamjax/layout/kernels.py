@@ -96,7 +96,7 @@ def computed_pairs(kernel: AttentionKernel, schedule: Schedule, *, is_in_parts: 
         pairs = int(touched_blocks(schedule, side).sum()) * side**2
         return (Computed(pairs, pairs),)
     if kernel == "cudnn":
-        fused = sum(r.num_pairs for r in schedule.rectangles if is_fused(r))
+        fused = sum(_even_pairs(r) for r in schedule.rectangles if is_fused(r))
         plain = tuple(_rectangle_pairs(r) for r in schedule.rectangles if not is_fused(r))
         return (Computed(fused, fused, is_fused=True), *plain)
     pieces = tuple(_rectangle_pairs(r) for r in schedule.rectangles)
@@ -106,6 +106,12 @@ def computed_pairs(kernel: AttentionKernel, schedule: Schedule, *, is_in_parts: 
 def is_fused(rectangle: Rectangle) -> bool:
     """Whether cuDNN has a mode for ``rectangle``: dense, or causal, but not full keys before a triangle."""
     return not (rectangle.diagonal and rectangle.keys)
+
+
+def _even_pairs(rectangle: Rectangle) -> int:
+    """Returns the pairs of a rectangle whose odd lengths are padded by a token (``nn.cudnn``)."""
+    rows, keys = (length + length % 2 for length in (rectangle.num_queries, rectangle.num_keys))
+    return rows * (rows + 1) // 2 if rectangle.diagonal else rows * keys
 
 
 def _rectangle_pairs(rectangle: Rectangle) -> Computed:

@@ -73,10 +73,26 @@ def attend_cudnn(
         keys = keys_of(rectangle)
         operands = (take(q, rectangle.queries), take(k, keys), take(v, keys))
         with declared("cudnn", q, dataclasses.replace(schedule, rectangles=(rectangle,))):
-            out = jax.nn.dot_product_attention(
-                *(jnp.swapaxes(part, 1, 2) for part in operands),
-                is_causal=rectangle.diagonal is not None,
-                implementation=implementation,
-            )
-        pieces += spread(rectangle.queries, jnp.swapaxes(out, 1, 2).astype(v.dtype))
+            out = _attend_even(*operands, is_causal=rectangle.diagonal is not None, implementation=implementation)
+        pieces += spread(rectangle.queries, out.astype(v.dtype))
     return lay_out(pieces, schedule.num_queries)
+
+
+def _attend_even(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, is_causal: bool, implementation: Literal["cudnn", "xla"]
+) -> jax.Array:
+    """Attends one rectangle, heads first, with one token more where a length is odd.
+
+    The backward pass refuses odd lengths. No query sees the token that is added: by the causal mode, or because the
+    lengths are told; what it would return itself is cut off.
+    """
+    num_queries, num_keys = q.shape[2], k.shape[2]
+    lengths = jnp.full(q.shape[:1], num_keys, jnp.int32) if num_keys % 2 and not is_causal else None
+    q, k, v = (jnp.pad(part, ((0, 0), (0, 0), (0, part.shape[2] % 2), (0, 0))) for part in (q, k, v))
+    out = jax.nn.dot_product_attention(
+        *(jnp.swapaxes(part, 1, 2) for part in (q, k, v)),
+        key_value_seq_lengths=lengths,
+        is_causal=is_causal,
+        implementation=implementation,
+    )
+    return jnp.swapaxes(out, 1, 2)[:, :, :num_queries]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Kernel(NamedTuple):
     backward: Backward
 
 
-def declared(kernel: AttentionKernel, q: jax.Array, schedule: Schedule) -> contextlib.AbstractContextManager[None]:
+def declared(kernel: AttentionKernel, q: jax.Array, schedule: Schedule) -> contextlib.AbstractContextManager[Any]:
     """Opens a scope that says what one call of a kernel out of the jaxpr's sight computes for queries ``[b k n e]``."""
     pairs = [fused_attention(computed, q.shape[3]) for computed in computed_pairs(kernel, schedule)]
     forward, backward = (q.shape[0] * q.shape[1] * sum(flops) for flops in zip(*pairs, strict=True))

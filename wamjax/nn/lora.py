@@ -21,6 +21,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from wamjax.config.finetune import UPDATE_OF, LoraConfig, matches, require_matches
+from wamjax.errors import ConfigError
 from wamjax.nn.init import AXES_KEY, named, zeros
 from wamjax.nn.products import multiplying_in, project
 from wamjax.parallel.explicit import gather_kernel
@@ -70,10 +71,11 @@ def attach_lora(model: nnx.Module, key: PRNGKey, config: LoraConfig) -> list[str
       The dotted paths of the kernels.
 
     Raises:
-      ConfigError: A target names no kernel (gives some of the model's).
+      ConfigError: A target names no kernel (gives some of the model's), or one that can take no update.
     """
     kernels = _kernels(model)
     require_matches(config.targets, kernels, "lora_targets", "kernel")
+    _refuse_others(model, kernels, config)
     adapted = [path for path in kernels if matches(path, config.targets)]
     for path in adapted:
         layer, name = kernels[path], path.rpartition(".")[2]
@@ -113,6 +115,21 @@ def _kernels(model: nnx.Module) -> dict[str, Any]:
         for path, module in nnx.iter_modules(model)
         for name in getattr(module, "KERNELS", ())
     }
+
+
+def _refuse_others(model: nnx.Module, kernels: dict[str, Any], config: LoraConfig) -> None:
+    """Raises ``ConfigError`` where a target names a kernel outside ``kernels``: nothing of it would train."""
+    paths = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    others = [
+        path
+        for path in paths
+        if path.rpartition(".")[2] in UPDATE_OF and path not in kernels and matches(path, config.targets)
+    ]
+    if others:
+        raise ConfigError(
+            f"config.finetune.lora_targets={config.targets} names {', '.join(others)}, which can take no low-rank "
+            f"update; name only kernels that can, such as {next(iter(kernels))}"
+        )
 
 
 def _specs(num_dims: int, num_inputs: int, num_outputs: int) -> tuple[str | None, str | None]:

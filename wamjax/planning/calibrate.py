@@ -26,7 +26,7 @@ from wamjax.planning.exchange import list_exchanges
 from wamjax.planning.fabric import Fabric
 from wamjax.planning.machine import Machine
 from wamjax.planning.placement import place_parameters
-from wamjax.planning.plan import execution_of, plan_on
+from wamjax.planning.plan import decode_seconds, execution_of, plan_on
 from wamjax.planning.roofline import plan_time
 
 _NINETY = 1.645  # standard deviations from the mean to either end of a 90 % interval
@@ -91,10 +91,10 @@ def observe(name: str, config: RunConfig, machine: Machine, step_s: float, error
     shard, memory = on.shard, on.memory
     count = count_flops(config, layout, execution_of(shard, machine))
     exchanges = list_exchanges(shard, place_parameters(config, shard.mesh, shard.rules.parameters))
-    fabric = Fabric(machine, shard.mesh)
+    fabric, decode_s = Fabric(machine, shard.mesh), decode_seconds(config, machine)
 
     def predict(efficiencies: Efficiencies) -> float:
-        return plan_time(count, shard, memory, exchanges, machine, efficiencies, fabric).step_s.mid
+        return plan_time(count, shard, memory, exchanges, machine, efficiencies, fabric, decode_s=decode_s).step_s.mid
 
     return Observation(name=name, predict=predict, step_s=step_s, error=error)
 

@@ -1,7 +1,8 @@
 """What Pallas (Mosaic) kernels in a compiled module compute: FLOPs and direction, which XLA's cost model leaves out.
 
-A kernel's own ``cost_estimate`` is used where it states one. JAX's splash attention states none: its FLOPs follow from
-the shapes, all pairs of a query and a key counted (an upper bound for a masked one).
+A kernel's own ``cost_estimate`` is used where it states one, else what the code that calls it declared in its name
+stack (``flops.declared``), which leaves out the blocks that a mask skips. Splash attention of other programs has
+neither: its FLOPs follow from the shapes, all pairs of a query and a key counted (an upper bound for a masked one).
 
 Source of the units: a query-key pair costs two FLOPs per head dim and product; forward has two products and a fused
 backward five (FlashAttention-2, arXiv 2307.08691). Split in two, dq needs three and dkv four of the five.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from wamjax.flops.declared import find_kernel_flops
 from wamjax.planning.hlo import Computation, Instruction
 
 TARGET = "tpu_custom_call"
@@ -42,7 +44,11 @@ def find_kernel(computation: Computation, instruction: Instruction) -> Kernel | 
         return None
     name = _kernel_name(instruction)
     stated = instruction.backend_config.get("custom_call_config", {}).get("cost_estimate")
-    flops = int(stated["flops"]) if stated else _splash_flops(computation, instruction, name)
+    declared = find_kernel_flops(instruction.op_name)
+    if stated:
+        flops = int(stated["flops"])
+    else:
+        flops = declared.of(name) if declared else _splash_flops(computation, instruction, name)
     return Kernel(
         name=name,
         flops=flops,

@@ -56,7 +56,8 @@ class ExactRun:
       forward: FLOPs of one sample's forward pass, by component.
       samples: Samples of the run; a fraction where a number of tokens is given.
       tokens_per_sample: Tokens that go through the blocks.
-      estimate: The published figure of the same run, in FLOPs.
+      parameters: N of the published figure.
+      estimate: That figure, in FLOPs.
       why: Why they differ.
     """
 
@@ -64,6 +65,7 @@ class ExactRun:
     forward: Mapping[str, int]
     samples: Fraction
     tokens_per_sample: int
+    parameters: int
     estimate: int
     why: str
 
@@ -71,6 +73,18 @@ class ExactRun:
     def train(self) -> Fraction:
         """3 x forward: FLOPs of the run."""
         return 3 * sum(self.forward.values()) * self.samples
+
+    @property
+    def differences(self) -> dict[str, Fraction]:
+        """What leads from the published figure to ``train``, in FLOPs: the tokens, the kernels, attention."""
+        tokens = 6 * self.parameters * self.tokens_per_sample * self.samples
+        scores = sum(self.forward[name] for name in ("self_scores", "cross_scores"))
+        attention = 3 * scores * self.samples
+        return {
+            "tokens": tokens - self.estimate,
+            "kernels": self.train - attention - tokens,
+            "attention": attention,
+        }
 
     @property
     def recomputed(self) -> Fraction:
@@ -97,7 +111,8 @@ class GpuHour:
         return float(flops / (self.peak_flops_per_s * self.utilisation * 3600))
 
 
-# Source: DreamZero (arXiv 2602.15922): steps, batch; its appendix on compute: 14e9 parameters, tokens of a sample.
+# Source: DreamZero (arXiv 2602.15922), steps and batch. The figures themselves, with 8,000 to 8,361 tokens of a sample
+# and 500e9 of pretraining, circulate in compute tables of world-action models.
 _DREAMZERO_SAMPLES = 100_000 * 128
 DREAMZERO = Estimate(
     name="DreamZero, action tuning",
@@ -105,7 +120,7 @@ DREAMZERO = Estimate(
     parameters=14 * 10**9,
     tokens=_DREAMZERO_SAMPLES * 8_361,
     assumptions="100,000 steps x batch 128 x 8,361 tokens",
-    source="DreamZero (arXiv 2602.15922)",
+    source="compute tables of world-action models; steps and batch of DreamZero (arXiv 2602.15922)",
 )
 DREAMZERO_LOW = dataclasses.replace(
     DREAMZERO,
@@ -120,7 +135,7 @@ WAN_14B = Estimate(
     parameters=14 * 10**9,
     tokens=500 * 10**9,
     assumptions="500e9 tokens",
-    source="compute tables of world-action models, after Wan (arXiv 2503.20314)",
+    source="compute tables of world-action models",
 )
 SUMMER_22B = Estimate(
     name="Summer-22B, full video pretraining",
@@ -136,7 +151,7 @@ UNIPI = Estimate(
     parameters=1_700 * 10**6,
     tokens=4_000 * 2_048 * 2 * 10**6,
     assumptions="4,000 tokens x batch 2,048 x 2e6 steps",
-    source="UniPi (arXiv 2302.00111): 1.7e9 parameters, batch and steps",
+    source="UniPi (arXiv 2302.00111)",
 )
 ESTIMATES = (DREAMZERO, DREAMZERO_LOW, WAN_14B, SUMMER_22B, UNIPI)
 
@@ -187,6 +202,7 @@ def exact_runs() -> tuple[ExactRun, ...]:
             forward=dreamzero_forward(),
             samples=Fraction(_DREAMZERO_SAMPLES),
             tokens_per_sample=dreamzero.num_tokens,
+            parameters=DREAMZERO.parameters,
             estimate=DREAMZERO.flops,
             why=f"every frame is there clean and noisy ({dreamzero.num_tokens:,} tokens, not 8,361), and attention",
         )
@@ -199,6 +215,7 @@ def exact_runs() -> tuple[ExactRun, ...]:
                 forward=wan_14b_forward(grid),
                 samples=Fraction(WAN_14B.tokens, tokens),
                 tokens_per_sample=tokens,
+                parameters=WAN_14B.parameters,
                 estimate=WAN_14B.flops,
                 why=f"attention among {tokens:,} tokens",
             )

@@ -51,6 +51,8 @@ def render() -> str:
         ),
         _table(_EXACT_HEAD, [_exact_row(run) for run in runs]),
         _stack(runs),
+        _paragraph("From the published figure to the exact count, in ZFLOPs:"),
+        _table(["", *(run.name for run in runs)], _bridge_rows(runs)),
         _encoder_note(),
         "## Where the FLOPs are",
         _paragraph("Forward FLOPs of one sample, in units of 1e12, and their share."),
@@ -104,6 +106,21 @@ def _exact_row(run: ExactRun) -> list[str]:
         _hours(run.train),
         run.why,
     ]
+
+
+_STEPS = {
+    "tokens": "all tokens that go through the blocks, clean and noisy",
+    "kernels": "kernels as they are used (those for text, images and timesteps not once per token), not N",
+    "attention": "scores and weighted values",
+}
+
+
+def _bridge_rows(runs: Sequence[ExactRun]) -> list[list[str]]:
+    steps = [
+        [label, *(f"{float(run.differences[name] / ZETTA):+.3f}" for run in runs)] for name, label in _STEPS.items()
+    ]
+    published = ["6 N T as published", *(_zflops(run.estimate) for run in runs)]
+    return [published, *steps, ["exact", *(_zflops(run.train) for run in runs)]]
 
 
 def _stack(runs: Sequence[ExactRun]) -> str:

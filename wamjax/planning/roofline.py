@@ -104,6 +104,8 @@ def plan_time(
     machine: Machine,
     efficiencies: Efficiencies,
     fabric: Fabric | None = None,
+    *,
+    decode_s: float = 0.0,
 ) -> Roofline:
     """Returns the step time of ``shard`` on ``machine``.
 
@@ -115,6 +117,7 @@ def plan_time(
       machine: What it runs on.
       efficiencies: Shares of the listed rates.
       fabric: The machine's wires under the shard's mesh, if they were laid already.
+      decode_s: Seconds in which all cores of a host decode its part of a batch; 0 where latents are cached.
 
     Raises:
       ValueError: The chip has no listed peak for the compute dtype (``explain_no_peak`` says so beforehand).
@@ -122,12 +125,11 @@ def plan_time(
     peak = machine.chip.peaks.get(_peak_dtype(shard))
     if peak is None:
         raise ValueError(explain_no_peak(shard, machine))
-    fabric = fabric or Fabric(machine, shard.mesh)
     phases = [
         *_compute(count, shard, peak / machine.chip.devices_per_chip, efficiencies),
         *_memory(shard, memory, machine, efficiencies),
-        *_wires(exchanges, fabric, machine, efficiencies),
-        _input(memory, machine, efficiencies),
+        *_wires(exchanges, fabric or Fabric(machine, shard.mesh), machine, efficiencies),
+        *_input(memory, machine, efficiencies, decode_s),
     ]
     step = _overlap([phase for phase in phases if phase.listed_s > 0], efficiencies.hidden)
     samples = shard.batch * shard.parts * shard.mesh["data"] * shard.mesh["fsdp"]
@@ -173,10 +175,11 @@ def _compute(count: FlopCount, shard: Shard, peak: int | float, efficiencies: Ef
     once = sum(count.hardware_forward[name] for name in _SCORES)
     forward = once * (2 if shard.remat == "full" else 1)
     backward = sum(count.hardware[name] for name in _SCORES) - forward
+    busiest = peak / shard.imbalance  # all wait for the device with the most pairs
     return [
         _phase("matrix products", Resource.MATRIX, each * products, peak, efficiencies.matmul),
-        _phase("attention, forward", Resource.MATRIX, each * forward, peak, efficiencies.attention_forward),
-        _phase("attention, backward", Resource.MATRIX, each * backward, peak, efficiencies.attention_backward),
+        _phase("attention, forward", Resource.MATRIX, each * forward, busiest, efficiencies.attention_forward),
+        _phase("attention, backward", Resource.MATRIX, each * backward, busiest, efficiencies.attention_backward),
     ]
 
 
@@ -214,10 +217,14 @@ def _wires(exchanges: Sequence[Exchange], fabric: Fabric, machine: Machine, effi
     return [_phase(label, resource, moved, moved / seconds, share) for label, resource, (moved, seconds), share in rows]
 
 
-def _input(memory: MemoryPlan, machine: Machine, efficiencies: Efficiencies) -> Phase:
-    """The batch, and what is kept in host memory there and back."""
+def _input(memory: MemoryPlan, machine: Machine, efficiencies: Efficiencies, decode_s: float) -> list[Phase]:
+    """The batch on its way to the device, with what is kept in host memory there and back, and its decoding."""
     moved = memory.input + 2 * memory.host
-    return _phase("host to device", Resource.HOST, moved, machine.host.input_bytes_per_s, efficiencies.host)
+    seconds = Band(low=decode_s, mid=decode_s, high=decode_s)
+    return [
+        _phase("host to device", Resource.HOST, moved, machine.host.input_bytes_per_s, efficiencies.host),
+        Phase(name="decoding", resource=Resource.HOST, work=0, listed_s=decode_s, seconds=seconds),
+    ]
 
 
 def _overlap(phases: Sequence[Phase], hidden: Band) -> Band:

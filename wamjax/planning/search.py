@@ -26,7 +26,7 @@ from wamjax.planning.machine import Machine
 from wamjax.planning.memory import MemoryPlan, plan_memory
 from wamjax.planning.outlook import Outlook
 from wamjax.planning.placement import Placed, place_parameters
-from wamjax.planning.plan import OnMachine, economy_of, execution_of, time_on
+from wamjax.planning.plan import OnMachine, decode_seconds, economy_of, execution_of, time_on
 from wamjax.planning.run_length import Wanted
 from wamjax.planning.shards import Shard, make_shard
 
@@ -247,7 +247,9 @@ def _plan(
         memory = plan_memory(laid, shard, known.layout.full_pass().schedule, parameters, machine.hbm_bytes)
         if not memory.fits:
             return Result(candidate=candidate, memory=memory, on=None, outlook=None, why_not=_too_large(memory))
-        on = time_on(machine, shard, parameters, memory, known.flops(laid, shard, candidate), efficiencies)
+        count = known.flops(laid, shard, candidate)
+        decode_s = decode_seconds(config, machine)
+        on = time_on(machine, shard, parameters, memory, count, efficiencies, decode_s=decode_s)
         economy = economy_of(laid, on, prices)
         outlook = None if economy is None else economy.outlook(steps)
     except ConfigError as error:

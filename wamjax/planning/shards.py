@@ -8,14 +8,16 @@ or a sequence that does not divide.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.blocks import block_config
-from wamjax.config.choices import Remat
+from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
-from wamjax.layout import Layout
+from wamjax.layout import Layout, Schedule
+from wamjax.layout.balance import balance_order, imbalance
 from wamjax.layout.kernels import pick_kernel
 from wamjax.parallel.axes import MESH_AXES, check_batch_divides, resolve_axis_sizes
 from wamjax.parallel.context_plan import ContextPlan, check_tokens_divide, plan_context
@@ -42,6 +44,7 @@ class Shard:
       num_tokens: Tokens of a whole sample, padding included.
       context_tokens: Text tokens that cross-attention reads; and of the image, if there is one.
       image_tokens: See ``context_tokens``.
+      imbalance: Work of the busiest device in self-attention over that of all on average.
     """
 
     mesh: dict[str, int]
@@ -56,6 +59,7 @@ class Shard:
     num_tokens: int
     context_tokens: int
     image_tokens: int
+    imbalance: float
 
     @property
     def num_devices(self) -> int:
@@ -140,7 +144,18 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         num_tokens=layout.num_tokens,
         context_tokens=config.model.text_tokens if backbone is None else config.clip.text_tokens,
         image_tokens=config.clip.image_tokens if backbone is not None and backbone.image_width else 0,
+        imbalance=_imbalance(layout.full_pass().schedule, context, config.parallel.token_placement),
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _imbalance(schedule: Schedule, context: ContextPlan, placement: TokenPlacement) -> float:
+    """Returns how uneven self-attention's work is; 1 where every device has the whole sequence of its heads."""
+    if context.ring == 1:
+        return 1.0
+    if placement == "balanced":
+        schedule = balance_order(schedule, context.ring, context.exchange, context.ulysses).apply(schedule)
+    return float(imbalance(schedule, context.ring, context.exchange))
 
 
 def _check_whole(block: BlockConfig, mesh: dict[str, int], config: RunConfig) -> None:

@@ -17,6 +17,7 @@ from wamjax.planning.plan import OnMachine, Plan
 from wamjax.planning.run_length import ZETTA
 
 _GIB = 2**30
+_SHORT_STEP_S = 0.01
 _LEGEND = "  ".join(f"{source.tag} {source.value}" for source in Source)
 
 
@@ -43,6 +44,8 @@ def gib(num_bytes: int) -> str:
 
 def duration(seconds: int | float) -> str:
     """Returns a time in the unit it is best read in."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.1f} us"
     if seconds < 1:
         return f"{seconds * 1e3:.1f} ms"
     for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
@@ -86,15 +89,21 @@ def _sample(plan: Plan) -> Iterable[str]:
 
 
 def _flops(plan: Plan) -> Iterable[str]:
-    yield from (f"  {line}" if place else line for place, line in enumerate(describe_flops(plan.flops).splitlines()))
+    title, columns, *lines = describe_flops(plan.flops).splitlines()
+    yield from (title, f"     {columns}", *(f"  {Source.EXACT.tag}  {line}" for line in lines))
+    if plan.encoders and sum(plan.encoders.values()):
+        parts = ", ".join(f"{name} {flops:,}" for name, flops in plan.encoders.items() if flops)
+        total = sum(plan.encoders.values())
+        share = f"{total / plan.flops.model_total:.1%} of training, if not cached: {parts}"
+        yield row("frozen encoders, per sample", f"{total:,}", Source.EXACT, share)
     yield row("trainable parameters", f"{plan.flops.num_trained_parameters:,}", Source.EXACT)
 
 
 def _run(plan: Plan) -> Iterable[str]:
     count, run = plan.flops, plan.run
     yield f"the run (length by {run.decided_by})"
-    yield row("steps", f"{run.steps:,}", Source.EXACT, f"of {plan.batch:,} samples")
-    yield row("tokens", f"{run.samples * plan.sample.num_tokens:,}", Source.EXACT)
+    yield row("steps", f"{run.steps:,}", run.source, f"of {plan.batch:,} samples")
+    yield row("tokens", f"{run.samples * plan.sample.num_tokens:,}", run.source)
     for label, flops in (
         ("model", count.model_total),
         ("hardware", count.hardware_total),
@@ -102,7 +111,7 @@ def _run(plan: Plan) -> Iterable[str]:
     ):
         total = run.samples * flops / ZETTA
         note = f"{plan.batch * flops:,} FLOPs a step"
-        yield row(f"ZFLOPs, {label}", f"{total:.3f}" if total >= 0.01 else f"{total:.3e}", Source.EXACT, note)
+        yield row(f"ZFLOPs, {label}", f"{total:.3f}" if total >= 0.01 else f"{total:.3e}", run.source, note)
     yield row("video, hours", f"{run.samples * plan.sample.seconds / 3600:,.0f}", Source.ASSUMED)
 
 
@@ -132,6 +141,8 @@ def _time(on: OnMachine) -> Iterable[str]:
             )
     step = time.step_s
     yield row("step", duration(step.mid), assumed, f"{duration(step.low)} to {duration(step.high)}")
+    if step.mid < _SHORT_STEP_S:
+        yield "     too short to believe: latency and the launching of kernels, which are not in it, take longer"
     yield row("bound by", time.binding.name_on(on.machine), assumed)
     peak = f"of {time.peak_flops_per_s / 1e15:g} PFLOP/s, the listed dense peak"
     yield row("MFU", f"{time.mfu:.1%}", assumed, peak)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipelines.sources.lerobot_v3 import LeRobotDataset
+from data_pipelines.sources.lerobot import LeRobotDataset
 from tests.data_pipelines.conftest import LENGTHS, TASKS, make_episode
 from wamjax.errors import DataError
 
@@ -182,7 +182,7 @@ def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codebase_version": "v2.1"}, "codebase_version v2.1: expected v3.x"),
+        ({"codebase_version": "v1.6"}, "codebase_version v1.6: expected v2.0, v2.1 or v3.x"),
         ({"fps": 0}, "fps 0: expected a positive number"),
         ({"total_episodes": 9}, "declares 9 episodes, the episode table meta/episodes has 8"),
     ],

@@ -1,0 +1,67 @@
+"""Which reader a dataset folder needs, told from its files alone.
+
+Owns the detection; each reader owns its format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_pipelines.sources.hdf5 import Hdf5Dataset, find_hdf5_files
+from data_pipelines.sources.lerobot import LeRobotDataset
+from data_pipelines.sources.lerobot_tables import INFO_PATH
+from data_pipelines.sources.rlds import FEATURES_FILE, INFO_FILE, RldsDataset, find_rlds
+from data_pipelines.sources.source import Source
+from data_pipelines.sources.video_folder import find_videos, open_video_folder
+from data_pipelines.sources.webdataset import find_shards, open_webdataset
+from wamjax.errors import DataError
+
+# What a folder of each format holds, as a message says it, a test for it, and its reader.
+_FORMATS: tuple[tuple[str, Callable[[Path], bool], Callable[..., Source]], ...] = (
+    (f"{INFO_PATH} (LeRobot)", lambda path: (path / INFO_PATH).is_file(), LeRobotDataset),
+    (f"{FEATURES_FILE} and {INFO_FILE} (RLDS)", lambda path: bool(find_rlds(path)), RldsDataset),
+    ("*.hdf5, *.h5 (LIBERO HDF5)", lambda path: bool(find_hdf5_files(path)), Hdf5Dataset),
+    ("*.tar (WebDataset)", lambda path: bool(find_shards(path)), open_webdataset),
+    (
+        "*.mp4, *.webm, *.mkv (video folder)",
+        # The videos of a LeRobot dataset are its own.
+        lambda path: not (path / INFO_PATH).is_file() and bool(find_videos(path)),
+        open_video_folder,
+    ),
+)
+
+
+def open_source(
+    path: str | Path,
+    *,
+    cameras: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    keep_bytes: int = 0,
+    num_threads: int = 4,
+) -> Source:
+    """Opens a dataset of any supported format.
+
+    Args:
+      path: Its folder.
+      cameras: Cameras that will be read; None for all.
+      columns: Numeric features that will be read; None for all floating-point ones.
+      keep_bytes: Largest size of all decoded frames together at which they are kept in memory.
+      num_threads: Files read at once while opening.
+
+    Raises:
+      DataError: The folder does not exist, is of no known format or of two at once, or its reader refuses it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"dataset {path} does not exist (config.data.path): expected the folder of a dataset")
+    if not path.is_dir():
+        raise DataError(f"dataset {path} is a file (config.data.path): expected the folder of a dataset")
+    found = [(name, reader) for name, holds, reader in _FORMATS if holds(path)]
+    if not found:
+        looked_for = ", ".join(name for name, _, _ in _FORMATS)
+        raise DataError(f"dataset {path} is of no known format (config.data.path): looked for {looked_for}")
+    if len(found) > 1:
+        names = " and ".join(name for name, _ in found)
+        raise DataError(f"dataset {path} is of more than one format: it holds {names}; keep one of them in a folder")
+    return found[0][1](path, cameras=cameras, columns=columns, keep_bytes=keep_bytes, num_threads=num_threads)

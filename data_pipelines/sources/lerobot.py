@@ -1,0 +1,285 @@
+"""LeRobot datasets, v2.0, v2.1 and v3.0, at random access: columns from parquet, frames from mp4 or from parquet.
+
+Owns the reading of data and video files and the checks that they hold what the tables declare; the versions differ in
+their tables only (``lerobot_v2``, ``lerobot_v3``). Low-dimensional columns are held in memory (4 bytes per value; an
+hour at 15 Hz with 16 values is 3.5 MB), frames are decoded on demand. Source of the format: huggingface/lerobot,
+src/lerobot/datasets, codebase versions v2.1 (package 0.3.2) and v3.0 (0.4.4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.sources import lerobot_v2, lerobot_v3
+from data_pipelines.sources.frame_reader import FrameReader
+from data_pipelines.sources.lerobot_tables import camera_features, read_info, video_features
+from data_pipelines.sources.parquet_images import ImageError, ParquetImages
+from data_pipelines.sources.source import EpisodeRecord, Feature, Quarantine, check_choice, first_line
+from data_pipelines.sources.video import VideoError, VideoTable, scan_video
+from wamjax.errors import DataError
+
+# Distance of a timestamp from frame_index / fps, in frames, beyond which it belongs to a neighbouring frame.
+MAX_TIMESTAMP_OFFSET = 0.5
+
+
+class LeRobotDataset:
+    """A LeRobot folder. Implements ``Source``.
+
+    Opening reads the metadata, the asked-for columns of every parquet file and the packet tables of every mp4 file.
+    Metadata that cannot be used at all raises; what is wrong with single files or episodes is found and kept for
+    ``find_broken``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        cameras: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        keep_bytes: int = 0,
+        num_threads: int = 4,
+    ) -> None:
+        """Opens the dataset.
+
+        Args:
+          path: Its folder.
+          cameras: Video and image features that will be read; None for all.
+          columns: Numeric features that will be read; None for all floating-point ones but the clock.
+          keep_bytes: See ``FrameReader``.
+          num_threads: Files read at once while opening.
+
+        Raises:
+          DataError: The folder or its metadata is missing, unreadable, empty or of another version, or a feature is
+            missing.
+        """
+        self._path = Path(path)
+        self._info = read_info(self._path)
+        self._fps = float(self._info["fps"])
+        self._features = {
+            name: Feature(dtype=str(entry["dtype"]), shape=tuple(entry.get("shape") or ()))
+            for name, entry in self._info["features"].items()
+        }
+        vectors = [n for n, f in self._features.items() if f.dtype.startswith("float") and n != "timestamp"]
+        self._cameras, self._columns = check_choice(
+            self._path, cameras=cameras, columns=columns, source=self, vectors=vectors
+        )
+        self._in_videos = video_features(self._info)
+        self._broken = Quarantine()
+        tables = lerobot_v3 if str(self._info["codebase_version"]).startswith("v3") else lerobot_v2
+        declared = tables.read_tables(self._path, self._info, self._cameras, self._broken)
+        self._tasks, self._task_indices = declared.tasks, declared.task_indices
+        self._episodes, self._places = declared.records, declared.places
+        self._length = {episode.index: episode.length for episode in self._episodes}
+        self._of_data_file: dict[str, list[int]] = {}
+        self._of_video_file: dict[str, list[tuple[int, int]]] = {}  # (first frame, episode)
+        for index, place in sorted(self._places.items()):
+            self._of_data_file.setdefault(place.data_file, []).append(index)
+            for name, first in place.videos.values():
+                self._of_video_file.setdefault(name, []).append((first, index))
+        self._values: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
+        self._rows: dict[int, npt.NDArray[np.int64]] = {}  # of each episode in its data file
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(self._read_data_file, sorted(self._of_data_file)))
+            video_files = sorted(self._of_video_file)
+            scans = pool.map(self._scan_video_file, video_files)
+            self._tables: dict[str, VideoTable] = {n: t for n, t in zip(video_files, scans, strict=True) if t}
+        self._check_videos()
+        self._reader = FrameReader(self._tables.values(), keep_bytes=keep_bytes)
+        self._images = ParquetImages()
+
+    @property
+    def path(self) -> Path:
+        """Folder of the dataset."""
+        return self._path
+
+    @property
+    def format(self) -> str:
+        """``LeRobot`` and the codebase version."""
+        return f"LeRobot {self._info['codebase_version']}"
+
+    @property
+    def fps(self) -> float:
+        """Steps per second."""
+        return self._fps
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task strings by ascending task index."""
+        return self._tasks
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """All video and image features of the dataset, asked for or not."""
+        return camera_features(self._info)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The numeric features that were asked for."""
+        return self._columns
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        """All features of info.json."""
+        return self._features
+
+    @property
+    def episodes(self) -> Sequence[EpisodeRecord]:
+        """All declared episodes by ascending index."""
+        return self._episodes
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether decoded frames are kept in memory."""
+        return self._reader.keeps_frames
+
+    def find_broken(self) -> dict[int, str]:
+        """Returns the first reason for each episode whose files do not hold what its tables declare."""
+        return self._broken.first_reasons()
+
+    def column(self, key: str, episode: int) -> npt.NDArray[np.float32]:
+        """Returns feature ``key`` of every step of an episode, ``[length, dims]``."""
+        return self._values[episode][key]
+
+    def frames(self, camera: str, episode: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Returns the camera's frames ``[len(steps), h, w, 3]`` at ascending, distinct ``steps`` of an episode.
+
+        Raises:
+          DataError: The file can no longer be read as it was when the dataset was opened.
+        """
+        place = self._places[episode]
+        try:
+            if camera not in self._in_videos:
+                return self._images.decode(self._path / place.data_file, camera, self._rows[episode][steps])
+            name, first = place.videos[camera]
+            return self._reader.read(self._tables[name], first + steps)
+        except (VideoError, ImageError) as error:
+            raise DataError(f"dataset {self._path}: episode {episode}: {error}") from error
+
+    def locate(self, camera: str, episode: int) -> tuple[Path, int]:
+        """Returns the mp4 file of an episode's camera and the number of its first frame there."""
+        name, first = self._places[episode].videos[camera]
+        return self._path / name, first
+
+    def fingerprint(self) -> str:
+        """Returns a hash of metadata, episode table, parquet contents and video names and sizes (16 hex digits)."""
+        digest = hashlib.sha256(json.dumps(self._info, sort_keys=True).encode())
+        for episode in self._episodes:
+            place = self._places[episode.index]
+            digest.update(
+                repr(
+                    (episode.index, episode.length, episode.task, place.data_file, sorted(place.videos.items()))
+                ).encode()
+            )
+        for name in sorted(self._of_data_file):
+            file = self._path / name
+            digest.update(name.encode() + (_file_digest(file) if file.is_file() else b"missing"))
+        for name in sorted(self._of_video_file):
+            file = self._path / name
+            digest.update(f"{name}:{file.stat().st_size if file.is_file() else -1}".encode())
+        return digest.hexdigest()[:16]
+
+    def _read_data_file(self, name: str) -> None:
+        """Reads the asked-for columns of the file's episodes; notes the episodes it does not hold whole."""
+        expected = self._of_data_file[name]
+        try:
+            with pq.ParquetFile(self._path / name) as file:
+                there = file.schema_arrow.names
+                needed = ["episode_index", "frame_index", *self._columns, *self._image_cameras()]
+                missing = [column for column in needed if column not in there]
+                if missing:
+                    raise ValueError(f"it has no column {missing[0]!r}")
+                checked = [column for column in ("timestamp", "task_index") if column in there]
+                table = file.read(columns=["episode_index", "frame_index", *self._columns, *checked])
+            numbers = {key: table[key].to_numpy() for key in ("episode_index", "frame_index", *checked)}
+            columns = {key: _matrix(table[key]) for key in self._columns}
+        except (OSError, KeyError, pa.ArrowException, ValueError) as error:
+            for index in expected:
+                self._broken.note(index, f"{name} cannot be read: {first_line(error)}".replace(f"{self._path}/", ""))
+            return
+        for index in expected:
+            rows = np.flatnonzero(numbers["episode_index"] == index)
+            problem = self._find_problem(index, {key: values[rows] for key, values in numbers.items()})
+            if problem:
+                self._broken.note(index, f"{name} {problem}")
+                continue
+            self._rows[index] = rows
+            self._values[index] = {key: np.ascontiguousarray(column[rows]) for key, column in columns.items()}
+
+    def _image_cameras(self) -> list[str]:
+        return [camera for camera in self._cameras if camera not in self._in_videos]
+
+    def _find_problem(self, index: int, numbers: dict[str, npt.NDArray[np.generic]]) -> str | None:
+        """Returns what is wrong with an episode's rows, or None."""
+        length, frames = self._length[index], numbers["frame_index"]
+        if not np.array_equal(frames, np.arange(length)):
+            return f"holds {len(frames)} rows of it, not frames 0 to {length - 1} once and in order"
+        if "task_index" in numbers:
+            unknown = sorted(set(numbers["task_index"].tolist()) - self._task_indices)
+            if unknown:
+                return f"has task_index {unknown[0]}, which the task table does not list"
+        if "timestamp" in numbers:
+            offset = np.abs(numbers["timestamp"].astype(np.float64) * self._fps - np.arange(length))
+            off = np.flatnonzero(~(offset < MAX_TIMESTAMP_OFFSET))
+            if len(off):
+                stamp = float(numbers["timestamp"][off[0]])  # pyright: ignore[reportArgumentType] - a number
+                return f"has frame {off[0]} at {stamp:.4f} s, not at {off[0]}/{self._fps:g} s ({len(off)} such frames)"
+        return None
+
+    def _scan_video_file(self, name: str) -> VideoTable | None:
+        """Returns the file's packet table, or None after noting its episodes as broken."""
+        try:
+            return scan_video(self._path / name, self._fps)
+        except VideoError as error:
+            for _, index in self._of_video_file[name]:
+                self._broken.note(index, str(error).replace(f"{self._path}/", ""))
+            return None
+
+    def _check_videos(self) -> None:
+        """Notes every episode of a file whose frame count is not the sum of its episodes' lengths.
+
+        All of them: where frames were lost or added inside the file, each later episode is shifted against its
+        actions, and the count alone does not tell where.
+        """
+        for name, episodes in self._of_video_file.items():
+            table = self._tables.get(name)
+            if table is None:
+                continue
+            total, end = sum(self._length[index] for _, index in episodes), 0
+            for first, index in sorted(episodes):
+                if table.num_frames != total:
+                    users = f"its {len(episodes)} episodes have" if len(episodes) > 1 else "its episode has"
+                    self._broken.note(index, f"{name} holds {table.num_frames} frames, {users} {total}")
+                elif first != end:
+                    self._broken.note(index, f"begins at frame {first} of {name}, the one before it ends at {end}")
+                end = first + self._length[index]
+
+
+def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """Returns a scalar or list column as ``[rows, dims]``; null becomes NaN.
+
+    Raises:
+      ValueError: The rows have different lengths, or a row is null.
+    """
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # an empty column keeps its chunks
+        return np.zeros((0, 1), np.float32)
+    if not isinstance(array, pa.FixedSizeListArray | pa.ListArray | pa.LargeListArray):
+        return array.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, 1)
+    lengths = np.unique(array.value_lengths().to_numpy(zero_copy_only=False))
+    if array.null_count or len(lengths) > 1:
+        raise ValueError(f"a vector column has {array.null_count} null rows and rows of lengths {lengths.tolist()}")
+    return array.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(array), -1)
+
+
+def _file_digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

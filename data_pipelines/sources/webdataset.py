@@ -1,0 +1,89 @@
+"""WebDataset tar shards of videos with captions: members are listed once, and read where they lie.
+
+Owns the listing. The members of one sample share the name up to the first dot of the file name; the video is one of
+``.mp4``, ``.webm``, ``.mkv``, the caption ``.txt`` or ``.json``. Source of the format: webdataset/webdataset, README,
+"The WebDataset Format".
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.sources.captions import CAPTION_SUFFIXES, CaptionError, parse_caption
+from data_pipelines.sources.clips import VIDEO_SUFFIXES, Clip, ClipSource
+from data_pipelines.sources.source import first_line
+from data_pipelines.sources.video import ArchiveMember
+
+
+def open_webdataset(path: Path, **options: Any) -> ClipSource:
+    """Opens a folder of tar shards; ``options`` as ``ClipSource``.
+
+    Raises:
+      DataError: As ``ClipSource``.
+    """
+    clips = [clip for shard in find_shards(path) for clip in _list_shard(path, shard)]
+    return ClipSource(path, clips, format_name="WebDataset", **options)
+
+
+def find_shards(path: Path) -> list[Path]:
+    """Returns all tar files under ``path``, sorted."""
+    return sorted(path.rglob("*.tar"))
+
+
+def _list_shard(path: Path, shard: Path) -> list[Clip]:
+    """Returns the samples of a shard that have a video; the rest of a damaged shard is one clip that says so."""
+    samples: dict[str, dict[str, list[ArchiveMember]]] = {}
+    problem, end = None, 0
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for info in archive:
+                end = info.offset_data + info.size
+                if info.isfile():
+                    folder, _, name = info.name.rpartition("/")
+                    stem, dot, suffix = name.partition(".")
+                    member = ArchiveMember(name=info.name, offset=info.offset_data, size=info.size)
+                    samples.setdefault(f"{folder}/{stem}", {}).setdefault(f"{dot}{suffix}".lower(), []).append(member)
+            # `tarfile` takes a damaged header for the end; the true end is a block of zeros.
+            if _read_at(shard, archive.offset, tarfile.BLOCKSIZE).strip(b"\0") or end > shard.stat().st_size:
+                problem = "a damaged header"
+    except (tarfile.TarError, OSError) as error:
+        problem = getattr(error, "strerror", None) or first_line(error)
+    name = shard.relative_to(path).as_posix()
+    clips = [clip for parts in samples.values() for clip in _sample_clips(name, shard, parts)]
+    if problem:
+        found = sum(len(members) for parts in samples.values() for members in parts.values())
+        clips.append(Clip(name=name, path=shard, problem=f"{name} cannot be read after {found} members: {problem}"))
+    return clips
+
+
+def _sample_clips(shard_name: str, shard: Path, parts: dict[str, list[ArchiveMember]]) -> list[Clip]:
+    """Returns the video of one sample with its caption; none where the sample has no video."""
+    videos = [member for suffix in VIDEO_SUFFIXES for member in parts.get(suffix, [])]
+    if not videos:
+        return []
+    name = f"{shard_name}:{videos[0].name}"
+    if len(videos) > 1:
+        problem = f"{name}: its sample has {len(videos)} videos: which one is meant nothing tells"
+        return [Clip(name=name, path=shard, member=videos[0], problem=problem)]
+    caption = ""
+    for suffix in CAPTION_SUFFIXES:
+        for member in parts.get(suffix, [])[:1]:
+            try:
+                caption = parse_caption(_read_at(shard, member.offset, member.size), suffix)
+            except (CaptionError, OSError) as error:
+                problem = f"{shard_name}:{member.name} cannot be read: {error}"
+                return [Clip(name=name, path=shard, member=videos[0], problem=problem)]
+        if caption:
+            break
+    return [Clip(name=name, path=shard, member=videos[0], caption=caption)]
+
+
+def _read_at(path: Path, offset: int, size: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
