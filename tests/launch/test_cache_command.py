@@ -318,18 +318,18 @@ def train(cached: Cached, workdir: Path, *arguments: str) -> list[dict[str, Any]
 @pytest.mark.parametrize("name", ["video", "joint"])
 def test_backbone_learns_and_resumes_bit_for_bit(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     cached = request.getfixturevalue(name)
-    wide = ["--config.backbone.block.width=64", "--config.backbone.block.ffn_width=128", "--config.train.num_steps=30"]
+    wide = ["--config.backbone.block.width=64", "--config.backbone.block.ffn_width=128", "--config.train.num_steps=60"]
     wide += [
-        "--config.optimizer.decay_steps=30",
-        "--config.evaluate.every_steps=15",
-        "--config.checkpoint.every_steps=10",
+        "--config.optimizer.decay_steps=60",
+        "--config.evaluate.every_steps=30",
+        "--config.checkpoint.every_steps=20",
     ]
     whole = train(cached, tmp_path / "whole", *wide)
     losses = [line["loss/total"] for line in whole if "loss/total" in line]
-    assert len(losses) == 30
-    assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
+    assert len(losses) == 60
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
     assert (tmp_path / "whole/first_batch.png").exists()
-    train(cached, tmp_path / "halves", *wide, "--config.train.num_steps=10")
+    train(cached, tmp_path / "halves", *wide, "--config.train.num_steps=20")
     resumed = train(cached, tmp_path / "halves", *wide)
     assert [line["loss/total"] for line in resumed if "loss/total" in line] == losses
     runs = [json.loads((tmp_path / f"{run}/run.json").read_text()) for run in ("whole", "halves")]
