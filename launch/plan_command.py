@@ -36,6 +36,7 @@ from wamjax.planning.run_length import Wanted, parse_duration
 from wamjax.planning.text import describe
 
 OUTPUTS = ("json", "html", "markdown")
+MIN_FPS, MAX_FPS = 0.001, 10_000.0
 
 SUBCOMMANDS = {
     "search": Verb("launch.plan_search", "rank layouts of a machine, or machines for a deadline or budget"),
@@ -164,6 +165,8 @@ def efficiencies_from_flags(machine: Machine) -> Efficiencies:
         text = Path(path).read_text()
     except OSError as error:
         raise ConfigError(f"--efficiencies={path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--efficiencies={path} is no text in UTF-8: {error.reason}") from error
     return with_overrides(efficiencies, text, f"--efficiencies={path}")
 
 
@@ -183,8 +186,8 @@ def rate_from_flags(config: RunConfig) -> Assumption | None:
     """Returns the frame rate of a sample: ``--fps``, or the dataset's over its stride where there is one on disk."""
     fps = flags.FLAGS.fps
     if fps is not None:
-        if not fps > 0:
-            raise ConfigError(f"--fps={fps:g}; expected more than 0")
+        if not MIN_FPS <= fps <= MAX_FPS:
+            raise ConfigError(f"--fps={fps:g}; expected frames per second from {MIN_FPS:g} to {MAX_FPS:g}")
         return _rate(fps, "--fps")
     info = Path(config.data.path) / "meta" / "info.json"
     if config.backbone is not None or not info.is_file():

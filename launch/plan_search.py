@@ -28,6 +28,7 @@ from launch.plan_command import (
     define_price_flags,
     efficiencies_from_flags,
     machine_from_flags,
+    rate_from_flags,
     wanted_from_flags,
     write_outputs,
 )
@@ -51,8 +52,8 @@ def define_flags() -> None:
     define_machine_flags()
     define_length_flags()
     flags.DEFINE_list("machines", [], "Machines to compare: topologies and KIND:N, separated by commas.")
-    flags.DEFINE_integer("top", 10, "How many are printed.")
-    flags.DEFINE_integer("compile_top", 0, "How many of the first are compiled for their TPU slice.")
+    flags.DEFINE_integer("top", 10, "How many are printed.", lower_bound=1)
+    flags.DEFINE_integer("compile_top", 0, "How many of the first are compiled for their TPU slice.", lower_bound=0)
     define_price_flags()
     define_output_flags("the plan of the first result, with all of them under search,")
     flags.DEFINE_string("plot", None, "Write the plot of wall time against money to this PNG file.")
@@ -75,8 +76,7 @@ def run(argv: list[str]) -> int:
         tried = len(results)
     else:
         machines = [_parse(name) for name in values.machines] if values.machines else _all_machines()
-        space = Space(context_methods=("auto",), parts=(1,), tensor=(1,), max_context=16)
-        ranked = [_search(config, machine, space, steps, prices, wanted) for machine in machines]
+        ranked = [_search_one_of_many(config, machine, steps, prices, wanted) for machine in machines]
         tried, results = sum(map(len, ranked)), [found[0] for found in ranked if found]
         results.sort(key=lambda r: (bool(r.why_not), r.outlook.elapsed_s.mid if r.outlook else 0.0))
     print(describe(config, results, tried=tried, steps=steps, top=values.top))
@@ -104,13 +104,31 @@ def _search(
     return search(config, tried, steps=steps, prices=prices, wanted=wanted, efficiencies=efficiencies)
 
 
+def _search_one_of_many(
+    config: RunConfig, machine: Machine, steps: int, prices: Prices, wanted: Wanted
+) -> list[Result]:
+    """Searches the layouts that mostly win; all of them, if none of those is feasible."""
+    space = Space(context_methods=("auto",), parts=(1,), tensor=(1,), max_context=16)
+    found = _search(config, machine, space, steps, prices, wanted)
+    if all(result.why_not for result in found):
+        found = _search(config, machine, Space(), steps, prices, wanted)
+    return found
+
+
 def _first(config: RunConfig, results: Sequence[Result], steps: int, prices: Prices) -> dict[str, Any]:
     """Returns the plan of the first feasible result; without one, what does not depend on a machine."""
     feasible = [result.candidate for result in results if not result.why_not]
     laid, machine = (feasible[0].apply(config), feasible[0].machine) if feasible else (config, None)
     efficiencies = None if machine is None else efficiencies_from_flags(machine)
     return to_json(
-        make_plan(laid, machine=machine, wanted=Wanted(steps=steps), prices=prices, efficiencies=efficiencies)
+        make_plan(
+            laid,
+            machine=machine,
+            wanted=Wanted(steps=steps),
+            rate=rate_from_flags(config),
+            prices=prices,
+            efficiencies=efficiencies,
+        )
     )
 
 

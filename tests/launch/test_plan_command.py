@@ -46,7 +46,7 @@ def plan(tmp_path: Path, *arguments: str) -> dict[str, Any]:
         (["--deadline=3d"], "--deadline needs a machine"),
         (["--deadline=soon"], "is no duration"),
         (["--chips=h100:8", "--deadline=3d"], "--deadline and --budget_usd need a step time: no listed float32 peak"),
-        (["--fps=0"], "--fps=0; expected more than 0"),
+        (["--fps=0"], "--fps=0; expected frames per second from 0.001"),
         (
             ["--chips=h100:8", "--config.train.global_batch_size=3"],
             "is not a multiple of the 4 ways",
@@ -231,3 +231,10 @@ def test_plan_of_the_quickstart_compiles_and_has_every_key(tmp_path: Path, capsy
     printed = capsys.readouterr().out
     assert "an estimate, nothing ran on a TPU" in printed
     assert "memory of one device: planned" in printed
+
+
+def test_machine_that_needs_the_batch_in_parts_is_not_called_impossible(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "search", WAN_480P, "--machines=v4:16,v6e:32"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 2 feasible" in printed
+    assert "parts=4" in printed

@@ -112,7 +112,8 @@ def test_no_more_exchange_hides_than_there_is_compute_to_hide_it() -> None:
         ("{", "is not JSON"),
         ('{"matmull": {}}', "'matmull' is no share"),
         ('{"matmul": 0.5}', "expected numbers low, mid and high"),
-        ('{"matmul": {"low": 0.9, "mid": 0.5, "high": 1}}', "expected 0 <= low <= mid <= high <= 1"),
+        ('{"matmul": {"low": 0.9, "mid": 0.5, "high": 1}}', "expected 0 < low <= mid <= high <= 1"),
+        ('{"matmul": {"low": 0.0, "mid": 0.5, "high": 1}}', "expected 0 < low <= mid <= high <= 1"),
         ('{"matmul": {"low": 0, "mid": 0, "high": 1}}', "mid above 0"),
     ],
 )

@@ -70,7 +70,7 @@ def test_limits_without_a_machine_are_refused(wanted: dict[str, Any], needs: str
         solve_steps(Wanted(**wanted), without, default=1)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_a_length_of_nothing_is_refused(value: float) -> None:
     with pytest.raises(ConfigError, match=r"--tokens=.*; expected more than 0"):
         Wanted(tokens=value)
@@ -82,3 +82,11 @@ def test_durations_are_read() -> None:
     for text in ("14", "d", "3w", "1d-2h", ""):
         with pytest.raises(ConfigError, match="is no duration"):
             parse_duration(text)
+
+
+def test_the_length_that_a_plan_states_gives_its_own_steps_back() -> None:
+    flops = 5_035_110_849_576_960
+    rates = Rates(batch=16, tokens_per_sample=32_760, model_flops_per_sample=flops)
+    for steps in range(1, 400):
+        wanted = Wanted(steps=steps, zflops=steps * 16 * flops / ZETTA, tokens=steps * 16 * 32_760)
+        assert solve_steps(wanted, rates, default=1)[0] == steps

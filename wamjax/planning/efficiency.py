@@ -187,17 +187,18 @@ def with_overrides(efficiencies: Efficiencies, text: str, where: str) -> Efficie
             continue
         if name not in SHARES:
             raise ConfigError(f"{where}: {name!r} is no share; expected {', '.join(SHARES)}")
-        bands[name] = _read_band(row, f"{where}: {name}")
+        bands[name] = _read_band(row, f"{where}: {name}", may_be_zero=name == "hidden")
         sources[name] = str(row.get("source", where))
     return dataclasses.replace(efficiencies, **bands, sources=sources)
 
 
-def _read_band(row: Any, where: str) -> Band:
-    """Returns a band of three ascending numbers between 0 and 1."""
+def _read_band(row: Any, where: str, *, may_be_zero: bool) -> Band:
+    """Returns a band of three ascending numbers up to 1, above 0 unless ``may_be_zero``."""
     try:
         low, mid, high = (float(row[key]) for key in ("low", "mid", "high"))
     except (TypeError, KeyError, ValueError) as error:
         raise ConfigError(f"{where} = {row!r}; expected numbers low, mid and high") from error
-    if not 0 <= low <= mid <= high <= 1 or mid == 0:
-        raise ConfigError(f"{where} = {row!r}; expected 0 <= low <= mid <= high <= 1 and mid above 0")
+    if not 0 <= low <= mid <= high <= 1 or mid == 0 or (low == 0 and not may_be_zero):
+        expected = "0 <= low" if may_be_zero else "0 < low"
+        raise ConfigError(f"{where} = {row!r}; expected {expected} <= mid <= high <= 1 and mid above 0")
     return Band(low=low, mid=mid, high=high)

@@ -36,6 +36,8 @@ class Fabric:
     def __init__(self, machine: Machine, mesh: Mapping[str, int]) -> None:
         """Places ``mesh`` on ``machine``."""
         self._machine = machine
+        # The devices of a chip share its network.
+        self._network_bytes_per_s = machine.host.network_bytes_per_s / machine.chip.devices_per_chip
         self._across = machine.num_slices
         inside = {**mesh, "data": mesh["data"] // self._across}
         self._grid = np.arange(math.prod(inside.values())).reshape(tuple(inside[name] for name in MESH_AXES))
@@ -55,7 +57,7 @@ class Fabric:
         if "data" in axes and self._across > 1:  # the sum over slices, of what each device holds after its own slice's
             passes = {"all-reduce": 2.0}.get(kind, 1.0)
             share = num_bytes / len(group) if kind == "all-reduce" else num_bytes
-            network = passes * share * (1 - 1 / self._across) / self._machine.host.network_bytes_per_s
+            network = passes * share * (1 - 1 / self._across) / self._network_bytes_per_s
         if self._torus is not None:
             return WireTime(self._torus.wire_seconds(kind, int(num_bytes), group), network)
         return _gpu_time(self._machine, kind, num_bytes, group)

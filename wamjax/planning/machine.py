@@ -21,6 +21,8 @@ from wamjax.planning.slices import parse_topology, topology_names
 
 _GBIT = 10**9 // 8
 
+MAX_CHIPS = 1_000_000  # of one plan; far beyond any machine, and soon enough searched for slices
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Host:
@@ -149,6 +151,8 @@ def machine_of_chips(text: str) -> Machine:
     if not colon or not count.isdecimal() or int(count) < 1:
         raise ConfigError(f"--chips={text} is not KIND:N with a number of chips N, such as h100:64 or v5p:64")
     name, num_chips = _find_name(kind, text), int(count)
+    if num_chips > MAX_CHIPS:
+        raise ConfigError(f"--chips={text}: more than {MAX_CHIPS:,} chips are not planned for")
     if name in BY_PREFIX:
         return _tpu_of_chips(text, BY_PREFIX[name], num_chips)
     device_kind, host = _GPUS[name]

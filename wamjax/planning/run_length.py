@@ -40,8 +40,8 @@ class Wanted:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"--{_FLAGS[field.name]}={value:g}; expected more than 0")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ConfigError(f"--{_FLAGS[field.name]}={value:g}; expected more than 0, and finite")
 
 
 _FLAGS = {
@@ -128,10 +128,15 @@ def _lengths(wanted: Wanted, rates: Rates) -> dict[str, int]:
     if wanted.steps is not None:
         lengths["steps"] = wanted.steps
     if wanted.tokens is not None:
-        lengths["tokens"] = math.ceil(wanted.tokens / (rates.batch * rates.tokens_per_sample))
+        lengths["tokens"] = _whole_steps(wanted.tokens / (rates.batch * rates.tokens_per_sample))
     if wanted.zflops is not None:
-        lengths["zflops"] = math.ceil(wanted.zflops * ZETTA / (rates.batch * rates.model_flops_per_sample))
+        lengths["zflops"] = _whole_steps(wanted.zflops * ZETTA / (rates.batch * rates.model_flops_per_sample))
     return lengths
+
+
+def _whole_steps(steps: float) -> int:
+    """Rounds up, but for what rounding of a float has added: the length that a plan prints gives its own steps back."""
+    return math.ceil(steps * (1 - 1e-12))
 
 
 def _limits(wanted: Wanted, rates: Rates) -> dict[str, int]:
