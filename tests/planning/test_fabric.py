@@ -30,6 +30,17 @@ def test_a_sum_over_slices_crosses_the_network_with_each_devices_part() -> None:
     assert time.network == pytest.approx(2 * 8 * 0.5 / (50 / 8))
 
 
+def test_devices_of_one_chip_share_its_network() -> None:
+    # 24 chips of tpu7x, in equal slices whose replicas are all that crosses: two devices a chip, half its rate each.
+    machine = machine_of_chips("tpu7x:24")
+    inside = 48 // machine.num_slices
+    mesh = {"data": machine.num_slices, "fsdp": inside, "context": 1, "tensor": 1}
+    time = Fabric(machine, mesh).time("all-reduce", 8 * GB, ("data",))
+    crossed = 2 * 8 * (1 - 1 / machine.num_slices)
+    assert machine.num_slices > 1
+    assert time.network == pytest.approx(crossed / (50 / 8 / 2))
+
+
 def test_gpus_of_one_node_use_its_links() -> None:
     mesh = {"data": 1, "fsdp": 8, "context": 1, "tensor": 1}
     time = Fabric(machine_of_chips("h100:8"), mesh).time("reduce-scatter", 8 * GB, ("fsdp",))

@@ -88,5 +88,5 @@ def test_the_length_that_a_plan_states_gives_its_own_steps_back() -> None:
     flops = 5_035_110_849_576_960
     rates = Rates(batch=16, tokens_per_sample=32_760, model_flops_per_sample=flops)
     for steps in range(1, 400):
-        wanted = Wanted(steps=steps, zflops=steps * 16 * flops / ZETTA, tokens=steps * 16 * 32_760)
+        wanted = Wanted(steps=steps, zflops=steps * 16 * flops / ZETTA, tokens=float(steps * 16 * 32_760))
         assert solve_steps(wanted, rates, default=1)[0] == steps
