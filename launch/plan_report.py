@@ -47,7 +47,7 @@ def _plots(plan: Mapping[str, Any]) -> dict[str, plots.Plot]:
         }
         compiled = plan.get("compile", {}).get("peak_bytes")
         found["memory"] = plots.plot_memory(kinds, limit=memory["hbm_bytes"], compiled=compiled)
-    if "step_s" in plan.get("time", {}):
+    if plan.get("time", {}).get("step_s"):
         found["time"] = plots.plot_phases(plan["time"]["phases"], plan["time"]["step_s"])
     if "goodput" in plan:
         found["goodput"] = plots.plot_buckets(plan["goodput"]["buckets"])

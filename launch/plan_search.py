@@ -11,6 +11,7 @@ needs libtpu and minutes each. The global batch is the configuration's: it is a 
 
 from __future__ import annotations
 
+import collections
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,8 +153,9 @@ def describe(config: RunConfig, results: Sequence[Result], *, tried: int, steps:
     refused = [result for result in results if result.why_not]
     if refused:
         lines += ["", f"{len(refused):,} cannot be, such as"]
-        by_reason = {result.why_not: result for result in reversed(refused)}
-        lines += [f"  {r.candidate}: {why}" for why, r in list(reversed(by_reason.items()))[:_SHOWN_INFEASIBLE]]
+        first, count = {r.why_not: r for r in reversed(refused)}, collections.Counter(r.why_not for r in refused)
+        commonest = count.most_common(_SHOWN_INFEASIBLE)
+        lines += [f"  {first[why].candidate}: {why}" + (f" ({n:,} layouts)" if n > 1 else "") for why, n in commonest]
     return "\n".join(lines)
 
 

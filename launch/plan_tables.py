@@ -39,13 +39,13 @@ def tabulate(plan: Mapping[str, Any]) -> list[Table]:
     tables = [_summary(plan), _sample(plan), _flops(plan), _run(plan)]
     if "memory" in plan:
         tables.append(_memory(plan))
-    if "step_s" in plan.get("time", {}):
+    if plan.get("time", {}).get("step_s"):
         tables.append(_time(plan))
     if "goodput" in plan:
         tables.append(_goodput(plan))
     if "feed" in plan:
         tables.append(_feed(plan))
-    if "cost" in plan:
+    if plan.get("cost", {}).get("chip_hours") is not None:
         tables.append(_cost(plan))
     if "search" in plan:
         tables.append(_search(plan["search"]))
@@ -85,7 +85,7 @@ def _summary(plan: Mapping[str, Any]) -> Table:
     add("run", f"{run['steps']:,} steps of {plan['global_batch_size']:,} samples", "run.steps")
     add("model compute", f"{run['zettaflops_model']:.4g} ZFLOP", "run.zettaflops_model")
     time = plan.get("time", {})
-    if "step_s" in time:
+    if time.get("step_s"):
         step = time["step_s"]
         add("step time", f"{step['mid']:.4g} s ({step['low']:.4g} to {step['high']:.4g} s)", "time.step_s")
         add("bound by", time["binding"], "time.binding")
@@ -102,7 +102,7 @@ def _summary(plan: Mapping[str, Any]) -> Table:
         )
     if "goodput" in plan:
         add("wall time", duration(plan["goodput"]["elapsed_s"]), "goodput.elapsed_s")
-    if "cost" in plan:
+    if plan.get("cost", {}).get("chip_hours") is not None:
         add("chip-hours", f"{plan['cost']['chip_hours']:,.0f}", "cost.chip_hours")
         add("money", _dollars(plan["cost"]["usd"], plan["cost"]["usd_reason"]), "cost.usd")
     return Table(key="summary", title="Summary", head=("", "", "source"), rows=tuple(rows), note=where(plan))

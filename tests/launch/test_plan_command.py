@@ -140,7 +140,10 @@ def test_money_and_time_decide_as_many_steps_as_they_allow(limit: str, tmp_path:
 def test_a_dtype_without_a_listed_peak_has_no_time_and_says_so(tmp_path: Path) -> None:
     found = plan(tmp_path, QUICKSTART, "--chips=h100:8")
     assert "no listed float32 peak for NVIDIA H100 SXM" in found["time"]["reason_unknown"]
-    assert "cost" not in found
+    assert (found["time"]["step_s"], found["time"]["binding"]) == (None, None)
+    assert (found["cost"]["chip_hours"], found["cost"]["usd"]) == (None, None)
+    assert found["cost"]["reason_unknown"] == found["time"]["reason_unknown"]
+    assert not {"cost", "goodput", "time"} & found["sources"].keys()
     assert found["memory"]["fits"]
 
 

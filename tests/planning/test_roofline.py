@@ -105,6 +105,18 @@ def test_no_more_exchange_hides_than_there_is_compute_to_hide_it() -> None:
     assert time.step_s.mid == pytest.approx(time.seconds_of(Resource.LINKS))
 
 
+def test_decoding_that_takes_longer_than_the_step_is_waited_for() -> None:
+    on, count = planned(), count_flops(CONFIG, build_layout(CONFIG))
+
+    def time(decode_s: float) -> Roofline:
+        return plan_time(count, on.shard, on.memory, [], MACHINE, perfect(1.0), decode_s=decode_s)
+
+    idle, slow = time(0.0), time(7.0)
+    assert slow.busy_s == idle.busy_s
+    assert slow.step_s.mid == pytest.approx(7.0 + idle.seconds_of(Resource.HOST))
+    assert slow.step_s.high == pytest.approx(idle.step_s.high + 7.0)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

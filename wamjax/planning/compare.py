@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wamjax.errors import DataError
-from wamjax.flops.goodput import BUCKETS, STEPS, GoodputTally, tally_goodput
+from wamjax.flops.goodput import BUCKETS, DOWN, STEPS, GoodputTally, tally_goodput
 from wamjax.flops.hardware import find_chip
 
 
@@ -183,9 +183,11 @@ def compare(plan: Mapping[str, Any], measured: Measured) -> list[Row]:
             key="chip_hours",
             label="chip-hours",
             unit="h",
-            planned=_find(plan, "cost.chip_hours"),
+            planned=_planned_chip_hours(plan),
             actual=_chip_hours(measured),
-            note="" if measured.num_chips is not None else f"{measured.device_kind!r} is no listed chip",
+            note="without time down"
+            if measured.num_chips is not None
+            else f"{measured.device_kind!r} is no listed chip",
         ),
         Row(
             key="goodput",
@@ -253,6 +255,14 @@ def _data_wait_s(events: Sequence[Mapping[str, Any]] | None) -> float | None:
     steady = [event for event in events or () if event["event"] == STEPS and not event["is_first"]]
     num_steps = sum(event["num_steps"] for event in steady)
     return sum(event["data_wait_s"] for event in steady) / num_steps if num_steps else None
+
+
+def _planned_chip_hours(plan: Mapping[str, Any]) -> float | None:
+    """Returns the plan's chip-hours less those of time down, in which a run records nothing."""
+    hours, elapsed_s = _find(plan, "cost.chip_hours"), _find(plan, "goodput.elapsed_s")
+    if hours is None or not elapsed_s:
+        return hours
+    return hours * (1.0 - _find(plan, f"goodput.buckets.{DOWN}") / elapsed_s)
 
 
 def _chip_hours(measured: Measured) -> float | None:

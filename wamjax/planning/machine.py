@@ -31,7 +31,7 @@ class Host:
     Attributes:
       chips: Chips of one host.
       network_bytes_per_s: Data-centre network of one chip (its share of the host's), one way.
-      input_bytes_per_s: Host memory to one chip.
+      input_bytes_per_s: Host memory to one device.
       usable_fraction: Share of the chip's listed memory that a program may use.
       source: Where the figures come from.
     """

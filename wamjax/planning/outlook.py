@@ -7,6 +7,7 @@ step at its fastest and at its slowest.
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from wamjax.config.schema import RunConfig
 from wamjax.planning.assumption import Band
@@ -26,6 +27,7 @@ class Economy:
       config: The run.
       machine: The machine.
       step_s: Seconds of a step.
+      busy_s: Those of them in which it does not wait for its batch.
       checkpoint_bytes: Of one checkpoint.
       prices: Of chips.
       assumptions: Of storage and failures; None for the defaults.
@@ -34,28 +36,31 @@ class Economy:
     config: RunConfig
     machine: Machine
     step_s: Band
+    busy_s: Band
     checkpoint_bytes: int
     prices: Prices
     assumptions: GoodputAssumptions | None = None
 
-    def goodput(self, steps: int, step_s: float) -> Goodput:
-        """Returns where the wall time of ``steps`` steps of ``step_s`` goes."""
+    def goodput(self, steps: int, end: Literal["low", "mid", "high"]) -> Goodput:
+        """Returns where the wall time of ``steps`` steps goes, each as long as ``end`` of the band says."""
+        busy_s = getattr(self.busy_s, end)
         checkpoint, evaluate = self.config.checkpoint, self.config.evaluate
         validations = steps // evaluate.every_steps if evaluate.every_steps else 0
         return plan_goodput(
             checkpoint_bytes=self.checkpoint_bytes,
             num_hosts=self.machine.num_hosts,
             num_chips=self.machine.num_chips,
-            run_s=steps * step_s,
-            step_s=step_s,
-            checkpoint_every_s=(checkpoint.every_steps or steps) * step_s,
-            evaluation_s=validations * evaluate.num_batches * step_s * _FORWARD_SHARE,
+            run_s=steps * busy_s,
+            data_wait_s=steps * (getattr(self.step_s, end) - busy_s),
+            step_s=busy_s,
+            checkpoint_every_s=(checkpoint.every_steps or steps) * busy_s,
+            evaluation_s=validations * evaluate.num_batches * busy_s * _FORWARD_SHARE,
             assumptions=self.assumptions,
         )
 
     def elapsed_s(self, steps: int) -> float:
         """Returns the expected wall time of ``steps``."""
-        return self.goodput(steps, self.step_s.mid).elapsed_s
+        return self.goodput(steps, "mid").elapsed_s
 
     def usd(self, steps: int) -> float | None:
         """Returns the expected money of ``steps``; None where the chip has no price."""
@@ -63,7 +68,7 @@ class Economy:
 
     def outlook(self, steps: int) -> Outlook:
         """Returns everything of a run of ``steps``."""
-        ends = [self.goodput(steps, getattr(self.step_s, end)) for end in ("low", "mid", "high")]
+        ends = [self.goodput(steps, "low"), self.goodput(steps, "mid"), self.goodput(steps, "high")]
         costs = [self._cost(goodput.elapsed_s) for goodput in ends]
         money = [cost.usd for cost in costs if cost.usd is not None]
         return Outlook(

@@ -243,6 +243,7 @@ def economy_of(config: RunConfig, on: OnMachine, prices: Prices) -> Economy | No
         config=config,
         machine=on.machine,
         step_s=on.time.step_s,
+        busy_s=on.time.busy_s,
         checkpoint_bytes=on.memory.state,
         prices=prices,
     )

@@ -56,7 +56,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "robot_hours": run.samples * sample.robot_seconds / 3600,
         },
         **({} if plan.on is None else _machine_json(plan.on)),
-        **({} if plan.outlook is None else _outlook_json(plan.outlook, plan.prices)),
+        **_outlook_of(plan),
         **({} if plan.feed is None else {"feed": plan.feed.to_json()}),
         "sources": _sources(plan),
     }
@@ -90,8 +90,19 @@ def _machine_json(on: OnMachine) -> dict[str, Any]:
             "num_slices": machine.num_slices,
         },
         "memory": on.memory.to_json(),
-        "time": {"reason_unknown": on.no_time} if on.time is None else _time_json(on, on.time),
+        "time": _unknown(on.no_time, "step_s", "binding") if on.time is None else _time_json(on, on.time),
     }
+
+
+def _unknown(reason: str, *keys: str) -> dict[str, Any]:
+    """Returns ``keys`` without values, and why they have none."""
+    return {**dict.fromkeys(keys), "reason_unknown": reason}
+
+
+def _outlook_of(plan: Plan) -> dict[str, Any]:
+    if plan.outlook is not None:
+        return _outlook_json(plan.outlook, plan.prices)
+    return {} if plan.on is None else {"cost": _unknown(plan.on.no_time, "chip_hours", "usd")}
 
 
 def _outlook_json(outlook: Outlook, prices: Prices) -> dict[str, Any]:
@@ -146,6 +157,7 @@ def _sources(plan: Plan) -> dict[str, dict[str, str]]:
     }  # fmt: skip
     if plan.on is not None:
         sources |= MEMORY_SOURCES
+    if plan.outlook is not None:
         sources["goodput"] = (Source.ASSUMED, "failures and storage under goodput.assumptions, the expected step time")
         sources["feed"] = (Source.ASSUMED, "videos and decoders under feed.assumptions, the expected step time")
         sources["cost"] = (Source.ASSUMED, f"the expected wall time; prices: {plan.prices.describe()}")

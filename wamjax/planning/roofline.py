@@ -35,7 +35,7 @@ _AGAIN = ("attention", "offload", "full")
 _STREAM_PASSES = {"forward": 20, "backward": 40}
 _HIDDEN_PASSES = {"forward": 4, "backward": 8}
 _KERNEL_PASSES = 5
-_UPDATE_BYTES = 7 * 4  # parameter, two moments and gradient read, parameter and moments written, in fp32
+_OFFLOAD = "activations to host and back"
 
 
 class Resource(enum.StrEnum):
@@ -78,6 +78,7 @@ class Roofline:
     Attributes:
       phases: Its parts.
       step_s: Seconds of a step.
+      busy_s: Those of them in which nothing waits for the batch.
       binding: The resource with the most expected seconds.
       mfu: Model FLOPs of the expected time, of the listed peak.
       hfu: Hardware FLOPs likewise.
@@ -86,6 +87,7 @@ class Roofline:
 
     phases: tuple[Phase, ...]
     step_s: Band
+    busy_s: Band
     binding: Resource
     mfu: float
     hfu: float
@@ -131,13 +133,14 @@ def plan_time(
         *_wires(exchanges, fabric or Fabric(machine, shard.mesh), machine, efficiencies),
         *_input(memory, machine, efficiencies, decode_s),
     ]
-    step = _overlap([phase for phase in phases if phase.listed_s > 0], efficiencies.hidden)
+    step, busy = _overlap([phase for phase in phases if phase.listed_s > 0], efficiencies.hidden)
     samples = shard.batch * shard.parts * shard.mesh["data"] * shard.mesh["fsdp"]
     rate = float(peak * machine.num_chips)
     totals = {resource: sum(p.seconds.mid for p in phases if p.resource is resource) for resource in Resource}
     return Roofline(
         phases=tuple(phases),
         step_s=step,
+        busy_s=busy,
         binding=max(totals, key=lambda resource: totals[resource]),
         mfu=samples * count.model_total / step.mid / rate,
         hfu=samples * count.hardware_total / step.mid / rate,
@@ -192,7 +195,9 @@ def _memory(shard: Shard, memory: MemoryPlan, machine: Machine, efficiencies: Ef
     hidden = sum(runs[name] * passes for name, passes in _HIDDEN_PASSES.items()) * shard.tokens * shard.hidden
     kernels = _KERNEL_PASSES * memory.collectives // 3
     moved = times * ((stream + hidden) * size + kernels)
-    update = _UPDATE_BYTES * memory.gradients // (4 * (2 if shard.parts > 1 else 1))
+    # The state is read and written, the gradient read: 28 bytes a parameter for AdamW in fp32. What is kept passes by.
+    gradients = memory.gradients // (2 if shard.parts > 1 else 1)
+    update = 2 * (gradients + memory.optimizer + memory.ema) + gradients
     return [
         _phase("elementwise", Resource.MEMORY, moved, rate, efficiencies.memory),
         _phase("optimizer", Resource.MEMORY, update, rate, efficiencies.memory),
@@ -218,26 +223,32 @@ def _wires(exchanges: Sequence[Exchange], fabric: Fabric, machine: Machine, effi
 
 
 def _input(memory: MemoryPlan, machine: Machine, efficiencies: Efficiencies, decode_s: float) -> list[Phase]:
-    """The batch on its way to the device, with what is kept in host memory there and back, and its decoding."""
-    moved = memory.input + 2 * memory.host
+    """The batch on its way to the device, what is kept in host memory there and back, and decoding."""
+    rate = machine.host.input_bytes_per_s
     seconds = Band(low=decode_s, mid=decode_s, high=decode_s)
     return [
-        _phase("host to device", Resource.HOST, moved, machine.host.input_bytes_per_s, efficiencies.host),
+        _phase("batch to device", Resource.HOST, memory.input, rate, efficiencies.host),
+        _phase(_OFFLOAD, Resource.HOST, 2 * memory.host, rate, efficiencies.host),
         Phase(name="decoding", resource=Resource.HOST, work=0, listed_s=decode_s, seconds=seconds),
     ]
 
 
-def _overlap(phases: Sequence[Phase], hidden: Band) -> Band:
-    """Returns the step: compute in a row, wires hidden behind it as far as assumed, input behind all."""
+def _overlap(phases: Sequence[Phase], hidden: Band) -> tuple[Band, Band]:
+    """Returns the step, and what of it does not wait for the batch.
+
+    Compute goes in a row, wires hide behind it as far as assumed, what comes from the host behind all.
+    """
 
     def total(end: str, *resources: Resource) -> float:
         return sum((getattr(phase.seconds, end) for phase in phases if phase.resource in resources), 0.0)
 
-    times = {}
+    times, working = {}, {}
     for end, share in (("low", hidden.high), ("mid", hidden.mid), ("high", hidden.low)):
         compute = total(end, Resource.MATRIX, Resource.MEMORY)
         wires = total(end, Resource.LINKS, Resource.NETWORK)
         busy = compute + max((1 - share) * wires, wires - compute)
-        input_s = total(end, Resource.HOST)
-        times[end] = max(busy, input_s) if end != "high" else busy + input_s
-    return Band(low=times["low"], mid=times["mid"], high=times["high"])
+        host_s = total(end, Resource.HOST)
+        offload_s = sum((getattr(phase.seconds, end) for phase in phases if phase.name == _OFFLOAD), 0.0)
+        times[end] = max(busy, host_s) if end != "high" else busy + host_s
+        working[end] = max(busy, offload_s) if end != "high" else busy + offload_s
+    return Band(**times), Band(**working)
