@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.sources.frame_reader import FrameReader
-from data_pipelines.sources.source import EpisodeRecord, Feature, Quarantine, check_choice
+from data_pipelines.sources.source import EpisodeRecord, Feature, OpenedSource, check_choice
 from data_pipelines.sources.video import ArchiveMember, VideoError, VideoTable, scan_video
 from wamjax.errors import DataError
 
@@ -45,7 +45,7 @@ class Clip:
     problem: str | None = None
 
 
-class ClipSource:
+class ClipSource(OpenedSource):
     """Videos of one frame rate. Implements ``Source``.
 
     The rate is the one most videos declare; those of another rate, and those whose frames do not come at a constant
@@ -77,8 +77,8 @@ class ClipSource:
         Raises:
           DataError: There are no videos, none of them can be read, or a feature is asked for that there is not.
         """
-        self._path, self._format, self._clips = path, format_name, tuple(clips)
-        self._broken = Quarantine()
+        super().__init__(path)
+        self._format, self._clips = format_name, tuple(clips)
         if not clips:
             raise DataError(f"dataset {path} is empty: it holds no video ({', '.join(VIDEO_SUFFIXES)})")
         with ThreadPoolExecutor(num_threads) as pool:
@@ -88,7 +88,7 @@ class ClipSource:
             reason = next(iter(self._broken.first_reasons().values()))
             raise DataError(f"dataset {path}: none of its {len(clips)} videos can be read: {reason}")
         self._fps = self._choose_rate()
-        self._episodes = tuple(
+        self.episodes = tuple(
             EpisodeRecord(
                 index=index,
                 length=self._tables[index].num_frames if index in self._tables else 0,
@@ -98,14 +98,9 @@ class ClipSource:
         )
         sizes = {(table.height, table.width) for table in self._tables.values()}
         shape = (*sizes.pop(), 3) if len(sizes) == 1 else ()
-        self._features = {CAMERA: Feature(dtype="video", shape=shape)}
+        self.features = {CAMERA: Feature(dtype="video", shape=shape)}
         check_choice(path, cameras=cameras, columns=columns, source=self, vectors=())
         self._reader = FrameReader(self._tables.values(), keep_bytes=keep_bytes)
-
-    @property
-    def path(self) -> Path:
-        """Folder of the dataset."""
-        return self._path
 
     @property
     def format(self) -> str:
@@ -118,42 +113,18 @@ class ClipSource:
         return float(self._fps)
 
     @property
-    def cameras(self) -> tuple[str, ...]:
-        """The one camera."""
-        return (CAMERA,)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """None: such videos have no actions."""
-        return ()
-
-    @property
-    def features(self) -> Mapping[str, Feature]:
-        """The one camera; its shape is empty where the videos differ in size."""
-        return self._features
-
-    @property
     def tasks(self) -> tuple[str, ...]:
         """All captions in the order of the videos, each once."""
-        return tuple(dict.fromkeys(episode.task for episode in self._episodes))
-
-    @property
-    def episodes(self) -> Sequence[EpisodeRecord]:
-        """One for each video."""
-        return self._episodes
+        return tuple(dict.fromkeys(episode.task for episode in self.episodes))
 
     @property
     def keeps_frames(self) -> bool:
         """Whether decoded frames are kept in memory."""
         return self._reader.keeps_frames
 
-    def find_broken(self) -> dict[int, str]:
-        """Returns the first reason for each video that cannot be used."""
-        return self._broken.first_reasons()
-
     def column(self, key: str, episode: int) -> npt.NDArray[np.float32]:
         """Raises ``DataError``: there are no numeric features."""
-        raise DataError(f"dataset {self._path} is {self._format}: it has no numeric feature {key!r}")
+        raise DataError(f"dataset {self.path} is {self._format}: it has no numeric feature {key!r}")
 
     def frames(self, camera: str, episode: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Returns frames ``[len(steps), h, w, 3]`` at ascending, distinct ``steps`` of a video.
@@ -165,12 +136,12 @@ class ClipSource:
         try:
             return self._reader.read(self._tables[episode], steps)
         except VideoError as error:
-            raise DataError(f"dataset {self._path}: episode {episode}: {error}") from error
+            raise DataError(f"dataset {self.path}: episode {episode}: {error}") from error
 
     def fingerprint(self) -> str:
         """Returns a hash of names, sizes, lengths and captions (16 hex digits)."""
         digest = hashlib.sha256(self._format.encode())
-        for clip, episode in zip(self._clips, self._episodes, strict=True):
+        for clip, episode in zip(self._clips, self.episodes, strict=True):
             size = clip.member.size if clip.member else clip.path.stat().st_size if clip.path.is_file() else -1
             digest.update(repr((clip.name, size, episode.length, clip.caption)).encode())
         return digest.hexdigest()[:16]
@@ -184,7 +155,7 @@ class ClipSource:
         try:
             return scan_video(clip.path, None, clip.member)
         except VideoError as error:
-            self._broken.note(index, str(error).replace(f"{self._path}/", ""))
+            self._broken.note(index, str(error).replace(f"{self.path}/", ""))
             return None
 
     def _choose_rate(self) -> Fraction:

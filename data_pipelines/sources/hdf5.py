@@ -17,14 +17,14 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipelines.sources.source import EpisodeRecord, Feature, Quarantine, check_choice, first_line
+from data_pipelines.sources.source import EpisodeRecord, Feature, OpenedSource, check_choice, first_line
 from wamjax.errors import DataError
 
 HDF5_SUFFIXES = (".hdf5", ".h5")
@@ -49,7 +49,7 @@ class _FileInfo:
     is_flipped: bool
 
 
-class Hdf5Dataset:
+class Hdf5Dataset(OpenedSource):
     """A folder tree of LIBERO-style HDF5 files. Implements ``Source``.
 
     Opening reads the attributes and shapes of every file and the asked-for columns. A file that cannot be read is one
@@ -79,12 +79,9 @@ class Hdf5Dataset:
             is missing.
         """
         del keep_bytes, num_threads
-        self._path = path
-        self._broken = Quarantine()
+        super().__init__(path)
         self._demos: list[_Demo] = []
         self._files: list[Path] = find_hdf5_files(path)
-        self._features: dict[str, Feature] = {}
-        self._values: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
         episodes: list[EpisodeRecord] = []
         rates: dict[float, str] = {}
         for file in self._files:
@@ -102,24 +99,17 @@ class Hdf5Dataset:
                 self._broken.note(len(episodes), f"{name} cannot be read: {first_line(error)}")
                 episodes.append(EpisodeRecord(index=len(episodes), length=0, task=""))
                 self._demos.append(_Demo(file=name, group="", is_flipped=False))
-        if not rates or not self._features:
+        if not rates or not self.features:
             reasons = list(self._broken.first_reasons().values()) or ["no file has a demonstration"]
             raise DataError(f"dataset {path} has no episode: {reasons[0]}")
         if len(rates) > 1:
             listed = ", ".join(f"{rate:g} in {name}" for rate, name in rates.items())
             raise DataError(f"dataset {path} has files of different control rates: {listed}; keep one rate in a folder")
         (self._fps,) = rates
-        self._episodes = tuple(episodes)
-        vectors = [n for n, f in self._features.items() if f.dtype.startswith("float")]
-        self._cameras, self._columns = check_choice(
-            path, cameras=cameras, columns=columns, source=self, vectors=vectors
-        )
+        self.episodes = tuple(episodes)
+        vectors = [n for n, f in self.features.items() if f.dtype.startswith("float")]
+        self._cameras, self.columns = check_choice(path, cameras=cameras, columns=columns, source=self, vectors=vectors)
         self._read_columns()
-
-    @property
-    def path(self) -> Path:
-        """Folder of the dataset."""
-        return self._path
 
     @property
     def format(self) -> str:
@@ -131,44 +121,6 @@ class Hdf5Dataset:
         """Control rate in steps per second."""
         return self._fps
 
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """All image arrays, asked for or not."""
-        return tuple(name for name, feature in self._features.items() if feature.dtype == "image")
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The numeric arrays that were asked for."""
-        return self._columns
-
-    @property
-    def features(self) -> Mapping[str, Feature]:
-        """All arrays with one value per step, as the first demonstration that has them."""
-        return self._features
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Instructions in the order of the files, each once."""
-        return tuple(dict.fromkeys(episode.task for episode in self._episodes if episode.length))
-
-    @property
-    def episodes(self) -> Sequence[EpisodeRecord]:
-        """All demonstrations, file by file."""
-        return self._episodes
-
-    @property
-    def keeps_frames(self) -> bool:
-        """False: nothing is decoded."""
-        return False
-
-    def find_broken(self) -> dict[int, str]:
-        """Returns the first reason for each demonstration or file that cannot be read whole."""
-        return self._broken.first_reasons()
-
-    def column(self, key: str, episode: int) -> npt.NDArray[np.float32]:
-        """Returns array ``key`` of every step of an episode, ``[length, dims]``."""
-        return self._values[episode][key]
-
     def frames(self, camera: str, episode: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Returns the camera's frames ``[len(steps), h, w, 3]`` at ascending, distinct ``steps``, top row first.
 
@@ -177,18 +129,18 @@ class Hdf5Dataset:
         """
         demo = self._demos[episode]
         try:
-            with _open(self._path / demo.file) as opened:
+            with _open(self.path / demo.file) as opened:
                 frames = opened["data"][demo.group][camera][steps]
         except (OSError, RuntimeError, KeyError) as error:
-            raise DataError(f"dataset {self._path}: episode {episode}: {demo.file}: {first_line(error)}") from error
+            raise DataError(f"dataset {self.path}: episode {episode}: {demo.file}: {first_line(error)}") from error
         return np.ascontiguousarray(frames[:, ::-1]) if demo.is_flipped else frames
 
     def fingerprint(self) -> str:
         """Returns a hash of names, sizes, lengths, tasks and column values (16 hex digits)."""
         digest = hashlib.sha256(self.format.encode())
         for file in self._files:
-            digest.update(f"{file.relative_to(self._path)}:{file.stat().st_size}".encode())
-        for episode, demo in zip(self._episodes, self._demos, strict=True):
+            digest.update(f"{file.relative_to(self.path)}:{file.stat().st_size}".encode())
+        for episode, demo in zip(self.episodes, self._demos, strict=True):
             digest.update(repr((demo, episode)).encode())
             for values in self._values.get(episode.index, {}).values():
                 digest.update(values.tobytes())
@@ -199,25 +151,25 @@ class Hdf5Dataset:
         for name, array in _step_arrays(demo).items():
             is_image = array.dtype == np.uint8 and array.ndim == 4 and array.shape[-1] == 3
             dtype = "image" if is_image else str(array.dtype)
-            self._features.setdefault(name, Feature(dtype=dtype, shape=array.shape[1:]))
+            self.features.setdefault(name, Feature(dtype=dtype, shape=array.shape[1:]))
 
     def _read_columns(self) -> None:
         """Reads the asked-for columns; notes the demonstrations that lack an array or have one of another length."""
-        for episode, demo in zip(self._episodes, self._demos, strict=True):
+        for episode, demo in zip(self.episodes, self._demos, strict=True):
             if not demo.group:
                 continue
             place = f"{demo.file}:data/{demo.group}"
             try:
-                with _open(self._path / demo.file) as opened:
+                with _open(self.path / demo.file) as opened:
                     arrays = _step_arrays(opened["data"][demo.group])
-                    problem = _find_problem(arrays, (*self._cameras, *self._columns), episode.length)
+                    problem = _find_problem(arrays, (*self._cameras, *self.columns), episode.length)
                     if not problem and not episode.task:
                         problem = "has no language_instruction in the attribute problem_info of its file"
                     if problem:
                         self._broken.note(episode.index, f"{place} {problem}")
                         continue
                     self._values[episode.index] = {
-                        key: np.asarray(arrays[key], np.float32).reshape(episode.length, -1) for key in self._columns
+                        key: np.asarray(arrays[key], np.float32).reshape(episode.length, -1) for key in self.columns
                     }
             except (OSError, RuntimeError, KeyError) as error:
                 self._broken.note(episode.index, f"{place} cannot be read: {first_line(error)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from data_pipelines.sources import lerobot_v2, lerobot_v3
 from data_pipelines.sources.frame_reader import FrameReader
-from data_pipelines.sources.lerobot_tables import camera_features, read_info, video_features
+from data_pipelines.sources.lerobot_tables import read_info, video_features
 from data_pipelines.sources.parquet_images import ImageError, ParquetImages
-from data_pipelines.sources.source import EpisodeRecord, Feature, Quarantine, check_choice, first_line
+from data_pipelines.sources.source import Feature, OpenedSource, check_choice, first_line
 from data_pipelines.sources.video import VideoError, VideoTable, scan_video
 from wamjax.errors import DataError
 
@@ -31,7 +31,7 @@ from wamjax.errors import DataError
 MAX_TIMESTAMP_OFFSET = 0.5
 
 
-class LeRobotDataset:
+class LeRobotDataset(OpenedSource):
     """A LeRobot folder. Implements ``Source``.
 
     Opening reads the metadata, the asked-for columns of every parquet file and the packet tables of every mp4 file.
@@ -61,31 +61,29 @@ class LeRobotDataset:
           DataError: The folder or its metadata is missing, unreadable, empty or of another version, or a feature is
             missing.
         """
-        self._path = Path(path)
-        self._info = read_info(self._path)
+        super().__init__(Path(path))
+        self._info = read_info(self.path)
         self._fps = float(self._info["fps"])
-        self._features = {
+        self.features = {
             name: Feature(dtype=str(entry["dtype"]), shape=tuple(entry.get("shape") or ()))
             for name, entry in self._info["features"].items()
         }
-        vectors = [n for n, f in self._features.items() if f.dtype.startswith("float") and n != "timestamp"]
-        self._cameras, self._columns = check_choice(
-            self._path, cameras=cameras, columns=columns, source=self, vectors=vectors
+        vectors = [n for n, f in self.features.items() if f.dtype.startswith("float") and n != "timestamp"]
+        self._cameras, self.columns = check_choice(
+            self.path, cameras=cameras, columns=columns, source=self, vectors=vectors
         )
         self._in_videos = video_features(self._info)
-        self._broken = Quarantine()
         tables = lerobot_v3 if str(self._info["codebase_version"]).startswith("v3") else lerobot_v2
-        declared = tables.read_tables(self._path, self._info, self._cameras, self._broken)
+        declared = tables.read_tables(self.path, self._info, self._cameras, self._broken)
         self._tasks, self._task_indices = declared.tasks, declared.task_indices
-        self._episodes, self._places = declared.records, declared.places
-        self._length = {episode.index: episode.length for episode in self._episodes}
+        self.episodes, self._places = declared.records, declared.places
+        self._length = {episode.index: episode.length for episode in self.episodes}
         self._of_data_file: dict[str, list[int]] = {}
         self._of_video_file: dict[str, list[tuple[int, int]]] = {}  # (first frame, episode)
         for index, place in sorted(self._places.items()):
             self._of_data_file.setdefault(place.data_file, []).append(index)
             for name, first in place.videos.values():
                 self._of_video_file.setdefault(name, []).append((first, index))
-        self._values: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
         self._rows: dict[int, npt.NDArray[np.int64]] = {}  # of each episode in its data file
         with ThreadPoolExecutor(num_threads) as pool:
             list(pool.map(self._read_data_file, sorted(self._of_data_file)))
@@ -95,11 +93,6 @@ class LeRobotDataset:
         self._check_videos()
         self._reader = FrameReader(self._tables.values(), keep_bytes=keep_bytes)
         self._images = ParquetImages()
-
-    @property
-    def path(self) -> Path:
-        """Folder of the dataset."""
-        return self._path
 
     @property
     def format(self) -> str:
@@ -117,37 +110,9 @@ class LeRobotDataset:
         return self._tasks
 
     @property
-    def cameras(self) -> tuple[str, ...]:
-        """All video and image features of the dataset, asked for or not."""
-        return camera_features(self._info)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The numeric features that were asked for."""
-        return self._columns
-
-    @property
-    def features(self) -> Mapping[str, Feature]:
-        """All features of info.json."""
-        return self._features
-
-    @property
-    def episodes(self) -> Sequence[EpisodeRecord]:
-        """All declared episodes by ascending index."""
-        return self._episodes
-
-    @property
     def keeps_frames(self) -> bool:
         """Whether decoded frames are kept in memory."""
         return self._reader.keeps_frames
-
-    def find_broken(self) -> dict[int, str]:
-        """Returns the first reason for each episode whose files do not hold what its tables declare."""
-        return self._broken.first_reasons()
-
-    def column(self, key: str, episode: int) -> npt.NDArray[np.float32]:
-        """Returns feature ``key`` of every step of an episode, ``[length, dims]``."""
-        return self._values[episode][key]
 
     def frames(self, camera: str, episode: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Returns the camera's frames ``[len(steps), h, w, 3]`` at ascending, distinct ``steps`` of an episode.
@@ -158,21 +123,21 @@ class LeRobotDataset:
         place = self._places[episode]
         try:
             if camera not in self._in_videos:
-                return self._images.decode(self._path / place.data_file, camera, self._rows[episode][steps])
+                return self._images.decode(self.path / place.data_file, camera, self._rows[episode][steps])
             name, first = place.videos[camera]
             return self._reader.read(self._tables[name], first + steps)
         except (VideoError, ImageError) as error:
-            raise DataError(f"dataset {self._path}: episode {episode}: {error}") from error
+            raise DataError(f"dataset {self.path}: episode {episode}: {error}") from error
 
     def locate(self, camera: str, episode: int) -> tuple[Path, int]:
         """Returns the mp4 file of an episode's camera and the number of its first frame there."""
         name, first = self._places[episode].videos[camera]
-        return self._path / name, first
+        return self.path / name, first
 
     def fingerprint(self) -> str:
         """Returns a hash of metadata, episode table, parquet contents and video names and sizes (16 hex digits)."""
         digest = hashlib.sha256(json.dumps(self._info, sort_keys=True).encode())
-        for episode in self._episodes:
+        for episode in self.episodes:
             place = self._places[episode.index]
             digest.update(
                 repr(
@@ -180,10 +145,10 @@ class LeRobotDataset:
                 ).encode()
             )
         for name in sorted(self._of_data_file):
-            file = self._path / name
+            file = self.path / name
             digest.update(name.encode() + (_file_digest(file) if file.is_file() else b"missing"))
         for name in sorted(self._of_video_file):
-            file = self._path / name
+            file = self.path / name
             digest.update(f"{name}:{file.stat().st_size if file.is_file() else -1}".encode())
         return digest.hexdigest()[:16]
 
@@ -191,19 +156,19 @@ class LeRobotDataset:
         """Reads the asked-for columns of the file's episodes; notes the episodes it does not hold whole."""
         expected = self._of_data_file[name]
         try:
-            with pq.ParquetFile(self._path / name) as file:
+            with pq.ParquetFile(self.path / name) as file:
                 there = file.schema_arrow.names
-                needed = ["episode_index", "frame_index", *self._columns, *self._image_cameras()]
+                needed = ["episode_index", "frame_index", *self.columns, *self._image_cameras()]
                 missing = [column for column in needed if column not in there]
                 if missing:
                     raise ValueError(f"it has no column {missing[0]!r}")
                 checked = [column for column in ("timestamp", "task_index") if column in there]
-                table = file.read(columns=["episode_index", "frame_index", *self._columns, *checked])
+                table = file.read(columns=["episode_index", "frame_index", *self.columns, *checked])
             numbers = {key: table[key].to_numpy() for key in ("episode_index", "frame_index", *checked)}
-            columns = {key: _matrix(table[key]) for key in self._columns}
+            columns = {key: _matrix(table[key]) for key in self.columns}
         except (OSError, KeyError, pa.ArrowException, ValueError) as error:
             for index in expected:
-                self._broken.note(index, f"{name} cannot be read: {first_line(error)}".replace(f"{self._path}/", ""))
+                self._broken.note(index, f"{name} cannot be read: {first_line(error)}".replace(f"{self.path}/", ""))
             return
         for index in expected:
             rows = np.flatnonzero(numbers["episode_index"] == index)
@@ -237,10 +202,10 @@ class LeRobotDataset:
     def _scan_video_file(self, name: str) -> VideoTable | None:
         """Returns the file's packet table, or None after noting its episodes as broken."""
         try:
-            return scan_video(self._path / name, self._fps)
+            return scan_video(self.path / name, self._fps)
         except VideoError as error:
             for _, index in self._of_video_file[name]:
-                self._broken.note(index, str(error).replace(f"{self._path}/", ""))
+                self._broken.note(index, str(error).replace(f"{self.path}/", ""))
             return None
 
     def _check_videos(self) -> None:

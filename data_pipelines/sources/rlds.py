@@ -14,7 +14,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from data_pipelines.sources.parquet_images import ImageError, decode_image
 from data_pipelines.sources.records import ArrayRecordFile, RecordError, RecordFile, TfRecordFile
-from data_pipelines.sources.source import EpisodeRecord, Feature, Quarantine, check_choice, first_line
+from data_pipelines.sources.source import EpisodeRecord, Feature, OpenedSource, check_choice, first_line
 from wamjax.errors import DataError
 
 FEATURES_FILE, INFO_FILE = "features.json", "dataset_info.json"
@@ -41,7 +41,7 @@ MAX_KEPT_EPISODES = 2  # decoded records one thread keeps: the windows of a batc
 _DECODE_ERRORS = (RecordError, ValueError, KeyError, TypeError, IndexError, OSError)
 
 
-class RldsDataset:
+class RldsDataset(OpenedSource):
     """An RLDS folder, or one that holds a single version of it. Implements ``Source``."""
 
     def __init__(
@@ -66,21 +66,17 @@ class RldsDataset:
           DataError: The metadata cannot be read, there is no episode, or a feature is missing.
         """
         del keep_bytes, num_threads
-        self._path = path
+        super().__init__(path)
         self._local = threading.local()
-        self._broken = Quarantine()
         builder = _open_builder(path)
         self._name, self._decoder = str(builder.info.name), builder.info.features
         self._kind = str(builder.info.file_format.value)
         self._steps = _flatten(_step_features(path, self._decoder))
-        self._features = {name: _describe(feature) for name, feature in self._steps.items()}
-        vectors = [n for n, f in self._features.items() if f.dtype.startswith("float")]
-        self._cameras, self._columns = check_choice(
-            path, cameras=cameras, columns=columns, source=self, vectors=vectors
-        )
+        self.features = {name: _describe(feature) for name, feature in self._steps.items()}
+        vectors = [n for n, f in self.features.items() if f.dtype.startswith("float")]
+        self._cameras, self.columns = check_choice(path, cameras=cameras, columns=columns, source=self, vectors=vectors)
         self._places: list[tuple[str, RecordFile | None, int]] = []  # (file, its records, number of the record)
         episodes: list[EpisodeRecord] = []
-        self._values: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
         for name, records, number, problem in _list_records(builder):
             index = len(episodes)
             length, task = 0, ""
@@ -96,12 +92,7 @@ class RldsDataset:
         if not any(episode.length for episode in episodes):
             reasons = list(self._broken.first_reasons().values()) or [f"{INFO_FILE} declares none"]
             raise DataError(f"dataset {path} has no episode: {reasons[0]}")
-        self._episodes = tuple(episodes)
-
-    @property
-    def path(self) -> Path:
-        """Folder of the dataset."""
-        return self._path
+        self.episodes = tuple(episodes)
 
     @property
     def format(self) -> str:
@@ -112,44 +103,6 @@ class RldsDataset:
     def fps(self) -> float | None:
         """Steps per second, or None where ``CONTROL_RATE_HZ`` does not know the dataset."""
         return CONTROL_RATE_HZ.get(self._name)
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """All images of a step, asked for or not."""
-        return tuple(name for name, feature in self._features.items() if feature.dtype == "image")
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The numeric arrays that were asked for."""
-        return self._columns
-
-    @property
-    def features(self) -> Mapping[str, Feature]:
-        """All features of a step by their path."""
-        return self._features
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Instructions in the order of the episodes, each once."""
-        return tuple(dict.fromkeys(episode.task for episode in self._episodes if episode.length))
-
-    @property
-    def episodes(self) -> Sequence[EpisodeRecord]:
-        """All records of all splits, in the order of dataset_info.json."""
-        return self._episodes
-
-    @property
-    def keeps_frames(self) -> bool:
-        """False."""
-        return False
-
-    def find_broken(self) -> dict[int, str]:
-        """Returns the first reason for each record or file that cannot be read."""
-        return self._broken.first_reasons()
-
-    def column(self, key: str, episode: int) -> npt.NDArray[np.float32]:
-        """Returns array ``key`` of every step of an episode, flattened to ``[length, dims]``."""
-        return self._values[episode][key]
 
     def frames(self, camera: str, episode: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Returns the camera's frames ``[len(steps), h, w, 3]`` at ascending, distinct ``steps`` of an episode.
@@ -162,12 +115,12 @@ class RldsDataset:
             return np.stack([decode_image(_pick(decoded[int(step)], camera)) for step in steps])
         except (ImageError, *_DECODE_ERRORS) as error:
             place = f"{self._places[episode][0]}: {camera}: {first_line(error)}"
-            raise DataError(f"dataset {self._path}: episode {episode}: {place}") from error
+            raise DataError(f"dataset {self.path}: episode {episode}: {place}") from error
 
     def fingerprint(self) -> str:
         """Returns a hash of the features, the episodes and the column values (16 hex digits)."""
-        digest = hashlib.sha256(repr((self.format, self._name, sorted(self._features.items()))).encode())
-        for episode in self._episodes:
+        digest = hashlib.sha256(repr((self.format, self._name, sorted(self.features.items()))).encode())
+        for episode in self.episodes:
             digest.update(repr((episode, self._places[episode.index][0])).encode())
             for values in self._values.get(episode.index, {}).values():
                 digest.update(values.tobytes())
@@ -178,7 +131,7 @@ class RldsDataset:
         steps = list(self._decode(index))
         columns = {
             key: np.array([np.asarray(_pick(step, key), np.float32).reshape(-1) for step in steps])
-            for key in self._columns
+            for key in self.columns
         }
         self._values[index] = columns
         name = next((name for name in self._steps if name.rpartition("/")[2] in TASK_NAMES), None)

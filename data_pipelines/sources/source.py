@@ -125,6 +125,48 @@ class Quarantine:
         return {index: reasons[0] for index, reasons in sorted(self._reasons.items())}
 
 
+class OpenedSource:
+    """What the readers of all formats answer alike, once they have opened their dataset.
+
+    Attributes:
+      path: See ``Source``.
+      features: See ``Source``; filled while opening.
+      columns: See ``Source``; empty until it is chosen.
+      episodes: See ``Source``; empty until they are listed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.features: dict[str, Feature] = {}
+        self.columns: tuple[str, ...] = ()
+        self.episodes: tuple[EpisodeRecord, ...] = ()
+        self._broken = Quarantine()
+        self._values: dict[int, dict[str, npt.NDArray[np.float32]]] = {}  # episode -> feature -> [length, dims]
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """All video and image features, asked for or not."""
+        return tuple(name for name, feature in self.features.items() if feature.dtype in ("video", "image"))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Instructions in the order of the episodes, each once, those without steps left out."""
+        return tuple(dict.fromkeys(episode.task for episode in self.episodes if episode.length))
+
+    @property
+    def keeps_frames(self) -> bool:
+        """False: nothing decoded is kept, unless a reader says otherwise."""
+        return False
+
+    def find_broken(self) -> dict[int, str]:
+        """Returns the first reason for each episode that cannot be read whole."""
+        return self._broken.first_reasons()
+
+    def column(self, key: str, episode: int) -> npt.NDArray[np.float32]:
+        """Returns feature ``key`` of every step of an episode, ``[length, dims]``."""
+        return self._values[episode][key]
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of what an error says, or the name of its type where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
