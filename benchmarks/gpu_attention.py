@@ -114,7 +114,7 @@ def start_ours(config: Any) -> tuple[str, int, Callable[[], float]]:
     from wamjax.parallel.mesh import build_mesh, make_global_batch
     from wamjax.training.program import build_program
 
-    mesh = build_mesh(config.parallel, jax.devices()[:1])
+    mesh = build_mesh(config.parallel, jax.devices()[:1], batch_size=config.train.part_size)
     program = build_program(config, mesh)
     state, batch = [program.init()], make_global_batch(fake_batch(config, 1), mesh)
 

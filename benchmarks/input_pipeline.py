@@ -78,7 +78,7 @@ def read_batches(config: RunConfig, *, decoded_frames_mib: int) -> Iterator[int]
 
 def train_steps(config: RunConfig) -> Iterator[int]:
     """Takes training steps on one batch; yields samples done."""
-    mesh = build_mesh(config.parallel)
+    mesh = build_mesh(config.parallel, batch_size=config.train.part_size)
     program = build_program(config, mesh)
     state, batch = program.init(), make_global_batch(fake_batch(config, config.train.global_batch_size), mesh)
     while True:

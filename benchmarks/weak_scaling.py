@@ -40,7 +40,7 @@ flags.DEFINE_enum("grow", "data", ["data", "fsdp"], "The mesh axis that grows.")
 def grow(config: RunConfig, num_devices: int, first_devices: int, axis: str) -> RunConfig:
     """Returns ``config`` for ``num_devices``: its mesh on ``first_devices`` with ``axis`` and the batch grown."""
     times = num_devices // first_devices
-    sizes = resolve_axis_sizes(config.parallel, first_devices)
+    sizes = resolve_axis_sizes(config.parallel, first_devices, config.train.part_size)
     sizes[axis] *= times
     train = dataclasses.replace(config.train, global_batch_size=times * config.train.global_batch_size)
     return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, **sizes), train=train)

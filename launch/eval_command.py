@@ -87,7 +87,7 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
             f"dataset {config.data.path} has no held-out window to evaluate on; config.data.validation_fraction="
             f"{config.data.validation_fraction} of its episodes was held out"
         )
-    program = build_program(config, build_mesh(config.parallel))
+    program = build_program(config, build_mesh(config.parallel, batch_size=config.train.part_size))
     restored, state = _restore(workdir, program, step)
     params = program.evaluation_params(state)
     sampling_params = _gather_on_host_platform(params, program)
@@ -117,7 +117,7 @@ def fit_to_devices(config: RunConfig, num_devices: int) -> RunConfig:
     parameters are split over all devices. The batch is rounded up to what divides over the data axes.
     """
     try:
-        sizes = resolve_axis_sizes(config.parallel, num_devices)
+        sizes = resolve_axis_sizes(config.parallel, num_devices, config.train.part_size)
     except ConfigError:
         config = dataclasses.replace(config, parallel=ParallelConfig())
         sizes = resolve_axis_sizes(config.parallel, num_devices)

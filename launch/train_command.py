@@ -89,7 +89,7 @@ def run(argv: list[str]) -> int:
 
 def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
     """Trains ``config`` in ``workdir``, which this run holds since ``began_unix_s``; returns the exit status."""
-    mesh = build_mesh(config.parallel)
+    mesh = build_mesh(config.parallel, batch_size=config.train.part_size)
     program = build_program(config, mesh)
     pipeline = _build_pipeline(config, workdir)
     distributed.check_same_everywhere({"the fingerprint of the dataset": pipeline.fingerprint})

@@ -32,7 +32,7 @@ def get_config() -> config_dict.ConfigDict:
         layout=LayoutConfig(formulation="video", pad_multiple=2560),
         objective=ObjectiveConfig(shift=5.0, weighting="gaussian"),
         optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=2000, b1=0.9, b2=0.95, ema_decay=0.0),
-        parallel=ParallelConfig(fsdp=-1, context=4, rules="fsdp_context", blocks="explicit"),
+        parallel=ParallelConfig(fsdp=-1, context=0, rules="fsdp_context", blocks="explicit"),
         train=TrainConfig(num_steps=100_000, global_batch_size=16),
     )
     return to_config_dict(config)

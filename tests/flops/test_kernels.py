@@ -16,7 +16,7 @@ from wamjax.config.choices import Remat
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.flops.jaxpr import trace_flops
 from wamjax.layout import Schedule, joint_layout, video_layout
-from wamjax.layout.kernels import computed_pairs, padded_keys
+from wamjax.layout.kernels import computed_pairs, pad_to_lanes
 from wamjax.nn import splash
 from wamjax.training import program as program_module
 
@@ -56,9 +56,8 @@ def test_splash_pairs_are_those_of_the_blocks_the_kernel_visits(name: str) -> No
     assert computed.forward >= schedule.num_pairs
 
 
-def test_splash_completes_the_last_block_of_few_keys() -> None:
-    schedule = Schedule(256, 77, ())
-    assert padded_keys(schedule).num_keys == 128
+def test_splash_completes_the_last_block() -> None:
+    assert pad_to_lanes(Schedule(300, 77, ())) == Schedule(384, 128, ())
 
 
 def test_splash_call_says_what_it_computes_forward_and_backward() -> None:

@@ -17,7 +17,7 @@ from wamjax.models.remat import REMAT_POLICIES
 from wamjax.nn import blockwise, rectangles
 from wamjax.nn.cudnn import attend_cudnn
 from wamjax.nn.kernel import attend_kernel, merge
-from wamjax.nn.splash import make_splash
+from wamjax.nn.splash import attend_splash, make_splash
 
 KERNELS = {"blockwise": blockwise.BLOCKWISE, "rectangles": rectangles.RECTANGLES, "splash": make_splash(interpret=True)}
 
@@ -73,6 +73,26 @@ CASES = [
         for seed in range(6)
     ),
 ]
+
+
+@pytest.mark.parametrize("as_parts", [False, True])
+def test_splash_completes_the_last_128_tokens(as_parts):
+    layout = joint_layout(num_blocks=2, frames_per_block=1, grid=(6, 7), actions_per_block=3, states_per_block=1)
+    schedule = layout.full_pass().schedule
+    q, k, v, weights = _inputs(schedule.num_queries, schedule.num_keys)
+    mask = schedule.dense_mask()
+    assert schedule.num_queries % 128
+
+    def splash(q, k, v):
+        if as_parts:
+            return attend_kernel(q, k, v, schedule, KERNELS["splash"])
+        return attend_splash(q, k, v, schedule, name="attention", interpret=True)
+
+    got, expected = (
+        jax.value_and_grad(lambda q, k, v, attend=attend: jnp.sum(weights * attend(q, k, v)), argnums=(0, 1, 2))
+        for attend in (splash, lambda q, k, v: _dense(q, k, v, mask))
+    )
+    _close(jax.tree.leaves(got(q, k, v)), jax.tree.leaves(expected(q, k, v)))
 
 
 @pytest.mark.parametrize(("kernel", "seed"), CASES)

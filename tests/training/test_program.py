@@ -97,6 +97,28 @@ def test_free_axes_share_what_is_left(num_devices, expected):
     assert (sizes["fsdp"], sizes["context"]) == expected
 
 
+@pytest.mark.parametrize(
+    ("num_devices", "batch_size", "expected"),
+    [(64, 16, (16, 4)), (256, 16, (16, 16)), (128, 128, (128, 1)), (8, 12, (4, 2)), (1, 16, (1, 1))],
+)
+def test_context_of_zero_is_what_the_batch_leaves(num_devices, batch_size, expected):
+    sizes = resolve_axis_sizes(ParallelConfig(fsdp=-1, context=0), num_devices, batch_size)
+    assert (sizes["fsdp"], sizes["context"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("parallel", "batch_size", "message"),
+    [
+        (ParallelConfig(fsdp=4, context=0), 8, "needs fsdp=-1 and sizes of data and tensor; found data=1, fsdp=4"),
+        (ParallelConfig(fsdp=-1, context=0), None, "needs the batch"),
+        (ParallelConfig(fsdp=-1, context=0, data=3), 6, r"data=3.* there are 8"),
+    ],
+)
+def test_context_of_zero_without_what_it_needs_is_refused(parallel, batch_size, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_axis_sizes(parallel, 8, batch_size)
+
+
 def test_mesh_that_does_not_divide_names_the_axes_and_the_devices():
     with pytest.raises(ConfigError, match=r"context=3.* there are 8"):
         build_mesh(ParallelConfig(context=3))

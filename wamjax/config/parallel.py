@@ -14,6 +14,8 @@ class ParallelConfig:
 
     An axis of size -1 takes what is left; several axes of -1 share what is left, prime factor by prime factor,
     leftmost first (8 devices on ``fsdp=-1, context=-1`` give 4 x 2, 4 devices 2 x 2, 1 device 1 x 1).
+    ``fsdp=-1, context=0`` fits the mesh to the batch: fsdp takes as many devices as the batch divides over, context the
+    rest (a batch of 16 on 64 devices gives 16 x 4, on 256 devices 16 x 16).
 
     Attributes:
       data: Replicas of the parameters; the batch is split over it. Of several TPU slices it is a multiple: only this

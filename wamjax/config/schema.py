@@ -271,6 +271,11 @@ class TrainConfig:
     accumulate: int = 1
     seed: int = 0
 
+    @property
+    def part_size(self) -> int:
+        """Samples of one part of the batch: what all devices compute at one time."""
+        return self.global_batch_size // self.accumulate
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:

@@ -51,7 +51,10 @@ _RULES: dict[str, dict[str, _Rule]] = {
         "decay_fraction": (lambda x: 0 < x <= 1, "more than 0, at most 1"),
     },
     "finetune": dict.fromkeys(("lora_rank", "lora_alpha"), _POSITIVE),
-    "parallel": dict.fromkeys(("data", "fsdp", "context", "tensor"), _AXIS),
+    "parallel": {
+        **dict.fromkeys(("data", "fsdp", "tensor"), _AXIS),
+        "context": (lambda x: x >= -1, "more than 0, -1 for what is left, or 0 for what the batch leaves"),
+    },
     "train": {**dict.fromkeys(("num_steps", "global_batch_size", "accumulate"), _POSITIVE), "seed": _NOT_NEGATIVE},
     "checkpoint": {"every_steps": _NOT_NEGATIVE, "keep": _POSITIVE},
     "evaluate": {

@@ -172,9 +172,10 @@ def seen_prefix(schedule: Schedule) -> int | None:
     return rectangle.keys[0][1]
 
 
-def padded_keys(schedule: Schedule) -> Schedule:
-    """Returns ``schedule`` with hidden keys that complete the last 128, as the splash kernel takes it."""
-    return Schedule(schedule.num_queries, schedule.num_keys + -schedule.num_keys % LANES, schedule.rectangles)
+def pad_to_lanes(schedule: Schedule) -> Schedule:
+    """Returns ``schedule`` with queries and hidden keys that complete the last 128, as the splash kernel takes it."""
+    queries, keys = (length + -length % LANES for length in (schedule.num_queries, schedule.num_keys))
+    return Schedule(queries, keys, schedule.rectangles)
 
 
 def fill_padding(schedule: Schedule) -> Schedule:
@@ -200,7 +201,7 @@ def _seen_by(rectangle: Rectangle, position: int) -> tuple[Span, ...]:
 
 
 def _splash_pairs(schedule: Schedule) -> Computed:
-    schedule = padded_keys(schedule)
+    schedule = pad_to_lanes(schedule)
     blocks, prefix = splash_blocks(schedule), seen_prefix(schedule)
     if prefix is not None:
         everywhere = ((0, schedule.num_queries),)

@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from wamjax.layout.blocks import LANES
-from wamjax.layout.kernels import block_size, padded_keys, seen_prefix, splash_blocks
+from wamjax.layout.kernels import block_size, pad_to_lanes, seen_prefix, splash_blocks
 from wamjax.layout.schedule import Schedule
 from wamjax.nn.kernel import Kernel, Normalised, declared
 
@@ -105,7 +105,7 @@ def _owners(schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
 def attend_splash(
     q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, *, name: str, interpret: bool = False
 ) -> jax.Array:
-    """Attends local arrays.
+    """Attends local arrays. Sequences that are no multiple of 128 are padded to one: an image's keys, a device's part.
 
     Args:
       q: ``[b k n e]`` queries.
@@ -117,37 +117,37 @@ def attend_splash(
 
     Returns:
       ``[b k n e]`` in the dtype of ``v``. A query in no rectangle has some output that has no meaning.
-
-    Raises:
-      ConfigError: The number of queries is no multiple of 128.
     """
-    if k.shape[2] % LANES:
-        # A few keys, such as an image's: hidden ones complete the last block.
-        k, v = (jnp.pad(part, ((0, 0), (0, 0), (0, -part.shape[2] % LANES), (0, 0))) for part in (k, v))
-        schedule = padded_keys(schedule)
+    num_queries = q.shape[2]
+    (q, k, v), schedule = _pad_to_lanes(q, k, v), pad_to_lanes(schedule)
     kernel = _make_kernel(schedule, name, interpret)
     one_head = lambda q, k, v: kernel(q[None], k[None], v[None])[0]  # noqa: E731 - mapped twice below
     with declared("splash", q, schedule):
-        return jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)
+        return jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)[:, :, :num_queries]
 
 
 def make_splash(interpret: bool = False) -> Kernel:
     """Returns both passes of the kernel, for parts of attention (``nn.kernel``)."""
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule) -> Normalised:
+        num_queries = q.shape[2]
+        (q, k, v), schedule = _pad_to_lanes(q, k, v), pad_to_lanes(schedule)
         kernel, live = _make_kernel(schedule, None, interpret, save_residuals=True), _live(schedule)
         one_head = lambda q, k, v: kernel(q[None], k[None], v[None])  # noqa: E731 - mapped twice below
         with declared("splash", q, schedule):
             out, (lse,) = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v)
-        out, lse = out[:, :, 0], lse[:, :, 0]
-        return Normalised(jnp.where(live[:, None], out, 0).astype(v.dtype), jnp.where(live, lse, -jnp.inf))
+        out, lse = jnp.where(live[:, None], out[:, :, 0], 0), jnp.where(live, lse[:, :, 0], -jnp.inf)
+        return Normalised(out[:, :, :num_queries].astype(v.dtype), lse[:, :, :num_queries])
 
     def backward(
         q: jax.Array, k: jax.Array, v: jax.Array, whole: Normalised, grad: jax.Array, schedule: Schedule
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        num_queries, num_keys = q.shape[2], k.shape[2]
+        q, k, v, out, lse, grad = _pad_to_lanes(q, k, v, whole.out, whole.lse, grad)
+        schedule = pad_to_lanes(schedule)
         kernel, live = _make_kernel(schedule, None, interpret), _live(schedule)
         # A query that sees no key of this part has some block of the kernel's mask: its weights there must be zero.
-        lse = jnp.where(live, whole.lse, _HIDDEN)
+        lse = jnp.where(live, lse, _HIDDEN)
         grad = jnp.where(live[:, None], grad, 0).astype(q.dtype)
         options = {name: value for name, value in kernel.kwargs.items() if name not in ("save_residuals", "interpret")}
 
@@ -160,15 +160,25 @@ def make_splash(interpret: bool = False) -> Kernel:
             )
             return tuple(part[0] for part in grads[3:6])
 
-        out = whole.out.astype(v.dtype)
         with declared("splash", q, schedule):
-            grad_q, grad_k, grad_v = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v, out, lse, grad)
-        return grad_q.astype(jnp.float32) * q.shape[-1] ** -0.5, grad_k, grad_v
+            grad_q, grad_k, grad_v = jax.vmap(jax.vmap(one_head))(_scaled(q), k, v, out.astype(v.dtype), lse, grad)
+        grad_q = grad_q[:, :, :num_queries].astype(jnp.float32) * q.shape[-1] ** -0.5
+        return grad_q, grad_k[:, :, :num_keys], grad_v[:, :, :num_keys]
 
     return Kernel(forward, backward)
 
 
 SPLASH = make_splash()
+
+
+def _pad_to_lanes(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns arrays ``[b k n ...]`` with zeros after their tokens up to a multiple of 128."""
+
+    def pad(array: jax.Array) -> jax.Array:
+        missing = -array.shape[2] % LANES
+        return jnp.pad(array, [(0, missing if axis == 2 else 0) for axis in range(array.ndim)]) if missing else array
+
+    return tuple(pad(array) for array in arrays)
 
 
 def _scaled(q: jax.Array) -> jax.Array:

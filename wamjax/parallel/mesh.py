@@ -20,17 +20,23 @@ from wamjax.errors import ConfigError
 from wamjax.parallel.axes import BATCH_AXES, MESH_AXES, resolve_axis_sizes
 
 
-def build_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def build_mesh(
+    config: ParallelConfig, devices: Sequence[Any] | None = None, *, batch_size: int | None = None
+) -> Mesh:
     """Returns the mesh of ``config`` over ``devices`` (all devices of all processes by default).
+
+    ``batch_size``, the samples computed at one time, is needed where config says ``context=0``.
 
     Raises:
       ConfigError: See ``arrange_devices``.
     """
-    grid = arrange_devices(config, list(devices) if devices is not None else jax.devices())
+    grid = arrange_devices(config, list(devices) if devices is not None else jax.devices(), batch_size)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def arrange_devices(config: ParallelConfig, devices: Sequence[Any]) -> np.ndarray:
+def arrange_devices(
+    config: ParallelConfig, devices: Sequence[Any], batch_size: int | None = None
+) -> np.ndarray:
     """Returns ``devices`` in a grid with the axes ``MESH_AXES``.
 
     Devices next to each other along an axis are neighbours on the chips' network; an axis may be a part of a physical
@@ -39,7 +45,7 @@ def arrange_devices(config: ParallelConfig, devices: Sequence[Any]) -> np.ndarra
     Raises:
       ConfigError: The axis sizes do not multiply to the number of devices, or the data axis is not split by slices.
     """
-    sizes = resolve_axis_sizes(config, len(devices))
+    sizes = resolve_axis_sizes(config, len(devices), batch_size)
     shape = tuple(sizes[name] for name in MESH_AXES)
     num_slices = _count_slices(devices)
     if num_slices == 1:

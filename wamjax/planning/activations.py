@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from wamjax.config.choices import Remat
 from wamjax.layout import Rectangle, Schedule
-from wamjax.layout.kernels import QUERY_CHUNK, padded_keys, splash_blocks
+from wamjax.layout.kernels import QUERY_CHUNK, pad_to_lanes, splash_blocks
 from wamjax.planning.shards import Shard
 
 _FP32 = 4
@@ -233,4 +233,4 @@ def _partial_gradients(shard: Shard, schedule: Schedule) -> int:
     keys = shard.keys_per_query_part
     is_part = shard.context.ring > 1  # a cut of the schedule: priced as if all of it were seen
     whole = Schedule(keys, keys, (Rectangle(((0, keys),), ((0, keys),)),)) if is_part else schedule
-    return -(-keys // splash_blocks(padded_keys(whole)).backward_keys)
+    return -(-keys // splash_blocks(pad_to_lanes(whole)).backward_keys)

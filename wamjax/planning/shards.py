@@ -110,7 +110,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     Raises:
       ConfigError: Axes, batch, tokens or heads do not divide, or slices do not.
     """
-    sizes = resolve_axis_sizes(config.parallel, machine.num_devices)
+    sizes = resolve_axis_sizes(config.parallel, machine.num_devices, config.train.part_size)
     if machine.num_slices > 1 and sizes["data"] % machine.num_slices:
         raise ConfigError(
             f"config.parallel.data={sizes['data']} is no multiple of the {machine.num_slices} slices of "
