@@ -23,8 +23,9 @@ from absl import flags, logging
 from jax.sharding import Mesh
 
 from data_pipelines.latents.pipeline import LatentPipeline, open_latents
-from data_pipelines.pipeline import Pipeline, TrainStream, build_pipeline
+from data_pipelines.pipeline import Pipeline, build_pipeline
 from data_pipelines.render import render_batch, render_latents
+from data_pipelines.stream import TrainStream
 from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest

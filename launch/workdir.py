@@ -42,6 +42,7 @@ FREE_KEYS = (
     "optimizer.max_skipped",
     "data.path",
     "data.latents",
+    "data.index",
     "data.num_threads",
     "data.prefetch",
     "data.decoded_frames_mib",

@@ -26,7 +26,8 @@ from data_pipelines.latents.manifest import (
 )
 from data_pipelines.latents.records import SplitRecords
 from data_pipelines.normalisation import Normalisation, write_json
-from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE, TrainStream, stack_samples
+from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE
+from data_pipelines.stream import TrainStream, stack_samples
 from data_pipelines.text.embedding_cache import EmbeddingCache
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig

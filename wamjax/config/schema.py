@@ -126,6 +126,26 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which sound episodes and windows are not read, decided before the stream starts.
+
+    Attributes:
+      min_steps: Episodes with fewer steps are left out.
+      success_key: Feature that is above 0 at some step of a successful episode; others are left out. Empty: all stay.
+      needs_prompt: Whether episodes without an instruction or caption are left out.
+      idle_motion: A step is idle where no dim of the state moved by more than this since the step before, in the
+        feature's own unit.
+      max_idle: Windows in which a larger share of the steps is idle are left out; 1 keeps all.
+    """
+
+    min_steps: int = 0
+    success_key: str = ""
+    needs_prompt: bool = False
+    idle_motion: float = 0.0
+    max_idle: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which episodes are read and how windows are cut from them.
 
@@ -133,6 +153,8 @@ class DataConfig:
       path: Folder of a LeRobot v3.0 dataset, absolute or relative to the directory the command runs in.
       latents: Folder that ``wamjax data cache`` made of the dataset: what ``backbone`` is trained on. The small model
         reads ``path``.
+      index: Folder that ``wamjax data index`` made of the dataset with these settings: starting takes seconds then,
+        whatever the dataset's size. Empty: the dataset is looked through at every start.
       embodiment: The robot: one of ``data_pipelines/embodiments`` or the path of such a TOML file. It decides
         ``canvas``, ``views``, ``state_key``, ``action_key``, ``frame_stride`` and ``normalisation``, which are left at
         their defaults. Empty: they are set here.
@@ -152,6 +174,7 @@ class DataConfig:
       video_statistics: ``training_mean`` subtracts the mean canvas of the training windows and divides by their
         standard deviation; ``none`` scales pixels to [-1, 1].
       broken_budget: Share of episodes that may be quarantined before indexing is refused.
+      filters: Sound episodes and windows that are not read.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
       decoded_frames_mib: Decoded frames are kept in host memory when those of the whole dataset fit into this many
@@ -160,6 +183,7 @@ class DataConfig:
 
     path: str = "datasets/metaworld"
     latents: str = ""
+    index: str = ""
     embodiment: str = ""
     canvas: tuple[int, int] = (96, 192)
     views: tuple[ViewPlacement, ...] = ()
@@ -175,6 +199,7 @@ class DataConfig:
     normalisation: Literal["quantile"] = "quantile"
     video_statistics: Literal["training_mean", "none"] = "training_mean"
     broken_budget: float = 0.05
+    filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     num_threads: int = 4
     prefetch: int = 64
     decoded_frames_mib: int = 1024

@@ -6,6 +6,7 @@ Owns what can be said of a value without deriving a size; sizes that must divide
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 from wamjax.config.schema import RunConfig
@@ -43,6 +44,10 @@ _RULES: dict[str, dict[str, _Rule]] = {
         "validation_fraction": _OPEN_FRACTION,
         "broken_budget": _PROPER_FRACTION,
     },
+    "data.filters": {
+        **dict.fromkeys(("min_steps", "idle_motion"), _NOT_NEGATIVE),
+        "max_idle": _FRACTION,
+    },
     "optimizer": {
         **dict.fromkeys(("peak_lr", "eps", "clip_norm", "max_skipped"), _POSITIVE),
         **dict.fromkeys(("warmup_steps", "decay_steps", "weight_decay"), _NOT_NEGATIVE),
@@ -70,7 +75,7 @@ def check_values(config: RunConfig) -> None:
     """Raises ``ConfigError`` for the first value outside its range, naming its dotted key and the range."""
     for section, rules in _RULES.items():
         for name, (is_valid, expected) in rules.items():
-            value = getattr(getattr(config, section), name)
+            value = operator.attrgetter(f"{section}.{name}")(config)
             if not is_valid(value):
                 raise ConfigError(f"config.{section}.{name} = {value} is out of range; expected {expected}")
     if config.objective.video_residual != "none" and config.objective.video_prediction != "x0":
