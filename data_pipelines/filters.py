@@ -24,8 +24,8 @@ def check_filters(source: Source, config: DataConfig) -> None:
     """Raises ``ConfigError`` where a filter needs a feature that the dataset does not have."""
     if config.filters.max_idle < 1 and config.state_key not in source.columns:
         raise ConfigError(
-            f"config.data.filters.max_idle={config.filters.max_idle:g} looks at the state, and dataset {source.path} has "
-            f"no feature {config.state_key!r}; set it to 1, or config.data.state_key to one of "
+            f"config.data.filters.max_idle={config.filters.max_idle:g} looks at the state, and dataset {source.path} "
+            f"has no feature {config.state_key!r}; set it to 1, or config.data.state_key to one of "
             f"{', '.join(source.columns) or 'none'}"
         )
 

@@ -95,8 +95,8 @@ def assemble_index(survey: Survey, config: RunConfig, path: Path) -> EpisodeInde
     if not len(windows):
         raise DataError(
             f"dataset {path} has no training window: {len(records)} usable episodes, {len(too_short)} of them "
-            f"not longer than the {steps} steps of a block (config.layout.frames_per_block x config.data.frame_stride), "
-            f"{len(survey.unwanted)} left out by config.data.filters"
+            f"not longer than the {steps} steps of a block (config.layout.frames_per_block x config.data.frame_stride)"
+            f", {len(survey.unwanted)} left out by config.data.filters"
         )
     return EpisodeIndex(
         records=records,

@@ -20,7 +20,7 @@ from data_pipelines.indexing.stored import open_index
 from data_pipelines.normalisation import Normalisation, compute_normalisation, write_json
 from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.source import Source
-from data_pipelines.stream import TrainStream, ValidationWindows
+from data_pipelines.stream import ONLY_SOURCE, TrainStream, ValidationWindows, endless
 from data_pipelines.video_statistics import compute_video_statistics
 from data_pipelines.windows import WindowReader
 from wamjax.batch import VideoStatistics
@@ -87,7 +87,7 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
         if path:
             normalisation.save(path)
     _check_dims(normalisation, config.data)
-    prompts = _resolve_prompts(source.tasks, config, workdir)
+    prompts = resolve_prompts(source.tasks, config, workdir)
     return Pipeline(source, index, normalisation=normalisation, prompts=prompts, config=config)
 
 
@@ -150,12 +150,16 @@ class Pipeline:
           ConfigError: ``train.global_batch_size`` does not divide by ``shard_count``.
         """
         return TrainStream(
-            self.reader(self.index.train),
+            endless(self.training_windows(), self._config.data.shuffle_seed),
             self._config,
             shard_index=shard_index,
             shard_count=shard_count,
             position=position,
         )
+
+    def training_windows(self) -> WindowReader:
+        """Returns random access to the training windows, ordered by episode and start."""
+        return self.reader(self.index.train)
 
     def validation_windows(self) -> ValidationWindows:
         """Returns random access to the held-out windows, ordered by episode and start."""
@@ -165,7 +169,21 @@ class Pipeline:
         """Returns the statistics of the training frames that ``data.video_statistics`` asks for, or None."""
         if self._config.data.video_statistics == "none":
             return None
-        return compute_video_statistics(self.reader(self.index.train))
+        return compute_video_statistics(self.training_windows())
+
+    @property
+    def num_windows(self) -> dict[str, int]:
+        """Training windows: the samples of one epoch."""
+        return {ONLY_SOURCE: len(self.training_windows())}
+
+    def count_samples(self, position: int) -> dict[str, int]:
+        """Returns how many of the first ``position`` samples of the stream come from each dataset: all from this."""
+        return {ONLY_SOURCE: position}
+
+    @property
+    def hours(self) -> float | None:
+        """Duration of the episodes that are read; None where the frame rate is not known."""
+        return self.index.steps / self._source.fps / 3600 if self._source.fps else None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -215,11 +233,11 @@ def _check_dims(normalisation: Normalisation, config: DataConfig) -> None:
             )
 
 
-def _resolve_prompts(tasks: tuple[str, ...], config: RunConfig, workdir: Path | None) -> tuple[str, ...]:
+def resolve_prompts(tasks: tuple[str, ...], config: RunConfig, workdir: Path | None) -> tuple[str, ...]:
     """Returns the prompt table: the work directory's, which is written from the dataset's tasks where missing."""
     if len(tasks) > config.model.max_prompts:
         raise ConfigError(
-            f"dataset {config.data.path} has {len(tasks)} tasks, config.model.max_prompts={config.model.max_prompts}"
+            f"{_name_data(config)} has {len(tasks)} tasks, config.model.max_prompts={config.model.max_prompts}"
         )
     if workdir is None:
         return tasks
@@ -234,5 +252,9 @@ def _resolve_prompts(tasks: tuple[str, ...], config: RunConfig, workdir: Path | 
         raise DataError(f"prompts {path} cannot be read: {error}") from error
     unknown = [task for task in tasks if task not in prompts]
     if unknown:
-        raise DataError(f"dataset {config.data.path} has task {unknown[0]!r}, which {path} does not list")
+        raise DataError(f"{_name_data(config)} has task {unknown[0]!r}, which {path} does not list")
     return prompts
+
+
+def _name_data(config: RunConfig) -> str:
+    return "config.data.mixture" if config.data.mixture.sources else f"dataset {config.data.path}"

@@ -19,28 +19,30 @@ from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 
+ONLY_SOURCE = "dataset"  # what a run on one dataset calls it in its ledger: its path may change
+Samples = grain.sources.RandomAccessDataSource[WamBatch]
+
+
+def endless(reader: Samples, seed: int) -> grain.MapDataset:
+    """Returns the samples of ``reader`` without end, every epoch in another seeded permutation."""
+    return grain.MapDataset.source(reader).shuffle(seed=seed).repeat()
+
 
 class TrainStream(Iterator[WamBatch]):
     """Rows of the global training batches that one shard reads, as host arrays.
 
-    Every epoch is another seeded permutation of the training windows; batches run on across epochs. Global batch g
-    holds samples ``position`` .. ``position + B - 1`` of that sequence in this order, and shard i of n reads rows
-    ``i B/n`` .. ``(i+1) B/n - 1`` of it, so that shards side by side are the same global batch for every n.
+    Batches run on across epochs. Global batch g holds samples ``position`` .. ``position + B - 1`` of the sequence in
+    this order, and shard i of n reads rows ``i B/n`` .. ``(i+1) B/n - 1`` of it, so that shards side by side are the
+    same global batch for every n.
 
     Attributes:
       position: Global samples consumed so far, equal on all shards: the whole state of the stream.
     """
 
     def __init__(
-        self,
-        reader: grain.sources.RandomAccessDataSource[WamBatch],
-        config: RunConfig,
-        *,
-        shard_index: int,
-        shard_count: int,
-        position: int,
+        self, samples: grain.MapDataset, config: RunConfig, *, shard_index: int, shard_count: int, position: int
     ) -> None:
-        """See ``Pipeline.train_stream``."""
+        """Begins at ``position`` of an endless sequence of samples; see ``Pipeline.train_stream``."""
         batch, data = config.train.global_batch_size, config.data
         if batch % shard_count:
             raise ConfigError(
@@ -48,11 +50,10 @@ class TrainStream(Iterator[WamBatch]):
                 "(config.parallel.data x config.parallel.fsdp over processes)"
             )
         assert 0 <= shard_index < shard_count, (shard_index, shard_count)
-        dataset = grain.MapDataset.source(reader).shuffle(seed=data.shuffle_seed).repeat()
         rows = batch // shard_count
         self._iterator = iter(
             ElasticIterator(
-                _ShardRows(dataset, origin=position, batch=batch, shard_count=shard_count),
+                _ShardRows(samples, origin=position, batch=batch, shard_count=shard_count),
                 batch,
                 grain.sharding.ShardOptions(shard_index=shard_index, shard_count=shard_count),
                 # Grain counts prefetched elements after batching.
@@ -128,6 +129,10 @@ class ValidationWindows:
 
     def __len__(self) -> int:
         return len(self._reader)
+
+    def sample(self, index: int) -> WamBatch:
+        """Returns one window without the batch dim."""
+        return self._reader[index]
 
     def batch(self, indices: Sequence[int]) -> WamBatch:
         """Returns the windows at ``indices`` as one host batch, in that order."""

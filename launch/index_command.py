@@ -5,8 +5,9 @@
   wamjax train --config=FILE --config.data.index=FOLDER --workdir=RUN
 
 DIR stands for --config.data.path; without --config all cameras are looked at and the other keys are at their defaults.
-The work is split over processes; killed and started again, it makes what is missing. A run whose keys decide other
-windows, or a dataset that has changed since, is refused by name.
+Of a mixture each source has an index of its own, made with --source=NAME. The work is split over processes; killed and
+started again, it makes what is missing. A run whose keys decide other windows, or a dataset that has changed since, is
+refused by name.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from absl import flags
 from data_pipelines.indexing.job import describe_index, make_index
 from data_pipelines.pipeline import prepare_normalisation
 from data_pipelines.sources.formats import open_source, opens_in_parts
-from launch.experiment import OVERRIDE_FLAG, config_from_flags, define_config_flag
+from launch.experiment import (
+    OVERRIDE_FLAG,
+    config_from_flags,
+    define_config_flag,
+    define_source_flag,
+    select_source,
+)
 from launch.output import check_writable
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
@@ -32,6 +39,7 @@ from wamjax.errors import ConfigError
 def define_flags() -> None:
     """Defines the flags of ``wamjax data index``."""
     define_config_flag(required=False)
+    define_source_flag()
     flags.DEFINE_string("out", None, "Folder of the index.", required=True)
     flags.DEFINE_integer("num_workers", os.cpu_count() or 1, "Processes.", lower_bound=1)
     flags.DEFINE_integer("part_episodes", 500, "Episodes made at a time: what a kill costs.", lower_bound=1)
@@ -61,7 +69,7 @@ def _read_config(argv: list[str]) -> RunConfig:
     if len(argv) > 1 or not (argv or values.config):
         raise ConfigError(f"expected the folder of one dataset or --config, got {' '.join(argv) or 'neither'}")
     if values.config:
-        config = config_from_flags()
+        config = select_source(config_from_flags())
     else:
         config = bridge.apply_overrides(RunConfig(), values[OVERRIDE_FLAG].value or ())
     if argv:

@@ -288,7 +288,7 @@ def describe_index(manifest: IndexManifest) -> str:
     for reason in manifest.unwanted.values():
         reasons[reason] = reasons.get(reason, 0) + 1
     lines = [
-        f"{dataset['path']}: {dataset['format']}, {counts['episodes']:,} episodes, fingerprint {dataset['fingerprint']}",
+        f"{dataset['path']}: {dataset['format']}, {counts['episodes']:,} episodes, content {dataset['fingerprint']}",
         *(
             f"{name}: {counts[split]['windows']:,} windows of {counts[split]['episodes']:,} episodes"
             for name, split in (("training", TRAIN), ("held out", VALIDATION))

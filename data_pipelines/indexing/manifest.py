@@ -75,7 +75,8 @@ class IndexManifest:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DataError(
-                f"{folder} has no {MANIFEST_FILE} (config.data.index): expected a folder that wamjax data index completed"
+                f"{folder} has no {MANIFEST_FILE} (config.data.index): expected a folder that wamjax data index "
+                "completed"
             ) from error
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {error}") from error

@@ -9,7 +9,8 @@ import pytest
 from data_pipelines.filters import keep_moving
 from data_pipelines.index import build_index
 from tests.data_pipelines.test_index import make_source
-from wamjax.config.schema import FilterConfig, RunConfig
+from wamjax.config.schema import RunConfig
+from wamjax.config.sources import FilterConfig
 from wamjax.errors import ConfigError, DataError
 
 MakeConfig = Callable[..., RunConfig]

@@ -12,9 +12,7 @@ from typing import Literal
 from wamjax.config.backbone import ActionsConfig, ClipConfig, VideoTransformerConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.parallel import ParallelConfig
-
-# A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
-ViewPlacement = tuple[str, int, int, int, int]
+from wamjax.config.sources import FilterConfig, MixtureConfig, ViewPlacement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,26 +124,6 @@ class ObjectiveConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FilterConfig:
-    """Which sound episodes and windows are not read, decided before the stream starts.
-
-    Attributes:
-      min_steps: Episodes with fewer steps are left out.
-      success_key: Feature that is above 0 at some step of a successful episode; others are left out. Empty: all stay.
-      needs_prompt: Whether episodes without an instruction or caption are left out.
-      idle_motion: A step is idle where no dim of the state moved by more than this since the step before, in the
-        feature's own unit.
-      max_idle: Windows in which a larger share of the steps is idle are left out; 1 keeps all.
-    """
-
-    min_steps: int = 0
-    success_key: str = ""
-    needs_prompt: bool = False
-    idle_motion: float = 0.0
-    max_idle: float = 1.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which episodes are read and how windows are cut from them.
 
@@ -175,6 +153,7 @@ class DataConfig:
         standard deviation; ``none`` scales pixels to [-1, 1].
       broken_budget: Share of episodes that may be quarantined before indexing is refused.
       filters: Sound episodes and windows that are not read.
+      mixture: Several datasets in place of ``path``.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
       decoded_frames_mib: Decoded frames are kept in host memory when those of the whole dataset fit into this many
@@ -200,6 +179,7 @@ class DataConfig:
     video_statistics: Literal["training_mean", "none"] = "training_mean"
     broken_budget: float = 0.05
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
     num_threads: int = 4
     prefetch: int = 64
     decoded_frames_mib: int = 1024

@@ -18,7 +18,8 @@ from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.lerobot import LeRobotDataset
 from tests.data_pipelines.conftest import LENGTHS, TASKS
 from tests.data_pipelines.sources.test_clips import encode, write_folder, write_shard
-from wamjax.config.schema import FilterConfig, RunConfig
+from wamjax.config.schema import RunConfig
+from wamjax.config.sources import FilterConfig
 from wamjax.errors import ConfigError, DataError
 
 MakeConfig = Callable[..., RunConfig]
