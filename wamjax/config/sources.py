@@ -79,8 +79,8 @@ class MixtureConfig:
 
     Attributes:
       sources: The datasets; none: the run reads ``config.data.path`` alone.
-      weighting: ``fixed``: shares are proportional to the weights; ``hours``: to weight x hours^(1 / temperature), hours
-        being those of the source's episodes that are read.
+      weighting: ``fixed``: shares are proportional to the weights; ``hours``: to weight x hours^(1 / temperature),
+        hours being those of the source's episodes that are read.
       temperature: 1 follows the hours, larger values come closer to the weights alone.
       stages: Other weights from some step on, in the order of their steps (pretraining to tuning).
     """
