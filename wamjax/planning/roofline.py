@@ -48,8 +48,11 @@ class Resource(enum.StrEnum):
     HOST = "host input"
 
     def name_on(self, machine: Machine) -> str:
-        """Returns its name on ``machine``: GPUs have no inter-chip interconnect of that name."""
-        return "scale-up links" if self is Resource.LINKS and machine.generation is None else self.value
+        """Returns its name on ``machine``: ICI and DCN are what TPUs have."""
+        return self.value if machine.generation is not None else _ON_GPUS.get(self, self.value)
+
+
+_ON_GPUS = {Resource.LINKS: "scale-up links", Resource.NETWORK: "scale-out network"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
