@@ -168,10 +168,11 @@ def _row(place: int, result: Result) -> str:
     assert on is not None, "only feasible results have a row"
     assert on.time is not None
     assert outlook is not None
+    tight = _TIGHT if on.memory.is_tight else " "
     usd = "-" if outlook.usd is None else f"{outlook.usd.mid:,.0f}"
     return (
         f"{place:4} {result.candidate!s} {duration(result.step_s):>10} {on.time.mfu:6.1%} "
-        f"{on.memory.total / 2**30:6.1f}{_TIGHT if on.memory.is_tight else ' '}{duration(outlook.elapsed_s.mid):>10} {usd:>12}  "
+        f"{on.memory.total / 2**30:6.1f}{tight}{duration(outlook.elapsed_s.mid):>10} {usd:>12}  "
         f"{on.time.binding.name_on(result.candidate.machine)}"
     )
 

@@ -1,6 +1,5 @@
 """Every experiment file: its program can be built, and what its header says of itself is so."""
 
-import dataclasses
 import math
 import re
 import shlex
