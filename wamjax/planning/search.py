@@ -32,7 +32,7 @@ from wamjax.planning.run_length import Wanted
 from wamjax.planning.shards import Shard, make_shard
 
 CONTEXT_METHODS: tuple[ContextMethod, ...] = ("ulysses", "ring", "ulysses_ring", "all_gather")
-REMATS: tuple[Remat, ...] = ("none", "products", "exchanged", "attention", "offload", "full")
+REMATS: tuple[Remat, ...] = ("none", "products", "exchanged", "attention", "self_attention", "offload", "full")
 _GIB = 2**30
 
 
