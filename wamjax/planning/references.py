@@ -57,7 +57,7 @@ COMPILED: tuple[Compiled, ...] = (
         step_s=5.474,
         note=_LIBTPU,
     ),
-    Compiled(experiment="pretrain/wan_14b_720p.py", topology="v5p:4x4x4", peak_gib=32.0, step_s=23.8, note=_OLDER),
+    Compiled(experiment="pretrain/wan_14b_720p.py", topology="v5p:4x4x4", peak_gib=31.85, step_s=23.584, note=_LATER),
     Compiled(
         experiment="pretrain/wan_1_3b_480p.py",
         overrides=("parallel.context=4",),
@@ -92,6 +92,7 @@ COMPILED: tuple[Compiled, ...] = (
     ),
     Compiled(
         experiment="systems/dreamzero_14b_droid.py",
+        overrides=("backbone.remat=attention",),
         topology="v5p:4x4x4",
         peak_gib=70.51,
         step_s=12.32,
@@ -99,6 +100,7 @@ COMPILED: tuple[Compiled, ...] = (
     ),
     Compiled(
         experiment="systems/dreamzero_14b_droid.py",
+        overrides=("backbone.remat=attention",),
         topology="v6e:16x16",
         peak_gib=17.41,
         step_s=3.236,
