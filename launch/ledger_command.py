@@ -245,6 +245,7 @@ def describe(campaign: Mapping[str, Any]) -> str:
     lines.append(
         f"prices: {campaign['prices']['source']}, {campaign['prices']['region']}, {campaign['prices']['date']}"
     )
+    lines.append("chip-hours are those of running processes: what was paid for between them is not recorded")
     if total["usd_reason"]:
         lines.append(f"no sum of money: {total['usd_reason']}")
     lines += [f"NOTE {row['name']}: {note}" for row in campaign["ledgers"] for note in row["notes"]]
