@@ -16,6 +16,7 @@ import numpy.typing as npt
 from absl import logging
 
 from data_pipelines.sources.source import EpisodeRecord, Source
+from data_pipelines.vectors import vector_keys
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.errors import DataError
@@ -138,9 +139,9 @@ def _split_rank(seed: int, task: str, episode: int) -> bytes:
 
 def _find_quarantined(source: Source, config: DataConfig) -> dict[int, str]:
     """Returns the reason for each broken episode, or raises where they exceed the budget."""
-    reasons = source.find_broken()
+    reasons, keys = source.find_broken(), vector_keys(config)
     for record in source.episodes:
-        for key in (config.state_key, config.action_key):
+        for key in keys:
             if record.index in reasons:
                 break
             bad = np.argwhere(~np.isfinite(source.column(key, record.index)))

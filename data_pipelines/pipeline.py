@@ -18,11 +18,14 @@ import numpy.typing as npt
 from absl import logging
 from grain.experimental import ElasticIterator
 
-from data_pipelines.embodiments.spec import check_dataset, load_embodiment
+from data_pipelines.embodiments.apply import check_dataset, optional_cameras, prompt_writer
+from data_pipelines.embodiments.spec import load_embodiment
 from data_pipelines.index import EpisodeIndex, WindowTable, build_index
-from data_pipelines.normalisation import Normalisation, compute_normalisation, write_json
+from data_pipelines.normalisation import Normalisation, write_json
 from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.source import Source
+from data_pipelines.vector_statistics import compute_normalisation
+from data_pipelines.vectors import VectorCodec, VectorLayout, build_layout, vector_keys
 from data_pipelines.video_statistics import compute_video_statistics
 from data_pipelines.windows import WindowReader
 from wamjax.batch import VideoStatistics, WamBatch
@@ -46,10 +49,12 @@ def open_dataset(config: DataConfig) -> Source:
             f"config.data.views is empty: place at least one camera of {path} on the canvas; it has "
             f"{', '.join(open_source(path, cameras=(), columns=()).cameras) or 'none'}"
         )
+    optional = optional_cameras(config)
     return open_source(
         path,
-        cameras=tuple(dict.fromkeys(key for key, *_ in config.views)),
-        columns=(config.state_key, config.action_key),
+        cameras=tuple(dict.fromkeys(key for key, *_ in config.views if key not in optional)),
+        optional_cameras=optional,
+        columns=vector_keys(config),
         keep_bytes=config.decoded_frames_mib * 2**20,
         num_threads=config.num_threads,
     )
@@ -72,6 +77,7 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
     if config.data.embodiment:
         check_dataset(load_embodiment(config.data.embodiment), source)
     index = build_index(source, config)
+    layout = build_layout(config.data, lambda key: source.column(key, index.train_episodes[0]).shape[1])
     fingerprint = source.fingerprint()
     path = workdir / NORMALISATION_FILE if workdir else None
     if path and path.exists():
@@ -81,13 +87,18 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
                 f"dataset {source.path} has fingerprint {fingerprint}, but {path} was made from "
                 f"{normalisation.fingerprint}: it changed since the run began; restore it or use another --workdir"
             )
+        if normalisation.vectors != layout.fingerprint:
+            raise DataError(
+                f"{path} was computed for other states and actions than this run makes of {source.path}: "
+                "config.data.embodiment changed since the run began; restore it or use another --workdir"
+            )
     else:
-        normalisation = compute_normalisation(source, index.train_episodes, config.data, fingerprint=fingerprint)
+        normalisation = compute_normalisation(source, index.train_episodes, layout, config, fingerprint=fingerprint)
         if path:
             normalisation.save(path)
     _check_dims(normalisation, config.data)
-    prompts = _resolve_prompts(source.tasks, config, workdir)
-    return Pipeline(source, index, normalisation=normalisation, prompts=prompts, config=config)
+    prompts = _resolve_prompts(tuple(map(prompt_writer(config.data), source.tasks)), config, workdir)
+    return Pipeline(source, index, layout=layout, normalisation=normalisation, prompts=prompts, config=config)
 
 
 class Pipeline:
@@ -96,6 +107,7 @@ class Pipeline:
     Attributes:
       index: Episodes and windows.
       normalisation: Scales of actions and state.
+      codec: Makes vectors of the dataset's features, and the robot's actions of predicted vectors.
       prompts: Task strings; a sample's ``prompt_id`` is a position here.
       fingerprint: Hash of the dataset.
     """
@@ -105,6 +117,7 @@ class Pipeline:
         source: Source,
         index: EpisodeIndex,
         *,
+        layout: VectorLayout,
         normalisation: Normalisation,
         prompts: tuple[str, ...],
         config: RunConfig,
@@ -112,10 +125,17 @@ class Pipeline:
         """Puts the parts together; see ``build_pipeline``."""
         self.index = index
         self.normalisation = normalisation
+        self.codec = VectorCodec(
+            layout=layout,
+            normalisation=normalisation,
+            state_dim=config.data.state_dim,
+            action_dim=config.data.action_dim,
+        )
         self.prompts = prompts
         self.fingerprint = normalisation.fingerprint
         self._source = source
         self._config = config
+        self._prompt_of = prompt_writer(config.data)
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """Returns the endless stream of this shard's rows of the global training batches.
@@ -151,7 +171,7 @@ class Pipeline:
         """What was read and what was left out, for run.json (JSON types only)."""
         index, tasks = self.index, {}
         for task in self.prompts:
-            of_task = {i for i, record in index.records.items() if record.task == task}
+            of_task = {i for i, record in index.records.items() if self._prompt_of(record.task) == task}
             tasks[task] = {
                 "train_episodes": len(of_task & set(index.train_episodes)),
                 "validation_episodes": len(of_task & set(index.validation_episodes)),
@@ -167,6 +187,11 @@ class Pipeline:
             "tasks": tasks,
             "quarantined": {str(i): reason for i, reason in index.quarantined.items()},
             "too_short": {str(i): length for i, length in index.too_short.items()},
+            "missing_views": [key for key, *_ in self._config.data.views if key not in self._source.cameras],
+            "has_actions": self.codec.layout.actions != (),
+            "normalisation": self.normalisation.digest,
+            "action_outliers": sum(self.normalisation.actions.outliers),
+            "state_outliers": sum(self.normalisation.state.outliers),
             "keeps_decoded_frames": self._source.keeps_frames,
         }
 
@@ -176,8 +201,8 @@ class Pipeline:
             self._source,
             windows,
             records=self.index.records,
-            prompt_ids={prompt: row for row, prompt in enumerate(self.prompts)},
-            normalisation=self.normalisation,
+            prompt_ids={task: self.prompts.index(self._prompt_of(task)) for task in self._source.tasks},
+            codec=self.codec,
             config=self._config,
         )
 
@@ -293,7 +318,7 @@ class ValidationWindows:
 
     def batch(self, indices: Sequence[int]) -> WamBatch:
         """Returns the windows at ``indices`` as one host batch, in that order."""
-        return stack_samples([self._reader[int(index)] for index in indices])
+        return stack_samples(self._reader.read(indices))
 
 
 def stack_samples(samples: Sequence[WamBatch]) -> WamBatch:

@@ -36,6 +36,7 @@ def open_source(
     path: str | Path,
     *,
     cameras: Sequence[str] | None = None,
+    optional_cameras: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     keep_bytes: int = 0,
     num_threads: int = 4,
@@ -45,6 +46,7 @@ def open_source(
     Args:
       path: Its folder.
       cameras: Cameras that will be read; None for all.
+      optional_cameras: Read as well where the dataset has them; those it lacks are said.
       columns: Numeric features that will be read; None for all floating-point ones.
       keep_bytes: Largest size of all decoded frames together at which they are kept in memory.
       num_threads: Files read at once while opening.
@@ -64,4 +66,11 @@ def open_source(
     if len(found) > 1:
         names = " and ".join(name for name, _ in found)
         raise DataError(f"dataset {path} is of more than one format: it holds {names}; keep one of them in a folder")
-    return found[0][1](path, cameras=cameras, columns=columns, keep_bytes=keep_bytes, num_threads=num_threads)
+    return found[0][1](
+        path,
+        cameras=cameras,
+        optional_cameras=optional_cameras,
+        columns=columns,
+        keep_bytes=keep_bytes,
+        num_threads=num_threads,
+    )

@@ -3,13 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.embodiments.spec import (
-    FOLDER,
-    apply_embodiment,
-    check_dataset,
-    list_embodiments,
-    load_embodiment,
-)
+from data_pipelines.embodiments.apply import apply_embodiment, check_dataset
+from data_pipelines.embodiments.spec import FOLDER, list_embodiments, load_embodiment
 from data_pipelines.pipeline import open_dataset
 from experiments import quickstart
 from wamjax.config import bridge
@@ -100,20 +95,6 @@ def test_wrong_specification_names_what_is_wrong(tmp_path: Path, old: str, new: 
 def test_unknown_robot_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="there is no embodiment 'droit'; did you mean droid"):
         load_embodiment("droit")
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("droid", r"gathers states from 2 features .*relative to the chunk's start \(joints\)"),
-        ("aloha", r"relative to the chunk's start \(left joints, right joints\)"),
-        ("bridge", "puts states into slots other than their own order"),
-        ("human_video", "has no actions or no state"),
-    ],
-)
-def test_what_is_not_computed_yet_is_refused_by_name(name: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        apply_embodiment(RunConfig(data=DataConfig(embodiment=name, state_dim=32, action_dim=32)))
 
 
 @pytest.mark.parametrize(
