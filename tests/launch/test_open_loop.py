@@ -153,7 +153,7 @@ def test_score_batch_of_the_baselines_predicting_themselves_is_zero():
     mean[:2] = SCALE.normalise(np.array(SCALE.mean))
     still = dataclasses.replace(batch, actions=np.broadcast_to(mean, batch.actions.shape).copy())
     values = score_batch(
-        still, batch.video[:, 1:], still.actions, before=np.tile(mean, (4, 1)), config=CONFIG, scale=SCALE
+        still, batch.video[:, 1:], still.actions, before=np.tile(mean, (4, 2, 1)), config=CONFIG, scale=SCALE
     )
     for name in ("action_error", "action_error_mean_baseline", "action_error_repeat_baseline"):
         np.testing.assert_array_equal(values[name], 0.0)
