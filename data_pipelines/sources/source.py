@@ -209,7 +209,7 @@ def check_choice(
     for key in columns or ():
         if key not in source.features or source.features[key].dtype in ("video", "image", "string"):
             raise DataError(
-                f"dataset {path} has no numeric feature {key!r} (config.data.state_key, config.data.action_key, or "
+                f"dataset {path} has no numeric feature {key!r} (config.data.state_key, config.data.action_key or "
                 f"config.data.embodiment); it has {', '.join(vectors) or 'none'}"
             )
     return (
