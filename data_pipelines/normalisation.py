@@ -154,7 +154,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _load_scale(content: dict[str, Any]) -> Scale:
-    return Scale(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+    return Scale(kind=content.pop("kind"), **{key: tuple(values) for key, values in content.items()})
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ def parse_rotations(values: npt.NDArray[Any], form: RotationForm) -> Rotation:
     Columns of ``rotation_6d`` need not be orthonormal: they are made so, the first one keeping its direction.
 
     Raises:
-      ValueError: A value stands for no rotation: a quaternion of length zero, or columns of ``rotation_6d`` on one line.
+      ValueError: A value stands for no rotation: a quaternion of length zero, columns of ``rotation_6d`` on one line.
     """
     flat = np.asarray(values, np.float64).reshape(-1, ROTATION_DIMS[form])
     if form == "euler_xyz":

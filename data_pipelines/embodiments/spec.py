@@ -207,8 +207,11 @@ def _check(spec: Embodiment, path: Path) -> None:
         if field.reference != "chunk_start":
             continue
         state = states.get(field.name)
-        is_like = state is not None and (field.rotation == "none") == (state.rotation == "none")
-        if not is_like or (field.rotation == "none" and state.num_dims != field.num_dims):
+        if (
+            state is None
+            or (field.rotation == "none") != (state.rotation == "none")
+            or (field.rotation == "none" and state.num_dims != field.num_dims)
+        ):
             refuse(f"action {field.name!r} is relative to a state of that name and size, which states does not have")
         if state.gripper != field.gripper:
             refuse(f"action {field.name!r} is relative to a state whose gripper is {state.gripper!r}, its own differs")

@@ -101,9 +101,7 @@ class ClipSource(OpenedSource):
         sizes = {(table.height, table.width) for table in self._tables.values()}
         shape = (*sizes.pop(), 3) if len(sizes) == 1 else ()
         self.features = {CAMERA: Feature(dtype="video", shape=shape)}
-        check_choice(
-            path, cameras=cameras, optional_cameras=optional_cameras, columns=columns, source=self, vectors=()
-        )
+        check_choice(path, cameras=cameras, optional_cameras=optional_cameras, columns=columns, source=self, vectors=())
         self._reader = FrameReader(self._tables.values(), keep_bytes=keep_bytes)
 
     @property

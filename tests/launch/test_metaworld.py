@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.normalisation import Normalisation, Scale
-from data_pipelines.vectors import VectorCodec, build_layout
 from data_pipelines.pipeline import open_dataset
 from data_pipelines.recording import simulator
+from data_pipelines.vectors import VectorCodec, build_layout
 from launch import eval_command
 from launch.closed_loop import run_rollouts
 from launch.metaworld import match_dataset
