@@ -8,6 +8,7 @@ episode by episode, and holds one of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,19 +101,30 @@ def _measure(
     """Returns the scale of a vector; says which dims have values far outside their quantiles."""
     if not fields:
         return Scale(kind=kind, low=(), high=(), mean=(), clamped=(), outliers=())
-    spread = measure_spread(lambda: (rows for _, rows in pieces()), num_dims, (LOW_QUANTILE, HIGH_QUANTILE))
+    slots = sorted(slot for field in fields for slot in field.slots)  # between them there may be many that are empty
+
+    def used() -> Pieces:
+        return ((episode, rows[:, slots]) for episode, rows in pieces())
+
+    spread = measure_spread(lambda: (rows for _, rows in used()), len(slots), (LOW_QUANTILE, HIGH_QUANTILE))
     low, high = _ends(spread, kind)
-    clamped = np.zeros(num_dims)
-    if kind == "quantile":
-        clamped = (spread.below[0] + spread.above[1]) / spread.count
-    outliers = _count_outliers(pieces, spread, fields, source, what)
+    clamped = (spread.below[0] + spread.above[1]) / spread.count if kind == "quantile" else np.zeros(len(slots))
+    names = [f"{what} {field.name!r}, slot {s}" for s in slots for field in fields if s in field.slots]
+    outliers = _count_outliers(used, spread, names, source)
+
+    def spread_out(values: npt.NDArray[Any]) -> tuple[Any, ...]:
+        """Returns the values at their slots, zero between them."""
+        at_slots = np.zeros(num_dims, values.dtype)
+        at_slots[slots] = values
+        return tuple(at_slots.tolist())
+
     return Scale(
         kind=kind,
-        low=tuple(low.tolist()),
-        high=tuple(high.tolist()),
-        mean=tuple(spread.mean.tolist()),
-        clamped=tuple(clamped.tolist()),
-        outliers=tuple(outliers.tolist()),
+        low=spread_out(low),
+        high=spread_out(high),
+        mean=spread_out(spread.mean),
+        clamped=spread_out(clamped),
+        outliers=spread_out(outliers),
     )
 
 
@@ -126,7 +138,7 @@ def _ends(spread: Spread, kind: Kind) -> tuple[npt.NDArray[np.float64], npt.NDAr
 
 
 def _count_outliers(
-    pieces: Callable[[], Pieces], spread: Spread, fields: Sequence[VectorField], source: Source, what: str
+    pieces: Callable[[], Pieces], spread: Spread, names: Sequence[str], source: Source
 ) -> npt.NDArray[np.int64]:
     """Returns how many values of each dim lie far outside, after a third pass if any do; names the first of them."""
     low, high = spread.quantiles
@@ -146,10 +158,9 @@ def _count_outliers(
             if len(far):
                 first.setdefault(int(dim), (episode, float(far[0])))
     for dim, (episode, value) in first.items():
-        name = next(field.name for field in fields if dim in field.slots)
         logging.warning(
-            "dataset %s: %s %r, slot %d: %d values lie beyond q01=%.4g or q99=%.4g by more than %g times their "
-            "distance, the first (%.4g) in episode %d",
-            *(source.path, what, name, dim, counts[dim], low[dim], high[dim], OUTLIER_RANGES, value, episode),
+            "dataset %s: %s: %d values lie beyond q01=%.4g or q99=%.4g by more than %g times their distance, the first "
+            "(%.4g) in episode %d",
+            *(source.path, names[dim], counts[dim], low[dim], high[dim], OUTLIER_RANGES, value, episode),
         )
     return counts

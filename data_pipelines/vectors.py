@@ -127,7 +127,7 @@ class VectorLayout:
             for key in self.action_keys
         }
         for field in self.actions:
-            part = vectors[..., list(field.slots)].astype(np.float64)
+            part = vectors[..., _slots(field)].astype(np.float64)
             if field.reference == "chunk_start":
                 before = self._state_of(field)
                 raw = _add_difference(field, part, before, _take(state, before))
@@ -233,8 +233,15 @@ def _place(num_dims: int, parts: Mapping[VectorField, npt.NDArray[Any]]) -> npt.
     lead = next(iter(parts.values())).shape[:-1] if parts else ()
     out = np.zeros((*lead, num_dims), np.float32)
     for field, part in parts.items():
-        out[..., list(field.slots)] = part
+        out[..., _slots(field)] = part
     return out
+
+
+def _slots(field: VectorField) -> slice | list[int]:
+    """Returns the places of a field; as a slice where they follow each other, which is several times faster."""
+    first, count = field.slots[0], len(field.slots)
+    in_order = field.slots == tuple(range(first, first + count))
+    return slice(first, first + count) if in_order else list(field.slots)
 
 
 def _show(field: VectorField, part: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,18 @@ from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.errors import DataError
 
 
+def compute(
+    path: Path, kind: Any, episodes: tuple[int, ...] = (0, 3, 4), source: LeRobotDataset | None = None
+) -> Normalisation:
+    source = source or LeRobotDataset(path, cameras=(), columns=("action", "observation.state"))
+    config = RunConfig(data=DataConfig(normalisation=kind))
+    layout = build_layout(config.data, lambda key: source.column(key, 0).shape[1])
+    return compute_normalisation(source, episodes, layout, config, fingerprint="abc")
+
+
 @pytest.fixture
 def normalisation(dataset_path: Path) -> Normalisation:
-    source = LeRobotDataset(dataset_path, cameras=(), columns=("action", "observation.state"))
-    layout = build_layout(DataConfig(), lambda key: source.column(key, 0).shape[1])
-    return compute_normalisation(source, (0, 3, 4), layout, RunConfig(), fingerprint="abc")
+    return compute(dataset_path, "quantile")
 
 
 def sorted_quantile(values: np.ndarray, share: float) -> float:
@@ -52,6 +60,43 @@ def test_denormalise_inverts_normalise_within_the_quantiles() -> None:
     values = rng.uniform(low, high, size=(3, 7, 5))
     padded = np.concatenate([scale.normalise(values), np.zeros((3, 7, 2), np.float32)], axis=-1)
     np.testing.assert_allclose(scale.denormalise(padded), values, rtol=1e-5, atol=1e-5)
+
+
+def test_mean_and_deviation_map_to_zero_and_one_and_nothing_is_clamped(dataset_path: Path) -> None:
+    scale = compute(dataset_path, "mean_std").actions
+    actions = np.concatenate([make_episode(i, LENGTHS[i]).actions for i in (0, 3, 4)]).astype(np.float64)
+    scaled = scale.normalise(actions)
+    np.testing.assert_allclose(scaled, (actions - actions.mean(axis=0)) / actions.std(axis=0), atol=1e-5)
+    np.testing.assert_allclose(scale.denormalise(scale.normalise(1e3 * actions)), 1e3 * actions, rtol=1e-4, atol=1e-2)
+
+
+def test_ends_map_to_minus_one_and_one(dataset_path: Path) -> None:
+    scale = compute(dataset_path, "min_max").actions
+    actions = np.concatenate([make_episode(i, LENGTHS[i]).actions for i in (0, 3, 4)])
+    scaled = scale.normalise(actions)
+    np.testing.assert_allclose([scaled.min(axis=0), scaled.max(axis=0)], [[-1, -1], [1, 1]], atol=1e-6)
+    assert scale.clamped == (0.0, 0.0)
+
+
+def test_values_far_outside_are_counted_and_the_first_is_named(
+    dataset_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = LeRobotDataset(dataset_path, cameras=(), columns=("action", "observation.state"))
+    column = LeRobotDataset.column
+
+    def slipped(self: LeRobotDataset, key: str, episode: int) -> np.ndarray:
+        values = column(self, key, episode).copy()
+        if key == "action" and episode == 3:
+            values[5:7, 1] = 500.0
+        return values
+
+    monkeypatch.setattr(LeRobotDataset, "column", slipped)
+    # Two of 222 values: fewer than what lies beyond the 99 % quantile.
+    normalisation = compute(dataset_path, "quantile", (0, 1, 2, 3, 4, 5, 6, 7), source)
+    assert normalisation.actions.outliers == (0, 2)
+    assert normalisation.state.outliers == (0, 0, 0)
+    assert "action 'action', slot 1: 2 values lie beyond" in caplog.text
+    assert "the first (500) in episode 3" in caplog.text
 
 
 @pytest.mark.parametrize("constant", [0.0, 1.0, -250.0])
