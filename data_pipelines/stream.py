@@ -136,7 +136,7 @@ class ValidationWindows:
 
     def batch(self, indices: Sequence[int]) -> WamBatch:
         """Returns the windows at ``indices`` as one host batch, in that order."""
-        return stack_samples([self._reader[int(index)] for index in indices])
+        return stack_samples(self._reader.read(indices))
 
 
 def stack_samples(samples: Sequence[WamBatch]) -> WamBatch:

@@ -36,6 +36,7 @@ def open_source(
     path: str | Path,
     *,
     cameras: Sequence[str] | None = None,
+    optional_cameras: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     keep_bytes: int = 0,
     num_threads: int = 4,
@@ -46,6 +47,7 @@ def open_source(
     Args:
       path: Its folder.
       cameras: Cameras that will be read; None for all.
+      optional_cameras: Read as well where the dataset has them; those it lacks are said.
       columns: Numeric features that will be read; None for all floating-point ones.
       keep_bytes: Largest size of all decoded frames together at which they are kept in memory.
       num_threads: Files read at once while opening.

@@ -134,12 +134,13 @@ class DataConfig:
       index: Folder that ``wamjax data index`` made of the dataset with these settings: starting takes seconds then,
         whatever the dataset's size. Empty: the dataset is looked through at every start.
       embodiment: The robot: one of ``data_pipelines/embodiments`` or the path of such a TOML file. It decides
-        ``canvas``, ``views``, ``state_key``, ``action_key``, ``frame_stride`` and ``normalisation``, which are left at
-        their defaults. Empty: they are set here.
+        ``canvas``, ``views``, ``frame_stride``, ``normalisation`` and which features are states and actions; these keys
+        are left at their defaults. Empty: they are set here.
       canvas: Height and width of the canvas in pixels.
       views: Where each camera lies on the canvas (camera feature, top, left, height, width); a view is resized to its
         rectangle, what no view covers is black.
-      state_key: Feature holding the robot's state.
+      state_key: Feature holding the robot's state; empty, like ``action_key``, for video without actions. Not read
+        where ``embodiment`` is set.
       action_key: Feature holding the actions.
       state_dim: State dims P the model sees; a dataset with fewer is padded and masked.
       action_dim: Action dims U the model sees; a dataset with fewer is padded and masked.
@@ -148,7 +149,8 @@ class DataConfig:
       validation_fraction: Share of episodes held out (by episode, before any shuffling; at least one per task).
       split_seed: Seed of the train/validation split.
       shuffle_seed: Seed of the order of the training windows.
-      normalisation: How actions and states are scaled to [-1, 1]: ``quantile`` maps q01/q99 to -1/1 and clamps.
+      normalisation: How actions and states are scaled: ``quantile`` maps q01/q99 to -1/1 and clamps; ``min_max`` the
+        smallest and largest training value; ``mean_std`` subtracts the mean and divides by the standard deviation.
       video_statistics: ``training_mean`` subtracts the mean canvas of the training windows and divides by their
         standard deviation; ``none`` scales pixels to [-1, 1].
       broken_budget: Share of episodes that may be quarantined before indexing is refused.
@@ -175,7 +177,7 @@ class DataConfig:
     validation_fraction: float = 0.1
     split_seed: int = 0
     shuffle_seed: int = 0
-    normalisation: Literal["quantile"] = "quantile"
+    normalisation: Literal["quantile", "mean_std", "min_max"] = "quantile"
     video_statistics: Literal["training_mean", "none"] = "training_mean"
     broken_budget: float = 0.05
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
