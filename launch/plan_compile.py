@@ -37,7 +37,9 @@ def build(plan: Plan, *, topology: str, is_compiled: bool, hlo: str | None) -> d
       What the plan's JSON gets: ``compile``, if the step was compiled.
     """
     slice_ = open_topology(topology)
-    program = build_program(plan.config, build_mesh(plan.config.parallel, slice_.devices, batch_size=plan.config.train.part_size))
+    program = build_program(
+        plan.config, build_mesh(plan.config.parallel, slice_.devices, batch_size=plan.config.train.part_size)
+    )
     print(f"\n{describe_sharding(program)}", flush=True)
     if not is_compiled:
         return {}

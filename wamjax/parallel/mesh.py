@@ -20,9 +20,7 @@ from wamjax.errors import ConfigError
 from wamjax.parallel.axes import BATCH_AXES, MESH_AXES, resolve_axis_sizes
 
 
-def build_mesh(
-    config: ParallelConfig, devices: Sequence[Any] | None = None, *, batch_size: int | None = None
-) -> Mesh:
+def build_mesh(config: ParallelConfig, devices: Sequence[Any] | None = None, *, batch_size: int | None = None) -> Mesh:
     """Returns the mesh of ``config`` over ``devices`` (all devices of all processes by default).
 
     ``batch_size``, the samples computed at one time, is needed where config says ``context=0``.
@@ -34,9 +32,7 @@ def build_mesh(
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def arrange_devices(
-    config: ParallelConfig, devices: Sequence[Any], batch_size: int | None = None
-) -> np.ndarray:
+def arrange_devices(config: ParallelConfig, devices: Sequence[Any], batch_size: int | None = None) -> np.ndarray:
     """Returns ``devices`` in a grid with the axes ``MESH_AXES``.
 
     Devices next to each other along an axis are neighbours on the chips' network; an axis may be a part of a physical
