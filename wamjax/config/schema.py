@@ -67,13 +67,23 @@ class LayoutConfig:
     """Which token streams one training sample holds, and how time is cut into blocks.
 
     Attributes:
-      formulation: ``joint``: video and actions denoised together with teacher forcing (DreamZero); with
-        ``config.backbone`` it needs ``config.actions.modules``. ``video``: one clip denoised as a whole, all tokens
-        seeing all (video pretraining; needs ``config.backbone``).
-      num_blocks: Temporal blocks after the first frame.
+      formulation: ``joint``: blocks of video and actions denoised together with teacher forcing (DreamZero); with
+        ``config.backbone`` it needs ``config.actions.modules``. The others need ``config.backbone``. ``video``: one
+        clip denoised as a whole, all tokens seeing all (video pretraining). ``alternating``: chunks of video and of
+        actions take turns, each denoised from all before it (LingBot-VA). ``first_frame``: one clip denoised as a whole
+        from its first frame, beside its actions (Fast-WAM).
+      family: With ``first_frame``, what actions are read from: ``representation``: the first frame, so that no video
+        need be denoised to act; ``joint``: the video while it is denoised; ``inverse_dynamics``: a copy of the video.
+      num_blocks: Temporal blocks: of ``joint`` after the first frame, of ``alternating`` from it on; 1 of
+        ``first_frame``.
       frames_per_block: Latent frames of one block.
       actions_per_block: Action tokens of one block (the action horizon of one chunk).
-      states_per_block: State tokens of one block, read at the block's start.
+      states_per_block: States of one block, read at the block's start; 0 for none.
+      clean_context: With ``joint``, how clean frames after the first see clean frames: ``block_causal``, their own
+        block whole (DreamZero's paper), or ``token_causal``, up to themselves (its released kernel: for its weights).
+      action_times: With ``joint``, whether actions are noised at their block's timestep (``shared``) or at their
+        ``own`` (DreamZero-Flash). In other formulations they have their own.
+      window: With ``alternating``, how many half chunks back a token sees; 0 for all.
       noisy_first_frame: Whether the first frame also appears in the noisy stream (as in DreamZero); without it the
         first frame is context only.
       clean_last_block: Whether the last block also appears in the clean stream, as in DreamZero. Nothing looks at it
@@ -84,11 +94,15 @@ class LayoutConfig:
         denoises) is padded to a multiple of this. 128 lets the blocks of a TPU kernel end where units do.
     """
 
-    formulation: Literal["joint", "video"] = "joint"
+    formulation: Literal["joint", "video", "alternating", "first_frame"] = "joint"
+    family: Literal["representation", "joint", "inverse_dynamics"] = "joint"
     num_blocks: int = 4
     frames_per_block: int = 2
     actions_per_block: int = 8
     states_per_block: int = 1
+    clean_context: Literal["block_causal", "token_causal"] = "block_causal"
+    action_times: Literal["shared", "own"] = "shared"
+    window: int = 0
     noisy_first_frame: bool = True
     clean_last_block: bool = True
     order: Literal["natural", "grouped"] = "grouped"
@@ -104,7 +118,11 @@ class ObjectiveConfig:
       shift: Timestep shift s: t -> s t / (1 + (s - 1) t). 1 leaves t uniform.
       weighting: Loss weight over t: ``uniform``, or ``gaussian`` (Wan / DreamZero: exp(-2 ((id - 500) / 1000)^2) less
         its minimum, mean 1 on the shifted grid of ``num_timesteps``).
+      action_shift: The same for actions with timesteps of their own; 0 for that of the video.
       num_timesteps: Number of timestep ids on the shifted grid.
+      history_noise: Probability that noise is added to a sample's clean video (``alternating``), or to the copy of it
+        that actions are read from (``first_frame``, ``inverse_dynamics``).
+      history_max_time: Largest t at which that noise is added.
       video_weight: Factor on the video loss.
       action_weight: Factor on the action loss.
       video_prediction: What the patch head predicts: ``velocity``, or ``x0`` (converted to velocity for the loss).
@@ -115,8 +133,11 @@ class ObjectiveConfig:
     """
 
     shift: float = 5.0
+    action_shift: float = 0.0
     weighting: Literal["uniform", "gaussian"] = "gaussian"
     num_timesteps: int = 1000
+    history_noise: float = 0.0
+    history_max_time: float = 0.5
     video_weight: float = 1.0
     action_weight: float = 1.0
     video_prediction: Literal["velocity", "x0"] = "velocity"

@@ -28,14 +28,15 @@ _RULES: dict[str, dict[str, _Rule]] = {
         **dict.fromkeys(("time_width", "action_hidden", "rope_theta", "norm_eps"), _POSITIVE),
     },
     "clip": dict.fromkeys(("num_frames", "height", "width", "text_tokens", "image_tokens"), _POSITIVE),
-    "actions": dict.fromkeys(("hidden_width", "num_categories"), _POSITIVE),
+    "actions": dict.fromkeys(("hidden_width", "num_categories", "expert_width", "expert_ffn_width"), _POSITIVE),
     "layout": dict.fromkeys(
-        ("num_blocks", "frames_per_block", "actions_per_block", "states_per_block", "pad_multiple", "pad_unit"),
-        _POSITIVE,
-    ),
+        ("num_blocks", "frames_per_block", "actions_per_block", "pad_multiple", "pad_unit"), _POSITIVE
+    )
+    | dict.fromkeys(("states_per_block", "window"), _NOT_NEGATIVE),
     "objective": {
         **dict.fromkeys(("shift", "num_timesteps", "min_time"), _POSITIVE),
-        **dict.fromkeys(("video_weight", "action_weight"), _NOT_NEGATIVE),
+        **dict.fromkeys(("video_weight", "action_weight", "action_shift"), _NOT_NEGATIVE),
+        **dict.fromkeys(("history_noise", "history_max_time"), _FRACTION),
     },
     "data": {
         **dict.fromkeys(("state_dim", "action_dim", "frame_stride", "window_stride", "num_threads"), _POSITIVE),

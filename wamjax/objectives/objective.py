@@ -61,8 +61,8 @@ def build_objective(config: RunConfig) -> Objective:
     """
     if config.actions.modules != "none" and (config.backbone is None or config.layout.formulation == "video"):
         raise ConfigError(
-            f"config.actions.modules={config.actions.modules} belongs to a backbone and formulation joint; "
-            "set it to none"
+            f"config.actions.modules={config.actions.modules} belongs to a backbone and a formulation with actions "
+            f"(this one is {config.layout.formulation}); set it to none"
         )
     if config.backbone is None:
         if config.layout.formulation != "joint":
