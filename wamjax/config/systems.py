@@ -136,6 +136,15 @@ def find_system(config: RunConfig) -> ActionSystem:
     )
 
 
+def check_mixture_is_whole(context: int) -> None:
+    """Raises ``ConfigError`` if ``context`` devices would split the sequence of a mixture of transformers."""
+    if context > 1:
+        raise ConfigError(
+            f"config.parallel.context={context} splits the sequence, which a mixture of transformers "
+            "(config.actions.modules=expert) keeps whole; set it to 1 and use fsdp"
+        )
+
+
 def _check_states(config: RunConfig) -> None:
     """Refuses states that no module of a system reads, and modules that have none to read."""
     sizes, modules = config.layout, config.actions.modules

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from wamjax.config.choices import Remat
-from wamjax.errors import ConfigError
+from wamjax.config.systems import check_mixture_is_whole
 from wamjax.layout import Pass
 from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
 from wamjax.models.stack import Conditionings, Stacks, Streams, run_explicit
@@ -48,11 +48,8 @@ def run_mixture(
       ConfigError: The mesh splits the sequence.
     """
     placement = active_placement()
-    if placement is not None and placement.mesh.shape[CONTEXT] > 1:
-        raise ConfigError(
-            f"config.parallel.context={placement.mesh.shape[CONTEXT]} splits the sequence, which a mixture of "
-            "transformers (config.actions.modules=expert) keeps whole; set it to 1 and use fsdp"
-        )
+    if placement is not None:
+        check_mixture_is_whole(placement.mesh.shape[CONTEXT])
 
     def run(stacks: Stacks, streams: Streams, conditionings: Conditionings) -> Streams:
         return scan_mixture(stacks, streams, layout_pass, conditionings, remat=remat)

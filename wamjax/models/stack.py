@@ -34,7 +34,8 @@ from wamjax.parallel.rules import Placement, active_placement, partition_spec, p
 from wamjax.types import PRNGKey, PureDict, Tokens
 
 Stacks = dict[str, Block]
-Streams = dict[str, Tokens]
+# Tokens ``[b n d]`` of each stack, whose n and d differ.
+Streams = dict[str, jax.Array]
 Conditionings = dict[str, Conditioning]
 
 

@@ -20,11 +20,11 @@ _WAN_RATE = Assumption(
     unit="Hz",
     source="Wan 2.1, wan/configs/shared_config.py, sample_fps",
 )
-_DREAMZERO_RATE = Assumption(
+_ROBOT_RATE = Assumption(
     name="frames per second of a clip",
     value=5.0,
     unit="Hz",
-    source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz",
+    source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz; other robots' clips are taken to be alike",
 )
 
 
@@ -105,4 +105,4 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
 
 def default_rate(config: RunConfig) -> Assumption:
     """Returns the frame rate of a sample's frames where none is given."""
-    return _DREAMZERO_RATE if config.layout.formulation == "joint" else _WAN_RATE
+    return _WAN_RATE if config.layout.formulation == "video" else _ROBOT_RATE
