@@ -1,5 +1,6 @@
 """Closed forms of every way in which actions enter a backbone against the jaxpr of its real training step."""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -8,7 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.flops.steps import build, closed_form, vary, walk_evaluation, walk_step
-from tests.flops.test_steps import CLIP
+from tests.flops.test_steps import CLIP, COSMOS
 from wamjax.config.backbone import ActionsConfig
 from wamjax.config.schema import DataConfig, FinetuneConfig, LayoutConfig, ParallelConfig, RunConfig
 from wamjax.flops.model import count_flops
@@ -40,6 +41,15 @@ FIRST_FRAME = vary(
     ),
     objective={"history_noise": 0.0},
 )
+COSMOS_POLICY = vary(
+    CLIP,
+    backbone=dataclasses.replace(COSMOS, in_channels=6, padding_mask=True),
+    clip={"num_frames": 4, "height": 32, "width": 48, "stride": (1, 8, 8)},
+    layout=LayoutConfig(
+        formulation="latent_frames", num_blocks=1, frames_per_block=2, actions_per_block=3, states_per_block=2
+    ),
+    data=DataConfig(action_dim=7, state_dim=17),
+)
 KINDS = {
     "linear, alternating": ALTERNATING,
     "expert, alternating": vary(ALTERNATING, actions={"modules": "expert"}),
@@ -51,6 +61,7 @@ KINDS = {
         FIRST_FRAME, layout={"family": "inverse_dynamics"}, objective={"history_noise": 0.5}
     ),
     "linear, first frame": vary(FIRST_FRAME, actions={"modules": "linear"}, layout={"states_per_block": 0}),
+    "latent frames": COSMOS_POLICY,
 }
 FINETUNED = {
     "whole": {},
@@ -68,7 +79,7 @@ def check(config: RunConfig) -> None:
     assert walk_step(program) == config.train.global_batch_size * closed_form(program).hardware_total
 
 
-@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame"])
+@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame", "latent frames"])
 def test_hardware_flops_equal_the_jaxpr(kind: str) -> None:
     check(KINDS[kind])
 
@@ -76,7 +87,8 @@ def test_hardware_flops_equal_the_jaxpr(kind: str) -> None:
 CASES = [
     case
     for case in itertools.product(KINDS, FINETUNED, REMATS)
-    if case[1] not in ("expert alone", "state alone") or ("expert" in case[0] and "alternating" not in case[0])
+    if (case[1] not in ("expert alone", "state alone") or ("expert" in case[0] and "alternating" not in case[0]))
+    and ("latent" not in case[0] or case[1] in ("whole", "updates of attention"))
 ]
 
 

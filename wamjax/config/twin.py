@@ -84,6 +84,8 @@ def _twin_clip(config: RunConfig, layout: LayoutConfig) -> ClipConfig:
     stride, patch = config.clip.stride, config.backbone.patch
     first = 0 if layout.formulation == "alternating" else 1
     latent_frames = first + layout.num_blocks * layout.frames_per_block
+    if layout.formulation == "latent_frames":
+        latent_frames = 2 * layout.frames_per_block
     height, width = (count * step * size for count, step, size in zip(_TOKENS, stride[1:], patch[1:], strict=True))
     return dataclasses.replace(
         config.clip,

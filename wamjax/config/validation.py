@@ -34,9 +34,9 @@ _RULES: dict[str, dict[str, _Rule]] = {
     )
     | dict.fromkeys(("states_per_block", "window"), _NOT_NEGATIVE),
     "objective": {
-        **dict.fromkeys(("shift", "num_timesteps", "min_time"), _POSITIVE),
-        **dict.fromkeys(("video_weight", "action_weight", "action_shift"), _NOT_NEGATIVE),
-        **dict.fromkeys(("history_noise", "history_max_time"), _FRACTION),
+        **dict.fromkeys(("shift", "num_timesteps", "min_time", "edm_log_std"), _POSITIVE),
+        **dict.fromkeys(("video_weight", "action_weight", "value_weight", "action_shift"), _NOT_NEGATIVE),
+        **dict.fromkeys(("history_noise", "history_max_time", "edm_uniform"), _FRACTION),
     },
     "data": {
         **dict.fromkeys(("state_dim", "action_dim", "frame_stride", "window_stride", "num_threads"), _POSITIVE),
@@ -74,6 +74,11 @@ def check_values(config: RunConfig) -> None:
             value = getattr(getattr(config, section), name)
             if not is_valid(value):
                 raise ConfigError(f"config.{section}.{name} = {value} is out of range; expected {expected}")
+    low, high = config.objective.edm_range
+    if not 0 < low < high:
+        raise ConfigError(
+            f"config.objective.edm_range = {config.objective.edm_range}; expected two positive noise levels, ascending"
+        )
     if config.objective.video_residual != "none" and config.objective.video_prediction != "x0":
         raise ConfigError(
             f"config.objective.video_residual = {config.objective.video_residual} needs "

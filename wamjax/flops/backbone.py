@@ -98,9 +98,9 @@ def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
         block, depth = block_config(config.model), config.model.num_layers
         own = Anatomy(block=block, num_layers=depth, parameters=parameters, text="prompts", head="video_head")
         return {"shared": own}
-    root = "" if config.layout.formulation == "video" else "video."
+    root = "" if config.layout.is_plain_clip else "video."
     video = Anatomy(block=backbone.block, num_layers=backbone.num_layers, parameters=parameters, root=root)
-    if config.layout.formulation == "video" or config.actions.modules != "expert":
+    if config.layout.is_plain_clip or config.actions.modules != "expert":
         return {"shared": video}
     system = find_system(config)
     assert isinstance(system, ActionExpertConfig)

@@ -176,7 +176,7 @@ def _count(segments: Iterable[Segment], *roles: Role) -> int:
 
 def _num_slots(config: RunConfig, layout: Layout, expert: str) -> int:
     """Returns the timesteps that a stack's own embedding embeds."""
-    if config.layout.formulation == "video":
+    if config.layout.is_plain_clip:
         return 1  # a clip that is denoised as a whole has one time, and nothing clean
     if config.backbone is None or config.actions.modules == "category":
         return layout.num_slots
@@ -202,7 +202,7 @@ def _executed_work(
         masks_text=config.backbone is not None and config.clip.masks_text,
     )
     work = dataclasses.replace(needed, tokens=tokens, attention=attention)
-    if config.layout.formulation == "video":
+    if config.layout.is_plain_clip:
         return dataclasses.replace(work, patches=tokens, predicted=tokens)
     return work
 

@@ -44,7 +44,7 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
     """
     if config.backbone is None:
         found = _world_action_parameters(config)
-    elif config.layout.formulation == "video":
+    elif config.layout.is_plain_clip:
         found = video_parameters(config.backbone)
     else:
         system = find_system(config)

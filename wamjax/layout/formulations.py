@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 from typing import Literal
 
-from wamjax.config.clip import patch_grid
+from wamjax.config.clip import patch_grid, token_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -137,8 +137,8 @@ def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
 def build_layout(config: RunConfig) -> Layout:
     """Returns the layout that ``config`` describes, the same object for equal configurations."""
     sizes = config.layout
-    if config.backbone is not None and sizes.formulation == "video":
-        return video_layout(patch_grid(config), sizes.pad_multiple)
+    if config.backbone is not None and sizes.is_plain_clip:
+        return video_layout(token_grid(config), sizes.pad_multiple)
     layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
     if config.actions.modules != "expert":
         return layout

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wamjax.config.clip import latent_grid, patch_grid
+from wamjax.config.clip import latent_grid, token_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, Role
@@ -83,7 +83,7 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
     if config.backbone is not None:
         clip = config.clip
         canvas, num_frames, stride = (clip.height, clip.width), clip.num_frames, 1
-        latents, tokens = latent_grid(config), patch_grid(config)
+        latents, tokens = latent_grid(config), token_grid(config)
     else:
         geometry = derive_geometry(config)
         canvas, num_frames, stride = config.data.canvas, geometry.num_frames, config.data.frame_stride
@@ -98,7 +98,7 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
         tokens=streams,
         padding=padding,
         seconds=(num_frames - 1) / rate.value,
-        has_actions=streams.get(Role.ACTION.value, 0) > 0,
+        has_actions=config.layout.formulation != "video",
         rate=rate,
     )
 
