@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from data_pipelines.sources.source import Source
 from wamjax.config.bridge import nearest_name
-from wamjax.config.schema import DataConfig, RunConfig, ViewPlacement
+from wamjax.config.schema import DataConfig, RunConfig
+from wamjax.config.sources import ViewPlacement
 from wamjax.errors import ConfigError, DataError
 
 FOLDER = Path(__file__).resolve().parent

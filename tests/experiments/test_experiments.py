@@ -1,6 +1,5 @@
 """Every experiment file: its program can be built, and what its header says of itself is so."""
 
-import dataclasses
 import math
 import re
 import shlex
@@ -36,8 +35,7 @@ def numbers(text: str) -> list[int]:
 
 def program_on_eight_devices(path: Path) -> TrainProgram:
     config = load_experiment(str(path))
-    parallel = dataclasses.replace(config.parallel, data=1, fsdp=-1)
-    mesh = build_mesh(parallel, jax.devices(), batch_size=config.train.part_size)
+    mesh = build_mesh(config.parallel, jax.devices(), batch_size=config.train.part_size)
     return build_program(config, mesh)
 
 
