@@ -48,7 +48,7 @@ def grow(config: RunConfig, num_devices: int, first_devices: int, axis: str) -> 
 
 def compile_for(config: RunConfig, topology: Topology) -> CompileReport:
     """Returns the compiled step of ``config``."""
-    program = build_program(config, build_mesh(config.parallel, topology.devices))
+    program = build_program(config, build_mesh(config.parallel, topology.devices, batch_size=config.train.part_size))
     return compile_step(program, topology, say=lambda text: print(f"{topology.name}: {text}", file=sys.stderr))
 
 

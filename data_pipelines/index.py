@@ -10,19 +10,18 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from absl import logging
 
+from data_pipelines.filters import keep_moving
 from data_pipelines.sources.source import EpisodeRecord, Source
-from data_pipelines.vectors import vector_keys
+from data_pipelines.survey import Survey, quote_reasons, survey_episodes
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.errors import DataError
-
-# Reasons quoted in a message; all of them are in the summary of run.json.
-QUOTED_REASONS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,64 +45,91 @@ class EpisodeIndex:
     """What of a dataset a run reads.
 
     Attributes:
-      records: Usable episodes by episode index.
+      records: Episodes that are read, by episode index.
       train_episodes: Episode indices of the training split, ascending.
       validation_episodes: Episode indices held out, ascending.
       train: Training windows.
       validation: Validation windows.
       quarantined: Reason by episode index for episodes that are broken.
+      unwanted: Reason by episode index for sound episodes that ``config.data.filters`` leave out.
       too_short: Usable episodes without room for one block, by length; they have no windows.
+      task_episodes: Of each task that is read, its ``train_episodes`` and ``validation_episodes``, counted.
+      steps: Of all episodes that are read.
     """
 
-    records: dict[int, EpisodeRecord]
-    train_episodes: tuple[int, ...]
-    validation_episodes: tuple[int, ...]
+    records: Mapping[int, EpisodeRecord]
+    train_episodes: Sequence[int]
+    validation_episodes: Sequence[int]
     train: WindowTable
     validation: WindowTable
     quarantined: dict[int, str]
+    unwanted: dict[int, str]
     too_short: dict[int, int]
+    task_episodes: dict[str, dict[str, int]]
+    steps: int
 
 
 def build_index(source: Source, config: RunConfig) -> EpisodeIndex:
     """Checks every episode, splits by episode and lists the windows.
 
     Raises:
+      ConfigError: A filter needs a feature that the dataset does not have.
       DataError: More than ``data.broken_budget`` of the episodes are broken, or no training window is left.
     """
-    quarantined = _find_quarantined(source, config.data)
-    records = {record.index: record for record in source.episodes if record.index not in quarantined}
+    return assemble_index(survey_episodes(source, config.data, source.episodes), config, source.path)
+
+
+def assemble_index(survey: Survey, config: RunConfig, path: Path) -> EpisodeIndex:
+    """Returns the index that follows from what was found in the dataset at ``path``. Errors as ``build_index``."""
+    _check_budget(survey, config.data, path)
+    records = {record.index: record for record in survey.wanted}
     train, validation = split_episodes(list(records.values()), config.data)
     steps = derive_geometry(config).steps_per_block
     too_short = {index: record.length for index, record in records.items() if record.length <= steps}
-    for index, length in too_short.items():
+    if too_short:
         logging.warning(
-            "dataset %s: episode %d has %d steps, no room for a block of %d", source.path, index, length, steps
+            "dataset %s: %d episodes have no room for a block of %d steps, first episode %d of %d",
+            *(path, len(too_short), steps, *next(iter(too_short.items()))),
         )
-    windows = list_windows([records[index] for index in train], config)
+    windows = list_windows([records[index] for index in train], config, survey.idle)
     if not len(windows):
         raise DataError(
-            f"dataset {source.path} has no training window: {len(records)} usable episodes, {len(too_short)} of them "
+            f"dataset {path} has no training window: {len(records)} usable episodes, {len(too_short)} of them "
             f"not longer than the {steps} steps of a block (config.layout.frames_per_block x config.data.frame_stride)"
+            f", {len(survey.unwanted)} left out by config.data.filters"
         )
     return EpisodeIndex(
         records=records,
         train_episodes=train,
         validation_episodes=validation,
         train=windows,
-        validation=list_windows([records[index] for index in validation], config),
-        quarantined=quarantined,
+        validation=list_windows([records[index] for index in validation], config, survey.idle),
+        quarantined=dict(sorted(survey.broken.items())),
+        unwanted=dict(sorted(survey.unwanted.items())),
         too_short=too_short,
+        task_episodes=_count_tasks(records, {"train_episodes": train, "validation_episodes": validation}),
+        steps=sum(record.length for record in records.values()),
     )
 
 
-def list_windows(episodes: Sequence[EpisodeRecord], config: RunConfig) -> WindowTable:
+def list_windows(
+    episodes: Sequence[EpisodeRecord],
+    config: RunConfig,
+    idle: Mapping[int, npt.NDArray[np.bool_]] | None = None,
+) -> WindowTable:
     """Returns all windows of ``episodes``: every ``window_stride``-th start that leaves one full block.
 
     The last frame of a window's first block lies ``steps_per_block`` steps after its start and must be real; what
-    lies beyond the episode's end is masked.
+    lies beyond the episode's end is masked. Of an episode in ``idle``, windows with too many idle steps are left out.
     """
-    steps, stride = derive_geometry(config).steps_per_block, config.data.window_stride
-    starts = [np.arange(0, max(0, record.length - steps), stride, dtype=np.int32) for record in episodes]
+    geometry, stride = derive_geometry(config), config.data.window_stride
+    starts = [np.arange(0, max(0, r.length - geometry.steps_per_block), stride, dtype=np.int32) for r in episodes]
+    if idle:
+        limits = {"window_steps": geometry.window_steps, "max_idle": config.data.filters.max_idle}
+        starts = [
+            keep_moving(part, idle[r.index], **limits) if r.index in idle else part
+            for part, r in zip(starts, episodes, strict=True)
+        ]
     indices = [np.full(len(part), record.index, np.int32) for part, record in zip(starts, episodes, strict=True)]
     empty = np.zeros(0, np.int32)
     return WindowTable(episodes=np.concatenate([empty, *indices]), starts=np.concatenate([empty, *starts]))
@@ -133,40 +159,32 @@ def split_episodes(records: Sequence[EpisodeRecord], config: DataConfig) -> tupl
     return tuple(i for i in indices if i not in held_out), tuple(i for i in indices if i in held_out)
 
 
+def _count_tasks(
+    records: Mapping[int, EpisodeRecord], splits: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, int]]:
+    """Returns how many episodes of each split every task has."""
+    counts: dict[str, dict[str, int]] = {}
+    for name, episodes in splits.items():
+        for episode in episodes:
+            of_task = counts.setdefault(records[episode].task, dict.fromkeys(splits, 0))
+            of_task[name] += 1
+    return counts
+
+
 def _split_rank(seed: int, task: str, episode: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{task}\0{episode}".encode()).digest()
 
 
-def _find_quarantined(source: Source, config: DataConfig) -> dict[int, str]:
-    """Returns the reason for each broken episode, or raises where they exceed the budget."""
-    reasons, keys = source.find_broken(), vector_keys(config)
-    for record in source.episodes:
-        for key in keys:
-            if record.index in reasons:
-                break
-            bad = np.argwhere(~np.isfinite(source.column(key, record.index)))
-            if len(bad):
-                step, dim = bad[0]
-                reasons[record.index] = f"{key} is not finite at step {step}, dim {dim} ({len(bad)} such values)"
-    total = len(source.episodes)
-    if len(reasons) > config.broken_budget * total:
+def _check_budget(survey: Survey, config: DataConfig, path: Path) -> None:
+    """Raises ``DataError`` where more episodes are broken than the budget allows; tells of those left out."""
+    broken, total = survey.broken, len(survey.records)
+    if len(broken) > config.broken_budget * total:
         raise DataError(
-            f"dataset {source.path}: {len(reasons)} of {total} episodes are broken, more than "
-            f"config.data.broken_budget={config.broken_budget:g} allows: {_quote(reasons)}"
+            f"dataset {path}: {len(broken)} of {total} episodes are broken, more than "
+            f"config.data.broken_budget={config.broken_budget:g} allows: {quote_reasons(broken)}"
         )
-    if reasons:
-        logging.warning("dataset %s: %d of %d episodes left out: %s", source.path, len(reasons), total, _quote(reasons))
-    return dict(sorted(reasons.items()))
-
-
-def _quote(reasons: Mapping[int, str]) -> str:
-    """Returns the first reasons on one line, each with its first episode and how many more share it."""
-    episodes: dict[str, list[int]] = {}
-    for index, reason in sorted(reasons.items()):
-        episodes.setdefault(reason, []).append(index)
-    quoted = [
-        f"episode {indices[0]}{f' and {len(indices) - 1} more' if len(indices) > 1 else ''}: {reason}"
-        for reason, indices in list(episodes.items())[:QUOTED_REASONS]
-    ]
-    rest = len(episodes) - len(quoted)
-    return "; ".join(quoted) + (f"; and {rest} more reasons" if rest > 0 else "")
+    if broken:
+        logging.warning("dataset %s: %d of %d episodes left out: %s", path, len(broken), total, quote_reasons(broken))
+    if survey.unwanted:
+        quoted = quote_reasons(survey.unwanted)
+        logging.info("dataset %s: %d of %d episodes filtered: %s", path, len(survey.unwanted), total, quoted)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.sources.source import EpisodeRecord, Source
+from data_pipelines.survey import find_not_finite
 from wamjax.errors import DataError
 
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
@@ -62,13 +63,9 @@ def find_unusable(source: Source) -> dict[int, str]:
     """Returns the reason for each episode that training would quarantine: broken files, or values not finite."""
     reasons = dict(source.find_broken())
     for episode in source.episodes:
-        for name in source.columns:
-            if episode.index in reasons:
-                break
-            bad = np.argwhere(~np.isfinite(source.column(name, episode.index)))
-            if len(bad):
-                step, dim = bad[0]
-                reasons[episode.index] = f"{name} is not finite at step {step}, dim {dim} ({len(bad)} such values)"
+        reason = reasons.get(episode.index) or find_not_finite(source, episode)
+        if reason:
+            reasons[episode.index] = reason
     return dict(sorted(reasons.items()))
 
 

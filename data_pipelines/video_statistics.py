@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_pipelines.windows import WindowReader
+from data_pipelines.stream import Samples
 from wamjax.batch import VideoStatistics
 
 NUM_WINDOWS = 256  # windows read; the mean of a static scene settles long before
 MIN_STD = 1.0  # pixel levels; a set of identical frames must not be divided by zero
 
 
-def compute_video_statistics(windows: WindowReader) -> VideoStatistics:
+def compute_video_statistics(windows: Samples) -> VideoStatistics:
     """Returns the statistics over the real frames (not the repeated last ones) of evenly spread windows."""
     count = min(NUM_WINDOWS, len(windows))
     total: np.ndarray | float = 0.0

@@ -27,7 +27,7 @@ from data_pipelines.latents.manifest import (
 from data_pipelines.latents.pipeline import open_text_cache
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
 from launch import distributed
-from launch.experiment import config_from_flags, define_config_flag
+from launch.experiment import config_from_flags, define_config_flag, define_source_flag, select_source
 from launch.frozen_encoders import EncoderFolders, FrozenEncoders, find_tokenizer
 from launch.workdir import WorkDir
 from wamjax.config.clip import pixel_windows
@@ -43,6 +43,7 @@ from wamjax.training.precompute_log import PrecomputeLog
 def define_flags() -> None:
     """Defines the flags of ``wamjax data cache``."""
     define_config_flag()
+    define_source_flag()
     flags.DEFINE_string("vae", None, "Folder of the autoencoder.", required=True)
     flags.DEFINE_string("text_encoder", None, "Folder of the text encoder.", required=True)
     flags.DEFINE_string("tokenizer", None, "Its tokenizer; by default in its folder, or in `tokenizer` beside it.")
@@ -61,7 +62,7 @@ def run(argv: list[str]) -> int:
     """Makes what is missing of the folder."""
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax data cache takes flags only")
-    values, config = flags.FLAGS, config_from_flags()
+    values, config = flags.FLAGS, select_source(config_from_flags())
     if config.backbone is None:
         raise ConfigError(f"{config.name} has no config.backbone: the small model reads pixels and needs no latents")
     if values.worker >= values.num_workers:

@@ -224,5 +224,6 @@ SUBCOMMANDS: dict[str, Command | Verb] = {
         define_flags=_define_json_flag,
         run=_run_stats,
     ),
+    "index": Verb("launch.index_command", "look through a dataset once, so that training starts in seconds"),
     "cache": Verb("launch.cache_command", "encode windows and prompts once, for a backbone to train on"),
 }

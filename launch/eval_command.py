@@ -66,6 +66,11 @@ def run(argv: list[str]) -> int:
             f"--workdir={workdir.path} trains config.backbone, on latents: wamjax eval looks at pixels and samples the "
             "small model; validation losses are in metrics.jsonl (config.evaluate.every_steps)"
         )
+    if run_config.data.mixture.sources:
+        raise ConfigError(
+            f"--workdir={workdir.path} trains on config.data.mixture: wamjax eval takes runs on one dataset; "
+            "validation losses over all sources are in metrics.jsonl (config.evaluate.every_steps)"
+        )
     distributed.start_devices(values.cpu_devices)
     config = fit_to_devices(run_config, jax.device_count())
     output = Path(values.output) if values.output else workdir.path

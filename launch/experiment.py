@@ -19,6 +19,7 @@ from absl import flags
 from ml_collections import config_dict
 
 from data_pipelines.embodiments.apply import apply_embodiment
+from data_pipelines.mixtures.settings import resolve_mixture, source_config
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -42,6 +43,28 @@ def define_config_flag(*, required: bool = True) -> None:
 def define_override_flag() -> None:
     """Defines the flag that ``--config.a.b=v`` becomes, for verbs whose configuration comes from a work directory."""
     flags.DEFINE_multi_string(OVERRIDE_FLAG, [], "One override, KEY=VALUE; the same as --config.KEY=VALUE.")
+
+
+def define_source_flag() -> None:
+    """Defines ``--source``, for verbs that take one dataset at a time (see ``select_source``)."""
+    flags.DEFINE_string("source", None, "Which source of config.data.mixture, by name.")
+
+
+def select_source(config: RunConfig) -> RunConfig:
+    """Returns the configuration of the source that ``--source`` names; ``config`` where it is no mixture.
+
+    Raises:
+      ConfigError: The mixture has no such source, none is named, or one is and there is no mixture.
+    """
+    name, sources = flags.FLAGS.source, config.data.mixture.sources
+    if not sources and name is None:
+        return config
+    found = [source for source in sources if source.name == name]
+    if not found:
+        known = ", ".join(source.name for source in sources)
+        expected = f"expected one of {known}" if known else "config.data.mixture has no sources; leave it away"
+        raise ConfigError(f"--source={name}: one dataset at a time; {expected}")
+    return source_config(config, found[0])
 
 
 def rewrite_overrides(argv: Sequence[str]) -> list[str]:
@@ -73,10 +96,12 @@ def config_from_flags() -> RunConfig:
     """Returns the configuration named by ``--config`` with the overrides of the command line.
 
     Raises:
-      ConfigError: See ``load_experiment``, ``wamjax.config.bridge.apply_overrides`` and ``apply_embodiment``.
+      ConfigError: See ``load_experiment``, ``wamjax.config.bridge.apply_overrides``, ``apply_embodiment`` and
+        ``resolve_mixture``.
     """
     config = load_experiment(flags.FLAGS.config)
-    return apply_embodiment(bridge.apply_overrides(config, flags.FLAGS[OVERRIDE_FLAG].value or ()))
+    config = apply_embodiment(bridge.apply_overrides(config, flags.FLAGS[OVERRIDE_FLAG].value or ()))
+    return resolve_mixture(config)
 
 
 def load_experiment(name: str) -> RunConfig:

@@ -157,6 +157,9 @@ def _row(account: Account, prices: Prices) -> dict[str, Any]:
         "status": account.status,
         "steps": account.steps,
         "samples": account.samples,
+        "sources": {
+            name: {"samples": samples, "epochs": account.epochs.get(name)} for name, samples in account.sources.items()
+        },
         "tokens": account.tokens,
         "flops": {
             "model": account.model_total,
@@ -236,16 +239,27 @@ def describe(campaign: Mapping[str, Any]) -> str:
     total = campaign["total"]
     lines += ["", f"executed in all: {total['flops']['executed']:,} FLOPs = {total['zflops']['executed']:.6g} ZFLOP"]
     lines += _describe_components(total)
+    lines += [_describe_sources(row) for row in campaign["ledgers"] if row["sources"]]
     if total["tokens"]:
         lines.append("tokens: " + ", ".join(f"{stream} {count:,}" for stream, count in total["tokens"].items()))
     lines.append(
         f"prices: {campaign['prices']['source']}, {campaign['prices']['region']}, {campaign['prices']['date']}"
     )
+    lines.append("chip-hours are those of running processes: what was paid for between them is not recorded")
     if total["usd_reason"]:
         lines.append(f"no sum of money: {total['usd_reason']}")
     lines += [f"NOTE {row['name']}: {note}" for row in campaign["ledgers"] for note in row["notes"]]
     lines += [f"NOTE {note}" for note in campaign["notes"]]
     return "\n".join(lines)
+
+
+def _describe_sources(row: Mapping[str, Any]) -> str:
+    """Returns the samples and epochs of each dataset of one ledger."""
+    parts = [
+        f"{name} {read['samples']:,} samples" + ("" if read["epochs"] is None else f" ({read['epochs']:.3g} epochs)")
+        for name, read in row["sources"].items()
+    ]
+    return f"read by {row['name']}: {', '.join(parts)}"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

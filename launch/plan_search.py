@@ -37,6 +37,7 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.planning.cost import Prices, load_prices
 from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
+from wamjax.planning.memory import PLAN_ERROR
 from wamjax.planning.plan import make_plan
 from wamjax.planning.plan_json import to_json
 from wamjax.planning.run_length import Wanted
@@ -45,6 +46,7 @@ from wamjax.planning.text import duration
 
 _DEFAULT_SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 _SHOWN_INFEASIBLE = 5
+_TIGHT = "~"  # marks memory that only a compiler can judge
 
 
 def define_flags() -> None:
@@ -150,6 +152,8 @@ def describe(config: RunConfig, results: Sequence[Result], *, tried: int, steps:
     if len({result.candidate.machine.name for result in results}) > 1 and front:
         lines += ["", "not beaten in both wall time and money:"]
         lines += [_row(place, result) for place, result in enumerate(front, 1)]
+    if any(result.memory is not None and result.memory.is_tight for result in feasible[:top]):
+        lines += ["", f"{_TIGHT} fits by less than the {PLAN_ERROR:.0%} a plan may be off: --compile_top=N tells"]
     refused = [result for result in results if result.why_not]
     if refused:
         lines += ["", f"{len(refused):,} cannot be, such as"]
@@ -164,17 +168,19 @@ def _row(place: int, result: Result) -> str:
     assert on is not None, "only feasible results have a row"
     assert on.time is not None
     assert outlook is not None
+    tight = _TIGHT if on.memory.is_tight else " "
     usd = "-" if outlook.usd is None else f"{outlook.usd.mid:,.0f}"
     return (
         f"{place:4} {result.candidate!s} {duration(result.step_s):>10} {on.time.mfu:6.1%} "
-        f"{on.memory.total / 2**30:6.1f} {duration(outlook.elapsed_s.mid):>10} {usd:>12}  "
+        f"{on.memory.total / 2**30:6.1f}{tight}{duration(outlook.elapsed_s.mid):>10} {usd:>12}  "
         f"{on.time.binding.name_on(result.candidate.machine)}"
     )
 
 
 def _parse(name: str) -> Machine:
     """Returns the machine called ``name``: a topology, or KIND:N."""
-    return machine_of_topology(name) if "x" in name.partition(":")[2] else machine_of_chips(name)
+    make = machine_of_topology if "x" in name.partition(":")[2] else machine_of_chips
+    return make(name, flag="--machines")
 
 
 def _all_machines() -> list[Machine]:

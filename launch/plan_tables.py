@@ -94,7 +94,7 @@ def _summary(plan: Mapping[str, Any]) -> Table:
         add("step time", f"unknown: {time['reason_unknown']}", "time")
     if "memory" in plan:
         memory = plan["memory"]
-        verdict = "fits" if memory["fits"] else "does not fit"
+        verdict = ("fits" if memory["fits"] else "does not fit") + (", narrowly" if memory["is_tight"] else "")
         add(
             "memory of a device",
             f"{gib(memory['total_bytes'])} of {gib(memory['hbm_bytes'])}: {verdict}",

@@ -22,9 +22,12 @@ import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from data_pipelines.latents.pipeline import LatentPipeline, open_latents
-from data_pipelines.pipeline import Pipeline, TrainStream, build_pipeline
+from data_pipelines.latents.pipeline import LatentPipeline
+from data_pipelines.mixtures.pipeline import MixturePipeline, open_data
+from data_pipelines.mixtures.settings import source_config
+from data_pipelines.pipeline import Pipeline
 from data_pipelines.render import render_batch, render_latents
+from data_pipelines.stream import TrainStream
 from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
@@ -53,7 +56,7 @@ from wamjax.training.loop import LoopPlan, LoopResult, TrainLoop
 from wamjax.training.program import TrainProgram, build_program, describe_sharding
 from wamjax.training.records import RecordLog, rewind
 
-Data = Pipeline | LatentPipeline
+Data = Pipeline | LatentPipeline | MixturePipeline
 
 
 def define_flags() -> None:
@@ -74,7 +77,8 @@ def run(argv: list[str]) -> int:
     began_unix_s = time.time()
     values = flags.FLAGS
     config, workdir = config_from_flags(), WorkDir(Path(values.workdir))
-    _check_latents(config)
+    for of_source in [source_config(config, source) for source in config.data.mixture.sources] or [config]:
+        _check_latents(of_source)
     distributed.start_devices(values.cpu_devices, keep_memory=config.model.remat == "none")
     # All keys count here, also those a resumed run may change: processes that save at other steps wait for ever.
     facts = {**settings(config), **code_facts(), "--cpu_devices": str(values.cpu_devices)}
@@ -93,7 +97,7 @@ def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
     program = build_program(config, mesh)
     pipeline = _build_pipeline(config, workdir)
     distributed.check_same_everywhere({"the fingerprint of the dataset": pipeline.fingerprint})
-    ledger = _build_ledger(config, program)
+    ledger = _build_ledger(config, program, pipeline)
     store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
     base = program.load_base()
     restored = store.restore_latest(
@@ -183,15 +187,15 @@ def _check_latents(config: RunConfig) -> None:
 
 def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Data:
     """Returns the pipeline; process 0 computes the normalisation and the others read what it wrote."""
-    build = build_pipeline if config.backbone is None else open_latents
-    pipeline = distributed.run_on_first_process(lambda: build(config, workdir=workdir.path))
-    return pipeline or build(config, workdir=workdir.path)
+    pipeline = distributed.run_on_first_process(lambda: open_data(config, workdir=workdir.path))
+    return pipeline or open_data(config, workdir=workdir.path)
 
 
-def _build_ledger(config: RunConfig, program: TrainProgram) -> Ledger:
+def _build_ledger(config: RunConfig, program: TrainProgram, pipeline: Data) -> Ledger:
     return Ledger(
         count=count_flops(config, program.layout, execution_on(program.mesh)),
         samples_per_step=config.train.global_batch_size,
+        sources=pipeline,
         denominator=Denominator(
             device_kind=program.mesh.devices.flat[0].device_kind,
             num_devices=program.mesh.devices.size,
@@ -334,6 +338,9 @@ def _describe_start(
         f"data: {summary['path']}, {summary['train']['windows']:,} training and "
         f"{summary['validation']['windows']:,} held-out windows, {len(summary['quarantined'])} episodes quarantined"
     )
+    for stage in summary.get("shares", ()):
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in stage.items() if name != "step")
+        data += f"\n  from step {stage['step']}: {shares}"
     return "\n\n".join([describe_sharding(program), describe_flops(ledger.count), data, start])
 
 

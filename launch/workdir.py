@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -42,6 +43,7 @@ FREE_KEYS = (
     "optimizer.max_skipped",
     "data.path",
     "data.latents",
+    "data.index",
     "data.num_threads",
     "data.prefetch",
     "data.decoded_frames_mib",
@@ -174,7 +176,13 @@ def effective_config(config: RunConfig) -> RunConfig:
 def changed_keys(old: RunConfig, new: RunConfig) -> list[tuple[str, Any, Any]]:
     """Returns (dotted key, old, new) of every difference that changes what is computed."""
     differences = bridge.diff_configs(effective_config(old), effective_config(new))
-    return [(key, a, b) for key, a, b in differences if key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS]
+    return [(key, a, b) for key, a, b in differences if not _is_free(key)]
+
+
+def _is_free(key: str) -> bool:
+    """Returns whether a dotted key leaves alone what is computed; a source of a mixture is a ``data`` of its own."""
+    plain = re.sub(r"\.mixture\.sources\[\d+\]\.", ".", key)
+    return plain in FREE_KEYS or key.split(".")[0] in FREE_SECTIONS
 
 
 def check_resumable(workdir: WorkDir, config: RunConfig, *, allow_change: bool) -> None:
@@ -203,11 +211,7 @@ def check_resumable(workdir: WorkDir, config: RunConfig, *, allow_change: bool) 
 
 def config_hash(config: RunConfig) -> str:
     """Returns a short hash of what ``config`` computes; free keys do not count."""
-    fields = {
-        key: value
-        for key, value in bridge.iterate_fields(effective_config(config))
-        if key not in FREE_KEYS and key.split(".")[0] not in FREE_SECTIONS
-    }
+    fields = {key: value for key, value in bridge.iterate_fields(effective_config(config)) if not _is_free(key)}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data_pipelines.latents.manifest import TRAIN, VALIDATION, Manifest
 from data_pipelines.latents.records import count_records, pack, remove_halves, write_shard
-from data_pipelines.pipeline import stack_samples
+from data_pipelines.stream import stack_samples
 from data_pipelines.windows import WindowReader
 from wamjax.batch import WamBatch
 

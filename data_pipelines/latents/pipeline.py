@@ -26,7 +26,8 @@ from data_pipelines.latents.manifest import (
 )
 from data_pipelines.latents.records import SplitRecords
 from data_pipelines.normalisation import Normalisation, write_json
-from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE, TrainStream, stack_samples
+from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE
+from data_pipelines.stream import ONLY_SOURCE, TrainStream, endless, stack_samples
 from data_pipelines.text.embedding_cache import EmbeddingCache
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
@@ -88,9 +89,12 @@ class LatentPipeline:
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """As ``Pipeline.train_stream``."""
-        return TrainStream(
-            self._reader(TRAIN), self._config, shard_index=shard_index, shard_count=shard_count, position=position
-        )
+        samples = endless(self.training_windows(), self._config.data.shuffle_seed)
+        return TrainStream(samples, self._config, shard_index=shard_index, shard_count=shard_count, position=position)
+
+    def training_windows(self) -> LatentWindows:
+        """Returns random access to the training windows, ordered by episode and start."""
+        return self._reader(TRAIN)
 
     def validation_windows(self) -> LatentWindows:
         """Returns random access to the held-out windows, ordered by episode and start."""
@@ -98,6 +102,21 @@ class LatentPipeline:
 
     def video_statistics(self) -> None:
         """Returns None: latents are normalised by the autoencoder's own statistics."""
+
+    @property
+    def num_windows(self) -> dict[str, int]:
+        """Training windows: the samples of one epoch."""
+        return {ONLY_SOURCE: len(self.training_windows())}
+
+    def count_samples(self, position: int) -> dict[str, int]:
+        """Returns how many of the first ``position`` samples of the stream come from each dataset: all from this."""
+        return {ONLY_SOURCE: position}
+
+    @property
+    def hours(self) -> float | None:
+        """Duration of the dataset's episodes that were read; None where the frame rate is not known."""
+        dataset = self.manifest.dataset
+        return dataset["steps"] / dataset["fps"] / 3600 if dataset["fps"] else None
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -136,6 +155,10 @@ class LatentWindows:
         arrays = self._records[index]
         prompt = self._prompts[int(arrays.pop("prompt_id"))]
         return WamBatch(**arrays, text=self._embed(prompt))
+
+    def sample(self, index: int) -> WamBatch:
+        """As ``self[index]``."""
+        return self[index]
 
     def batch(self, indices: Sequence[int]) -> WamBatch:
         """Returns the windows at ``indices`` as one host batch, in that order."""

@@ -140,6 +140,11 @@ class ClipSource(OpenedSource):
         except VideoError as error:
             raise DataError(f"dataset {self.path}: episode {episode}: {error}") from error
 
+    def find_video(self, camera: str, episode: int) -> tuple[VideoTable, int]:
+        """Returns an episode's video, which begins with it."""
+        assert camera == CAMERA, camera
+        return self._tables[episode], 0
+
     def fingerprint(self) -> str:
         """Returns a hash of names, sizes, lengths and captions (16 hex digits)."""
         digest = hashlib.sha256(self._format.encode())

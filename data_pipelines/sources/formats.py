@@ -40,6 +40,7 @@ def open_source(
     columns: Sequence[str] | None = None,
     keep_bytes: int = 0,
     num_threads: int = 4,
+    part: range | None = None,
 ) -> Source:
     """Opens a dataset of any supported format.
 
@@ -50,11 +51,35 @@ def open_source(
       columns: Numeric features that will be read; None for all floating-point ones.
       keep_bytes: Largest size of all decoded frames together at which they are kept in memory.
       num_threads: Files read at once while opening.
+      part: Positions of the episodes that will be read, of a format that ``opens_in_parts``; None for all.
 
     Raises:
       DataError: The folder does not exist, is of no known format or of two at once, or its reader refuses it.
     """
-    path = Path(path)
+    reader = _find_reader(Path(path))
+    options = {} if part is None else {"part": part}
+    return reader(
+        Path(path),
+        cameras=cameras,
+        optional_cameras=optional_cameras,
+        columns=columns,
+        keep_bytes=keep_bytes,
+        num_threads=num_threads,
+        **options,
+    )
+
+
+def opens_in_parts(path: str | Path) -> bool:
+    """Returns whether some episodes of a dataset can be read without opening the files of the others.
+
+    Raises:
+      DataError: As ``open_source``.
+    """
+    return _find_reader(Path(path)) is LeRobotDataset
+
+
+def _find_reader(path: Path) -> Callable[..., Source]:
+    """Returns the reader of a dataset's format."""
     if not path.exists():
         raise DataError(f"dataset {path} does not exist (config.data.path): expected the folder of a dataset")
     if not path.is_dir():
@@ -66,11 +91,4 @@ def open_source(
     if len(found) > 1:
         names = " and ".join(name for name, _ in found)
         raise DataError(f"dataset {path} is of more than one format: it holds {names}; keep one of them in a folder")
-    return found[0][1](
-        path,
-        cameras=cameras,
-        optional_cameras=optional_cameras,
-        columns=columns,
-        keep_bytes=keep_bytes,
-        num_threads=num_threads,
-    )
+    return found[0][1]

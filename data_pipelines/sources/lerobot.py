@@ -48,6 +48,7 @@ class LeRobotDataset(OpenedSource):
         columns: Sequence[str] | None = None,
         keep_bytes: int = 0,
         num_threads: int = 4,
+        part: range | None = None,
     ) -> None:
         """Opens the dataset.
 
@@ -58,6 +59,8 @@ class LeRobotDataset(OpenedSource):
           columns: Numeric features that will be read; None for all floating-point ones but the clock.
           keep_bytes: See ``FrameReader``.
           num_threads: Files read at once while opening.
+          part: Positions in ``episodes`` of those that will be read; only their files are opened, and only of them
+            ``find_broken`` tells. None for all.
 
         Raises:
           DataError: The folder or its metadata is missing, unreadable, empty or of another version, or a feature is
@@ -85,12 +88,16 @@ class LeRobotDataset(OpenedSource):
         self._tasks, self._task_indices = declared.tasks, declared.task_indices
         self.episodes, self._places = declared.records, declared.places
         self._length = {episode.index: episode.length for episode in self.episodes}
-        self._of_data_file: dict[str, list[int]] = {}
-        self._of_video_file: dict[str, list[tuple[int, int]]] = {}  # (first frame, episode)
+        self._part = {record.index for record in (self.episodes if part is None else self.episodes[_slice(part)])}
+        self._of_data_file: dict[str, list[int]] = {}  # of the part
+        self._of_video_file: dict[str, list[tuple[int, int]]] = {}  # (first frame, episode), of the part's files
+        videos = {name for index in self._part for name, _ in self._places[index].videos.values()}
         for index, place in sorted(self._places.items()):
-            self._of_data_file.setdefault(place.data_file, []).append(index)
+            if index in self._part:
+                self._of_data_file.setdefault(place.data_file, []).append(index)
             for name, first in place.videos.values():
-                self._of_video_file.setdefault(name, []).append((first, index))
+                if name in videos:
+                    self._of_video_file.setdefault(name, []).append((first, index))
         self._rows: dict[int, npt.NDArray[np.int64]] = {}  # of each episode in its data file
         with ThreadPoolExecutor(num_threads) as pool:
             list(pool.map(self._read_data_file, sorted(self._of_data_file)))
@@ -121,6 +128,10 @@ class LeRobotDataset(OpenedSource):
         """Whether decoded frames are kept in memory."""
         return self._reader.keeps_frames
 
+    def find_broken(self) -> dict[int, str]:
+        """Returns the first reason for each episode of the part that cannot be read whole."""
+        return {index: reason for index, reason in self._broken.first_reasons().items() if index in self._part}
+
     def frames(self, camera: str, episode: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Returns the camera's frames ``[len(steps), h, w, 3]`` at ascending, distinct ``steps`` of an episode.
 
@@ -141,6 +152,13 @@ class LeRobotDataset(OpenedSource):
         name, first = self._places[episode].videos[camera]
         return self.path / name, first
 
+    def find_video(self, camera: str, episode: int) -> tuple[VideoTable, int] | None:
+        """Returns the video of an episode's camera and the number of its first frame there; None for images."""
+        if camera not in self._in_videos:
+            return None
+        name, first = self._places[episode].videos[camera]
+        return self._tables[name], first
+
     def fingerprint(self) -> str:
         """Returns a hash of metadata, episode table, parquet contents and video names and sizes (16 hex digits)."""
         digest = hashlib.sha256(json.dumps(self._info, sort_keys=True).encode())
@@ -151,10 +169,10 @@ class LeRobotDataset(OpenedSource):
                     (episode.index, episode.length, episode.task, place.data_file, sorted(place.videos.items()))
                 ).encode()
             )
-        for name in sorted(self._of_data_file):
+        for name in sorted({place.data_file for place in self._places.values()}):
             file = self.path / name
             digest.update(name.encode() + (_file_digest(file) if file.is_file() else b"missing"))
-        for name in sorted(self._of_video_file):
+        for name in sorted({name for place in self._places.values() for name, _ in place.videos.values()}):
             file = self.path / name
             digest.update(f"{name}:{file.stat().st_size if file.is_file() else -1}".encode())
         return digest.hexdigest()[:16]
@@ -177,8 +195,11 @@ class LeRobotDataset(OpenedSource):
             for index in expected:
                 self._broken.note(index, f"{name} cannot be read: {first_line(error)}".replace(f"{self.path}/", ""))
             return
-        for index in expected:
-            rows = np.flatnonzero(numbers["episode_index"] == index)
+        order = np.argsort(numbers["episode_index"], kind="stable")  # rows of one episode side by side, in their order
+        owners, indices = numbers["episode_index"][order], np.array(expected)
+        begins, ends = np.searchsorted(owners, indices), np.searchsorted(owners, indices + 1)
+        for index, begin, end in zip(expected, begins, ends, strict=True):
+            rows = order[begin:end]
             problem = self._find_problem(index, {key: values[rows] for key, values in numbers.items()})
             if problem:
                 self._broken.note(index, f"{name} {problem}")
@@ -233,6 +254,10 @@ class LeRobotDataset(OpenedSource):
                 elif first != end:
                     self._broken.note(index, f"begins at frame {first} of {name}, the one before it ends at {end}")
                 end = first + self._length[index]
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop, part.step)
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:

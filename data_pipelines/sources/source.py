@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from absl import logging
 
+from data_pipelines.sources.video import VideoTable
 from wamjax.errors import DataError
 
 
@@ -108,6 +109,18 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """Returns a hash that changes when the dataset's content does."""
+        ...
+
+
+@runtime_checkable
+class VideoSource(Protocol):
+    """A source whose frames lie in video files: an index can keep their tables, so that nobody scans them again."""
+
+    def find_video(self, camera: str, episode: int) -> tuple[VideoTable, int] | None:
+        """Returns the video of a sound episode's camera and the number of its first frame there.
+
+        None where this camera's frames do not lie in a video.
+        """
         ...
 
 

@@ -3,7 +3,7 @@
 Command:   wamjax plan --config=experiments/pretrain/wan_1_3b_480p.py --topology=v5p:2x2x4 --compile
 Paper:     Wan (arXiv 2503.20314); sizes of wan/configs/wan_t2v_1_3B.py
 Sequence:  21 x 30 x 52 = 32,760 tokens, padded to 32,768
-Mesh:      16 chips of TPU v5p: fsdp 4 x context 4
+Mesh:      16 chips of TPU v5p: fsdp 16
 """
 
 import dataclasses

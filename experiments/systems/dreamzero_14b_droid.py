@@ -28,7 +28,7 @@ def get_config() -> config_dict.ConfigDict:
     block = dataclasses.replace(WAN_2_1_I2V_14B.block, compute_dtype="bfloat16")
     config = RunConfig(
         name="dreamzero_14b_droid",
-        backbone=dataclasses.replace(WAN_2_1_I2V_14B, block=block, remat="attention"),
+        backbone=dataclasses.replace(WAN_2_1_I2V_14B, block=block, remat="self_attention"),
         # Three views on a canvas of 352 x 640, 33 frames at 5 Hz.
         clip=ClipConfig(num_frames=33, height=352, width=640),
         actions=ActionsConfig(modules="category"),

@@ -110,12 +110,17 @@ def test_diff_configs_names_every_differing_field_and_no_other() -> None:
     assert bridge.diff_configs(CONFIG, changed) == [("name", CONFIG.name, "b"), ("train.num_steps", 7, 8)]
 
 
+def replace_field(section: typing.Any, names: list[str], value: int) -> typing.Any:
+    """``section`` with another value in a field of it, or of a section inside it."""
+    head, *rest = names
+    inner = replace_field(getattr(section, head), rest, value) if rest else value
+    return dataclasses.replace(section, **{head: inner})
+
+
 @pytest.mark.parametrize("key", [key for key, value in bridge.iterate_fields(RunConfig()) if type(value) is int])
 def test_diff_configs_sees_every_field(key: str) -> None:
     old = dict(bridge.iterate_fields(RunConfig()))[key]
-    sections, _, name = key.rpartition(".")
-    section = getattr(RunConfig(), sections)
-    changed = dataclasses.replace(RunConfig(), **{sections: dataclasses.replace(section, **{name: old + 1})})
+    changed = replace_field(RunConfig(), key.split("."), old + 1)
     assert bridge.diff_configs(RunConfig(), changed) == [(key, old, old + 1)]
 
 

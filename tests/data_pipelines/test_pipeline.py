@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipelines.mixtures.pipeline import MixturePipeline
 from data_pipelines.pipeline import PROMPTS_FILE, Pipeline, build_pipeline
 from data_pipelines.recording.lerobot_format import DATA_PATH
 from data_pipelines.sources.lerobot import LeRobotDataset
@@ -24,7 +25,9 @@ BATCH = 8
 DATA_FILE = DATA_PATH.format(chunk_index=0, file_index=0)
 
 
-def read(pipeline: Pipeline, shards: int, position: int, count: int, batch: int = BATCH) -> list[WamBatch]:
+def read(
+    pipeline: Pipeline | MixturePipeline, shards: int, position: int, count: int, batch: int = BATCH
+) -> list[WamBatch]:
     """The next ``count`` global batches, put together from ``shards`` streams side by side."""
     streams = [pipeline.train_stream(shard, shards, position) for shard in range(shards)]
     batches = []

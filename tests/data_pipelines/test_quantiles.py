@@ -9,9 +9,7 @@ SHARES = (0.01, 0.99)
 
 def measure(values: np.ndarray, piece: int = 37) -> Spread:
     rows = values.astype(np.float32)
-    return measure_spread(
-        lambda: (rows[i : i + piece] for i in range(0, len(rows), piece)), rows.shape[1], SHARES
-    )
+    return measure_spread(lambda: (rows[i : i + piece] for i in range(0, len(rows), piece)), rows.shape[1], SHARES)
 
 
 def draw(kind: str, count: int) -> np.ndarray:
@@ -29,9 +27,7 @@ def draw(kind: str, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["scales", "ties", "tails", "zeros"])
 @pytest.mark.parametrize("count", [1, 2, 101, 5000])
-def test_streamed_statistics_equal_numpy_on_all_rows(
-    kind: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streamed_statistics_equal_numpy_on_all_rows(kind: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantiles, "_BATCH_ROWS", 256)  # several batches
     rows = draw(kind, count)
     exact, found = rows.astype(np.float64), measure(rows)

@@ -1,6 +1,5 @@
 """Every experiment file: its program can be built, and what its header says of itself is so."""
 
-import dataclasses
 import math
 import re
 import shlex
@@ -36,7 +35,7 @@ def numbers(text: str) -> list[int]:
 
 def program_on_eight_devices(path: Path) -> TrainProgram:
     config = load_experiment(str(path))
-    mesh = build_mesh(dataclasses.replace(config.parallel, data=1, fsdp=-1), jax.devices())
+    mesh = build_mesh(config.parallel, jax.devices(), batch_size=config.train.part_size)
     return build_program(config, mesh)
 
 
@@ -77,7 +76,8 @@ def test_mesh_of_a_header_is_that_of_its_command(path: Path) -> None:
     command = dict(word.split("=") for word in shlex.split(entries["Command"]) if "=" in word)
     generation, sizes = parse_topology(command["--topology"])
     devices = math.prod(sizes) * generation.chip.devices_per_chip
-    axes = resolve_axis_sizes(load_experiment(str(path)).parallel, devices)
+    config = load_experiment(str(path))
+    axes = resolve_axis_sizes(config.parallel, devices, config.train.part_size)
     chips, mesh = entries["Mesh"].split(":")
     assert numbers(chips)[0] == math.prod(sizes)
     stated = {name: int(size) for name, size in re.findall(r"(\w+) (\d+)", mesh)}

@@ -16,7 +16,9 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").rglob("[!_]
 
 
 def on_eight_devices(config: RunConfig) -> RunConfig:
-    return dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, data=1, fsdp=-1))
+    """Returns ``config`` with a mesh of eight devices, of which two hold parts of a sample where the batch decides."""
+    parallel = dataclasses.replace(config.parallel, data=1, fsdp=-1, context=config.parallel.context or 2)
+    return dataclasses.replace(config, parallel=parallel)
 
 
 # One of each formulation at 14B: tracing takes seconds, of which the fast tests have few.

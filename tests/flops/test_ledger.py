@@ -164,3 +164,54 @@ def test_checkpoint_from_before_encoders_were_counted_resumes_with_none():
     del old["encoder_flops"]
     book.resume(old)
     assert book.record(1, 1.0, 0.1)["encoder_flops"] == {"vae": 0, "text": 0, "image": 0}
+
+
+class EvenOdd:
+    """Every other sample comes from another dataset, ten and four windows large."""
+
+    @property
+    def num_windows(self):
+        return {"even": 10, "odd": 4}
+
+    def count_samples(self, position):
+        return {"even": (position + 1) // 2, "odd": position // 2}
+
+
+def test_samples_and_epochs_of_each_dataset_continue_over_a_resume():
+    whole = Ledger(count=real_count(), samples_per_step=3, denominator=CPU, sources=EvenOdd())
+    lines = [whole.record(step, 1.0, 0.5) for step in range(1, 6)]
+    assert lines[2]["sources"] == {"even": 5, "odd": 4}
+    assert lines[2]["epochs"] == {"even": 0.5, "odd": 1.0}
+    first = Ledger(count=real_count(), samples_per_step=3, denominator=CPU, sources=EvenOdd())
+    for step in range(1, 4):
+        first.record(step, 1.0, 0.5)
+    resumed = Ledger(count=real_count(), samples_per_step=3, denominator=CPU, sources=EvenOdd())
+    resumed.resume(json.loads(json.dumps(first.totals)))
+    assert [resumed.record(step, 1.0, 0.5) for step in (4, 5)] == lines[3:]
+
+
+def test_run_that_goes_on_with_another_mixture_keeps_what_it_has_read():
+    class Only:
+        @property
+        def num_windows(self):
+            return {"new": 6}
+
+        def count_samples(self, position):
+            return {"new": position}
+
+    first = Ledger(count=real_count(), samples_per_step=4, denominator=CPU, sources=EvenOdd())
+    first.record(1, 1.0, 0.5)
+    resumed = Ledger(count=real_count(), samples_per_step=4, denominator=CPU, sources=Only())
+    resumed.resume(first.totals)
+    line = resumed.record(2, 1.0, 0.5)
+    assert line["sources"] == {"even": 2, "odd": 2, "new": 4}
+    assert line["epochs"] == {"new": 4 / 6}
+
+
+def test_totals_from_before_datasets_were_counted_are_taken_up():
+    first = ledger(samples=4)
+    first.record(1, 1.0, 0.5)
+    totals = {key: value for key, value in first.totals.items() if key != "sources"}
+    resumed = Ledger(count=real_count(), samples_per_step=4, denominator=CPU, sources=EvenOdd())
+    resumed.resume(totals)
+    assert resumed.record(2, 1.0, 0.5)["sources"] == {"even": 4, "odd": 4}

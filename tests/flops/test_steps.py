@@ -99,7 +99,8 @@ def cases(number: int, seed: int) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize(
-    "remat", [pytest.param(r, marks=() if r in ("none", "exchanged", "full") else pytest.mark.slow) for r in REMATS]
+    "remat",
+    [pytest.param(r, marks=() if r in ("none", "exchanged", "self_attention") else pytest.mark.slow) for r in REMATS],
 )
 def test_hardware_flops_equal_the_jaxpr_under_every_policy(remat: Remat) -> None:
     check(vary(JOINT, backbone={"remat": remat}))

@@ -19,7 +19,7 @@ from wamjax.planning.machine import machine_of_chips, machine_of_topology
 from wamjax.planning.shards import make_shard
 
 LAYERS = 3  # a size that nothing else here has first
-POLICIES: tuple[Remat, ...] = ("none", "products", "exchanged", "attention", "full")
+POLICIES: tuple[Remat, ...] = ("none", "products", "exchanged", "attention", "self_attention", "full")
 SHORT, LONG = (
     ClipConfig(num_frames=9, height=32, width=48, text_tokens=7),
     ClipConfig(num_frames=17, height=96, width=160, text_tokens=7),
@@ -78,7 +78,7 @@ def planned(config: RunConfig) -> Activations:
 @pytest.mark.parametrize(
     ("clip", "remat"),
     [
-        (LONG, "products"),
+        (LONG, "self_attention"),
         *(pytest.param(clip, remat, marks=pytest.mark.slow) for clip in (SHORT, LONG) for remat in POLICIES),
     ],
 )

@@ -38,7 +38,7 @@ def report() -> CompileReport:
     assert config.backbone is not None
     config = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, num_layers=LAYERS))
     topology = open_topology("v5p:4x4x4")
-    program = build_program(config, build_mesh(config.parallel, topology.devices))
+    program = build_program(config, build_mesh(config.parallel, topology.devices, batch_size=config.train.part_size))
     assert find_replicated(program.abstract_state, MAX_WHOLE_BYTES) == {}
     return compile_step(program, topology, say=lambda text: None)
 

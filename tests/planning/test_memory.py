@@ -47,7 +47,8 @@ CONFIGS = {
 def built(name: str) -> tuple[tuple[Placed, ...], TrainProgram, MemoryPlan]:
     config = CONFIGS[name]
     if name in {path.stem for path in FILES}:
-        config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, data=1, fsdp=-1))
+        parallel = dataclasses.replace(config.parallel, data=1, fsdp=-1, context=config.parallel.context or 2)
+        config = dataclasses.replace(config, parallel=parallel)
     layout = build_layout(config)
     shard = make_shard(config, layout, EIGHT)
     parameters = place_parameters(config, shard.mesh, shard.rules.parameters)

@@ -87,6 +87,9 @@ def iterate_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from iterate_fields(value, f"{prefix}{field.name}.")
+        elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+            for position, item in enumerate(value):
+                yield from iterate_fields(item, f"{prefix}{field.name}[{position}].")
         else:
             yield f"{prefix}{field.name}", value
 

@@ -10,7 +10,10 @@ DType = Literal["float32", "bfloat16"]
 Matmul = Literal["", "fp8", "int8"]
 
 # What the backward pass of a block finds; all else is computed again. See ``models.remat``.
-Remat = Literal["none", "full", "attention", "products", "exchanged", "offload"]
+Remat = Literal["none", "products", "exchanged", "attention", "self_attention", "offload", "full"]
+
+# Those under which the backward pass runs a block's products again.
+REPEATING: tuple[Remat, ...] = ("attention", "self_attention", "offload", "full")
 
 # Names of the tables of ``parallel.rules``.
 RulePreset = Literal["fsdp", "fsdp_context", "fsdp_context_tensor", "multi_slice"]

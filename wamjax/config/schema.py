@@ -12,9 +12,7 @@ from typing import Literal
 from wamjax.config.backbone import ActionsConfig, ClipConfig, VideoTransformerConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.parallel import ParallelConfig
-
-# A camera view on the canvas: (feature key of the dataset, top, left, height, width), in canvas pixels.
-ViewPlacement = tuple[str, int, int, int, int]
+from wamjax.config.sources import FilterConfig, MixtureConfig, ViewPlacement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +131,8 @@ class DataConfig:
       path: Folder of a LeRobot v3.0 dataset, absolute or relative to the directory the command runs in.
       latents: Folder that ``wamjax data cache`` made of the dataset: what ``backbone`` is trained on. The small model
         reads ``path``.
+      index: Folder that ``wamjax data index`` made of the dataset with these settings: starting takes seconds then,
+        whatever the dataset's size. Empty: the dataset is looked through at every start.
       embodiment: The robot: one of ``data_pipelines/embodiments`` or the path of such a TOML file. It decides
         ``canvas``, ``views``, ``frame_stride``, ``normalisation`` and which features are states and actions; these keys
         are left at their defaults. Empty: they are set here.
@@ -154,6 +154,8 @@ class DataConfig:
       video_statistics: ``training_mean`` subtracts the mean canvas of the training windows and divides by their
         standard deviation; ``none`` scales pixels to [-1, 1].
       broken_budget: Share of episodes that may be quarantined before indexing is refused.
+      filters: Sound episodes and windows that are not read.
+      mixture: Several datasets in place of ``path``.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
       decoded_frames_mib: Decoded frames are kept in host memory when those of the whole dataset fit into this many
@@ -162,6 +164,7 @@ class DataConfig:
 
     path: str = "datasets/metaworld"
     latents: str = ""
+    index: str = ""
     embodiment: str = ""
     canvas: tuple[int, int] = (96, 192)
     views: tuple[ViewPlacement, ...] = ()
@@ -177,6 +180,8 @@ class DataConfig:
     normalisation: Literal["quantile", "mean_std", "min_max"] = "quantile"
     video_statistics: Literal["training_mean", "none"] = "training_mean"
     broken_budget: float = 0.05
+    filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
     num_threads: int = 4
     prefetch: int = 64
     decoded_frames_mib: int = 1024

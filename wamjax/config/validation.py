@@ -6,11 +6,15 @@ Owns what can be said of a value without deriving a size; sizes that must divide
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Callable
 
 from wamjax.config.schema import RunConfig
+from wamjax.config.sources import MixtureConfig
 from wamjax.errors import ConfigError
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a folder's name on any system
 _Rule = tuple[Callable[[float], bool], str]
 
 _POSITIVE: _Rule = (lambda x: x > 0, "more than 0")
@@ -43,6 +47,11 @@ _RULES: dict[str, dict[str, _Rule]] = {
         "validation_fraction": _OPEN_FRACTION,
         "broken_budget": _PROPER_FRACTION,
     },
+    "data.filters": {
+        **dict.fromkeys(("min_steps", "idle_motion"), _NOT_NEGATIVE),
+        "max_idle": _FRACTION,
+    },
+    "data.mixture": {"temperature": _POSITIVE},
     "optimizer": {
         **dict.fromkeys(("peak_lr", "eps", "clip_norm", "max_skipped"), _POSITIVE),
         **dict.fromkeys(("warmup_steps", "decay_steps", "weight_decay"), _NOT_NEGATIVE),
@@ -70,11 +79,44 @@ def check_values(config: RunConfig) -> None:
     """Raises ``ConfigError`` for the first value outside its range, naming its dotted key and the range."""
     for section, rules in _RULES.items():
         for name, (is_valid, expected) in rules.items():
-            value = getattr(getattr(config, section), name)
+            value = operator.attrgetter(f"{section}.{name}")(config)
             if not is_valid(value):
                 raise ConfigError(f"config.{section}.{name} = {value} is out of range; expected {expected}")
+    _check_mixture(config.data.mixture)
     if config.objective.video_residual != "none" and config.objective.video_prediction != "x0":
         raise ConfigError(
             f"config.objective.video_residual = {config.objective.video_residual} needs "
             f"config.objective.video_prediction = x0, not {config.objective.video_prediction}"
         )
+
+
+def _check_mixture(mixture: MixtureConfig) -> None:
+    """Raises ``ConfigError`` for names, weights or stages that make no mixture."""
+    names = [source.name for source in mixture.sources]
+    for i, source in enumerate(mixture.sources):
+        where = f"config.data.mixture.sources[{i}]"
+        if not _NAME.fullmatch(source.name) or names.index(source.name) != i:
+            raise ConfigError(
+                f"{where}.name = {source.name!r}; expected letters, digits, '.', '-' or '_', another for each source"
+            )
+        if source.frame_stride is not None and source.frame_stride < 1:
+            raise ConfigError(f"{where}.frame_stride = {source.frame_stride} is out of range; expected more than 0")
+    if not mixture.sources:
+        if mixture.stages:
+            raise ConfigError("config.data.mixture.stages weigh sources, and config.data.mixture.sources is empty")
+        return
+    _check_weights("config.data.mixture.sources: weight", tuple(source.weight for source in mixture.sources), names)
+    before = 0
+    for i, stage in enumerate(mixture.stages):
+        where = f"config.data.mixture.stages[{i}]"
+        if stage.step <= before:
+            raise ConfigError(f"{where}.step = {stage.step}; expected more than {before}, where the one before begins")
+        before = stage.step
+        _check_weights(f"{where}.weights", stage.weights, names)
+
+
+def _check_weights(where: str, weights: tuple[float, ...], names: list[str]) -> None:
+    if len(weights) != len(names):
+        raise ConfigError(f"{where} = {weights} has {len(weights)} entries; expected {len(names)}: {', '.join(names)}")
+    if min(weights) < 0 or not any(weights):
+        raise ConfigError(f"{where} = {weights}; expected 0 or more each, and one above 0")

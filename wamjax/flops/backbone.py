@@ -273,7 +273,7 @@ class _Block:
                 self._project(tally, "cross_kv", f"{path}.{prefix}{name}", tokens * work.attention.copies, needs=seen)
                 for name in ("key", "value")
             )
-            out |= tally.attend("cross_scores", width, computed, query=query, key=key, value=value)
+            out |= tally.attend("cross_scores", width, computed, query=query, key=key, value=value, is_cross=True)
         return tally.linear("cross_qo", f"{path}.out_kernel", work.tokens, needs=out)
 
     def _project(self, tally: Tally, component: str, path: str, tokens: int, *, needs: bool) -> bool:

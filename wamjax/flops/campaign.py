@@ -31,6 +31,8 @@ class Account:
       status: How far it came, in words.
       steps: Steps (batches of a precompute job) that count.
       samples: Samples of them.
+      sources: Samples by dataset, where the records tell.
+      epochs: How often each dataset was read, where the records tell.
       tokens: Tokens by stream.
       model_flops: By component.
       hardware_flops: By component.
@@ -48,6 +50,8 @@ class Account:
     status: str
     steps: int = 0
     samples: int = 0
+    sources: dict[str, int] = dataclasses.field(default_factory=dict)
+    epochs: dict[str, float] = dataclasses.field(default_factory=dict)
     tokens: dict[str, int] = dataclasses.field(default_factory=dict)
     model_flops: dict[str, int] = dataclasses.field(default_factory=dict)
     hardware_flops: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -138,6 +142,8 @@ def account_training(
             status=_status(last, num_steps),
             steps=0 if last is None else last["step"],
             samples=0 if last is None else last["samples"],
+            sources={} if last is None else dict(last.get("sources", {})),  # older records have none
+            epochs={} if last is None else dict(last.get("epochs", {})),
             tokens={} if last is None else dict(last["tokens"]),
             model_flops={} if last is None else dict(last["model_flops"]),
             hardware_flops={} if last is None else dict(last["hardware_flops"]),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from wamjax.errors import ConfigError
 from wamjax.flops.model import FlopCount
@@ -25,12 +25,27 @@ _DETERMINISTIC = (
     "step",
     "skipped",
     "samples",
+    "sources",
     "tokens",
     "model_flops",
     "hardware_flops",
     "encoder_flops",
     "evaluation",
 )
+
+
+@runtime_checkable
+class SampleSources(Protocol):
+    """What the data pipeline tells of where samples come from."""
+
+    @property
+    def num_windows(self) -> Mapping[str, int]:
+        """Training windows of each dataset by name: the samples of one epoch of it."""
+        ...
+
+    def count_samples(self, position: int) -> Mapping[str, int]:
+        """Returns how many of the first ``position`` samples of the stream come from each dataset."""
+        ...
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,12 +57,14 @@ class Ledger:
       samples_per_step: Global batch size.
       denominator: Devices, dtype and their listed peak, for utilisation.
       encoders: FLOPs of the frozen encoders that run for one sample, by ``ENCODERS``; none where outputs are cached.
+      sources: Where the samples come from; None where that is not known.
     """
 
     count: FlopCount
     samples_per_step: int
     denominator: Denominator
     encoders: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sources: SampleSources | None = None
 
     def __post_init__(self) -> None:
         assert set(self.encoders) <= set(ENCODERS), f"encoders {sorted(self.encoders)} are not of {ENCODERS}"
@@ -55,6 +72,7 @@ class Ledger:
             "step": 0,
             "skipped": 0,
             "samples": 0,
+            "sources": self._count_sources(0),
             "tokens": dict.fromkeys(self.count.tokens, 0),
             "model_flops": dict.fromkeys(self.count.model, 0),
             "hardware_flops": dict.fromkeys(self.count.hardware, 0),
@@ -75,6 +93,8 @@ class Ledger:
           ConfigError: ``totals`` are not those of a ledger, or hold other streams or components than this run.
         """
         totals = {"encoder_flops": dict.fromkeys(ENCODERS, 0), **totals}  # a run older than that count had none
+        if "sources" not in totals and "samples" in totals:  # older than that count: all came from the one dataset
+            totals["sources"] = self._count_sources(totals["samples"])
         for field in (*_DETERMINISTIC, "wall"):
             if field not in totals:
                 raise ConfigError(
@@ -88,6 +108,7 @@ class Ledger:
                     f"{sorted(self._totals[field])}: the work directory belongs to another configuration"
                 )
         self._totals = copy.deepcopy({key: totals[key] for key in self._totals})
+        self._totals["sources"] = {**self._count_sources(0), **self._totals["sources"]}  # a source that joins now
 
     def record(self, step: int, loss: float, step_s: float | None, *, is_skipped: bool = False) -> dict[str, Any]:
         """Adds one training step and returns its line of ``ledger.jsonl``.
@@ -111,7 +132,12 @@ class Ledger:
             )
         self._totals["step"] = step
         self._totals["skipped"] += is_skipped
+        begin = self._totals["samples"]
         self._totals["samples"] += self.samples_per_step
+        # Added step by step: a run that goes on with another mixture keeps what it has read of the former one.
+        before, after = self._count_sources(begin), self._count_sources(self._totals["samples"])
+        for name, samples in after.items():
+            self._totals["sources"][name] += samples - before[name]
         for field, per_sample in (
             ("tokens", self.count.tokens),
             ("model_flops", self.count.model),
@@ -123,6 +149,7 @@ class Ledger:
         totals = self.totals
         return {
             **{field: totals[field] for field in _DETERMINISTIC},
+            "epochs": self._epochs,
             "zflops": zflops(totals["model_flops"]),
             "hardware_zflops": zflops(totals["hardware_flops"]),
             "evaluation_flops_per_sample": self._evaluation_flops,
@@ -140,6 +167,15 @@ class Ledger:
         evaluation = self._totals["evaluation"]
         evaluation["samples"] += num_samples
         evaluation["hardware_flops"] += num_samples * self._evaluation_flops
+
+    def _count_sources(self, samples: int) -> dict[str, int]:
+        return dict(self.sources.count_samples(samples)) if self.sources else {}
+
+    @property
+    def _epochs(self) -> dict[str, float]:
+        """How often each dataset was read, on average over its windows; not told of one that the run no longer has."""
+        windows = self.sources.num_windows if self.sources else {}
+        return {n: samples / windows[n] for n, samples in self._totals["sources"].items() if windows.get(n)}
 
     @property
     def _evaluation_flops(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from wamjax.config.choices import Remat
+from wamjax.config.choices import REPEATING, Remat
 from wamjax.config.finetune import is_trained, matches
 from wamjax.config.schema import FinetuneConfig
 from wamjax.flops import layers
@@ -18,10 +18,10 @@ from wamjax.layout.kernels import Computed
 
 # What policies of ``models.remat`` leave to the backward pass: products with kernels, the turn of a rotary embedding,
 # scores that are small enough to be kept, and attention as a whole.
-_PRODUCTS_AGAIN: tuple[Remat, ...] = ("attention", "offload", "full")
-_TURNED_AGAIN: tuple[Remat, ...] = ("none", "products", *_PRODUCTS_AGAIN)
-_SCORES_AGAIN: tuple[Remat, ...] = ("attention", "offload")
+_TURNED_AGAIN: tuple[Remat, ...] = ("none", "products", *REPEATING)
+_SCORES_AGAIN: tuple[Remat, ...] = ("attention", "self_attention", "offload")
 _ATTENTION_AGAIN: tuple[Remat, ...] = ("full",)
+_CROSS_AGAIN: tuple[Remat, ...] = ("self_attention", "full")
 
 
 class Tally:
@@ -75,13 +75,13 @@ class Tally:
         own, trained = layers.linear(tokens, fan_in, fan_out), self.trains(path)
         self.forward[component] += own
         self.backward[component] += own * (trained + needs)
-        self._recompute(component, own * is_output_used, _PRODUCTS_AGAIN)
+        self._recompute(component, own * is_output_used, REPEATING)
         has_update = kernel.takes_update and matches(path, self._finetune.lora_targets)
         if has_update:
             down, up = (layers.linear(tokens, fan, self._finetune.lora_rank) for fan in (fan_in, fan_out))
             self.forward[component] += down + up
             self.backward[component] += down * (1 + needs) + 2 * up
-            self._recompute(component, down + up * is_output_used, _PRODUCTS_AGAIN)
+            self._recompute(component, down + up * is_output_used, REPEATING)
         bias = path.removesuffix("kernel") + "bias"
         return needs or trained or has_update or self.trains(bias)
 
@@ -92,7 +92,15 @@ class Tally:
         return needs
 
     def attend(
-        self, component: str, width: int, computed: Iterable[Computed], *, query: bool, key: bool, value: bool
+        self,
+        component: str,
+        width: int,
+        computed: Iterable[Computed],
+        *,
+        query: bool,
+        key: bool,
+        value: bool,
+        is_cross: bool = False,
     ) -> bool:
         """Adds attention of ``width`` over the pairs ``computed``.
 
@@ -108,8 +116,9 @@ class Tally:
             gradients = 4 if pairs.is_fused else (query or key) + query + key + value
             self.forward[component] += 2 * forward
             self.backward[component] += needs * (gradients * backward + backward - kept + rows)
-            self._recompute(component, needs * kept, _SCORES_AGAIN)
-            self._recompute(component, needs * 2 * forward, _ATTENTION_AGAIN)
+            is_repeated = self._remat in (_CROSS_AGAIN if is_cross and pairs.is_named else _ATTENTION_AGAIN)
+            self.again[component] += needs * 2 * forward * is_repeated
+            self._recompute(component, needs * kept * (not is_repeated), _SCORES_AGAIN)
         return needs
 
     def turn(self, component: str, flops: int, *, needs: bool) -> None:

@@ -37,6 +37,7 @@ class Computed(NamedTuple):
       backward: Pairs of the backward pass.
       keepable: Those of ``backward`` whose scores a rematerialisation policy may keep.
       is_fused: Whether the gradients of queries, keys and values come together, wanted or not.
+      is_named: Whether a rematerialisation policy can tell the call from others.
       rows: Queries whose output and gradient a backward pass multiplies by a product of its own, one number each.
     """
 
@@ -44,6 +45,7 @@ class Computed(NamedTuple):
     backward: int
     keepable: int = 0
     is_fused: bool = False
+    is_named: bool = True
     rows: int = 0
 
 
@@ -98,7 +100,7 @@ def computed_pairs(kernel: AttentionKernel, schedule: Schedule, *, is_in_parts: 
     if kernel == "cudnn":
         fused = sum(_even_pairs(r) for r in schedule.rectangles if is_fused(r))
         plain = tuple(_rectangle_pairs(r) for r in schedule.rectangles if not is_fused(r))
-        return (Computed(fused, fused, is_fused=True), *plain)
+        return (Computed(fused, fused, is_fused=True, is_named=False), *plain)
     pieces = tuple(_rectangle_pairs(r) for r in schedule.rectangles)
     return tuple(part._replace(keepable=0) for part in pieces) if is_in_parts else pieces
 

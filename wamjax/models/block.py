@@ -18,7 +18,7 @@ from flax import nnx
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.choices import Matmul
 from wamjax.layout import Pass, Rectangle, Schedule
-from wamjax.nn.attention import attend, attend_self
+from wamjax.nn.attention import CROSS_ATTENTION_OUT, attend, attend_self
 from wamjax.nn.init import named
 from wamjax.nn.linear import Mlp
 from wamjax.nn.modulation import LowRankModulation, Modulation, Runs, gate, modulate
@@ -161,7 +161,15 @@ class Block(nnx.Module):
         keys, values = seen.keys.astype(self.dtype), seen.values
         sizes = (query.shape[2], keys.shape[2])
         everything = Rectangle(((0, sizes[0]),), ((0, sizes[1]),))
-        return attend(query, keys, values, Schedule(*sizes, (everything,)), key_mask=mask, split="tokens")
+        return attend(
+            query,
+            keys,
+            values,
+            Schedule(*sizes, (everything,)),
+            key_mask=mask,
+            split="tokens",
+            name=CROSS_ATTENTION_OUT,
+        )
 
     def _add(self, x: Tokens, update: jax.Array) -> Tokens:
         """Adds in fp32, stores in the compute dtype, keeps the residual stream split by tokens."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from wamjax.layout.kernels import pick_kernel
 from wamjax.layout.schedule import Rectangle, Schedule
 from wamjax.nn.blockwise import BLOCKWISE
 from wamjax.nn.cudnn import attend_cudnn, unfused
-from wamjax.nn.kernel import ATTENTION_OUT, Kernel, attend_kernel
+from wamjax.nn.kernel import ATTENTION_OUT, CROSS_ATTENTION_OUT, Kernel, attend_kernel
 from wamjax.nn.rectangles import ATTENTION_SCORES, RECTANGLES, attend_rectangles
 from wamjax.nn.ring import SplitSequence, attend_split
 from wamjax.nn.splash import SPLASH, attend_splash
@@ -45,6 +45,7 @@ __all__ = [
     "ATTENTION_IN",
     "ATTENTION_OUT",
     "ATTENTION_SCORES",
+    "CROSS_ATTENTION_OUT",
     "attend",
     "attend_self",
     "choose_kernel",
@@ -55,18 +56,20 @@ __all__ = [
 # Name by which a rematerialisation policy keeps what attention reads, after any exchange.
 ATTENTION_IN = "attention_in"
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Schedule], jax.Array]
 
+class Attend(Protocol):
+    """Attention of whole sequences; a rematerialisation policy keeps what it returns by ``name``."""
 
-def _attend_blockwise(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule) -> Heads:
-    return attend_kernel(q, k, v, schedule, BLOCKWISE)
+    def __call__(self, q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, name: str) -> Heads:
+        """Returns ``[b k n e]``."""
+        ...
 
 
 # Name -> attention of whole sequences. ``PARTS`` has the kernels that also attend to parts of the keys.
 KERNELS: dict[str, Attend] = {
     "rectangles": attend_rectangles,
-    "blockwise": _attend_blockwise,
-    "splash": functools.partial(attend_splash, name=ATTENTION_OUT),
+    "blockwise": functools.partial(attend_kernel, kernel=BLOCKWISE),
+    "splash": attend_splash,
     "cudnn": attend_cudnn,
 }
 PARTS: dict[str, Kernel] = {"rectangles": RECTANGLES, "blockwise": BLOCKWISE, "splash": SPLASH}
@@ -81,6 +84,7 @@ def attend(
     key_mask: Bool[Array, "b m"] | None = None,
     split: Literal["heads", "tokens"] = "heads",
     kernel: str = "auto",
+    name: str = ATTENTION_OUT,
 ) -> Heads:
     """Softmax attention over the pairs of ``schedule``.
 
@@ -96,6 +100,7 @@ def attend(
       split: Which dim of the queries the mesh's context axis splits; keys and values are split along heads too, or are
         whole where queries are split along tokens.
       kernel: Key of ``KERNELS``; ``auto`` picks as ``choose_kernel``.
+      name: Under which a rematerialisation policy keeps the output.
 
     Returns:
       ``[b k n e]`` in the dtype of ``v``; zero for queries in no rectangle (padding).
@@ -114,16 +119,20 @@ def attend(
             f"{schedule.num_keys}"
         )
     if kernel == "rectangles":
-        return attend_rectangles(q, k, v, schedule, key_mask)
+        return attend_rectangles(q, k, v, schedule, key_mask, name=name)
     if key_mask is not None:
         raise ConfigError(f"attention kernel {kernel} takes no mask of keys; rectangles does")
     if placement is None or placement.is_local:
-        return KERNELS[kernel](q, k, v, schedule)
+        return KERNELS[kernel](q, k, v, schedule, name=name)
     # XLA cannot split a kernel: each device runs it on its own part.
     names = ("batch", "attention_heads", None, None) if split == "heads" else ("batch", "heads", "tokens", None)
     whole = (*names[:2], None, None)
     local = schedule if split == "heads" else _part_of_queries(schedule, placement.mesh.shape[CONTEXT])
-    return _run_local(lambda q, k, v: KERNELS[kernel](q, k, v, local), placement, (q, names), (k, whole), (v, whole))
+
+    def run(q: Heads, k: KeyHeads, v: KeyHeads) -> Heads:
+        return KERNELS[kernel](q, k, v, local, name=name)
+
+    return _run_local(run, placement, (q, names), (k, whole), (v, whole))
 
 
 def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kernel: str = "auto") -> Heads:

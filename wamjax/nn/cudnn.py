@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from wamjax.errors import ConfigError
 from wamjax.layout.kernels import CUDNN_HEAD_DIM, has_cudnn_kernel, is_fused
 from wamjax.layout.schedule import Schedule, Span
-from wamjax.nn.kernel import declared
+from wamjax.nn.kernel import ATTENTION_OUT, declared
 from wamjax.nn.rectangles import attend_rectangles, keys_of, lay_out, spread, take
 
 
@@ -41,6 +41,7 @@ def attend_cudnn(
     v: jax.Array,
     schedule: Schedule,
     *,
+    name: str = ATTENTION_OUT,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
     """Attends local arrays.
@@ -50,6 +51,7 @@ def attend_cudnn(
       k: ``[b k m e]`` keys.
       v: ``[b k m e]`` values.
       schedule: Which rectangles are attended.
+      name: Under which a rematerialisation policy keeps the output of what cuDNN has no mode for; its own has none.
       implementation: ``xla`` computes each call by XLA operations, on any platform.
 
     Returns:
@@ -67,7 +69,7 @@ def attend_cudnn(
     pieces: list[tuple[Span, jax.Array]] = []
     for rectangle in schedule.rectangles:
         if not is_fused(rectangle):
-            whole = attend_rectangles(q, k, v, Schedule(q.shape[2], k.shape[2], (rectangle,)))
+            whole = attend_rectangles(q, k, v, Schedule(q.shape[2], k.shape[2], (rectangle,)), name=name)
             pieces += [(span, whole[:, :, span[0] : span[1]]) for span in rectangle.queries]
             continue
         keys = keys_of(rectangle)

@@ -23,6 +23,7 @@ from wamjax.layout.schedule import Schedule
 
 # Name by which a rematerialisation policy keeps outputs and normalisers.
 ATTENTION_OUT = "attention_out"
+CROSS_ATTENTION_OUT = "cross_attention_out"
 
 
 class Normalised(NamedTuple):
@@ -86,27 +87,35 @@ def merge(a: Normalised, b: Normalised) -> Normalised:
     return Normalised(a.out.astype(jnp.float32) * weights[0] + b.out.astype(jnp.float32) * weights[1], lse)
 
 
-def attend_kernel(q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, kernel: Kernel) -> jax.Array:
+def attend_kernel(
+    q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, kernel: Kernel, *, name: str = ATTENTION_OUT
+) -> jax.Array:
     """Returns ``[b k n e]`` in the dtype of ``v``, differentiable; nothing but inputs, output and lse is kept."""
-    return _attend(q, k, v, schedule, kernel)
+    return _attend(q, k, v, schedule, kernel, name)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, kernel: Kernel) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, kernel: Kernel, name: str) -> jax.Array:
+    del name  # there is nothing to keep
     return kernel.forward(q, k, v, schedule).out.astype(v.dtype)
 
 
 def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, kernel: Kernel
+    q: jax.Array, k: jax.Array, v: jax.Array, schedule: Schedule, kernel: Kernel, name: str
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array, Normalised]]:
     whole = kernel.forward(q, k, v, schedule)
-    out, lse = (checkpoint_name(part, ATTENTION_OUT) for part in (whole.out.astype(v.dtype), whole.lse))
+    out, lse = (checkpoint_name(part, name) for part in (whole.out.astype(v.dtype), whole.lse))
     return out, (q, k, v, Normalised(out, lse))
 
 
 def _attend_backward(
-    schedule: Schedule, kernel: Kernel, kept: tuple[jax.Array, jax.Array, jax.Array, Normalised], grad: jax.Array
+    schedule: Schedule,
+    kernel: Kernel,
+    name: str,
+    kept: tuple[jax.Array, jax.Array, jax.Array, Normalised],
+    grad: jax.Array,
 ) -> tuple[jax.Array, ...]:
+    del name
     grads = kernel.backward(*kept, grad, schedule)
     return tuple(part.astype(like.dtype) for part, like in zip(grads, kept[:3], strict=True))
 

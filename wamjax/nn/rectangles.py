@@ -5,6 +5,7 @@ A rectangle with many queries is taken a chunk of queries at a time, and the bac
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,14 +23,20 @@ ATTENTION_SCORES = "attention_scores"
 
 
 def attend_rectangles(
-    q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, key_mask: jax.Array | None = None
+    q: Heads,
+    k: KeyHeads,
+    v: KeyHeads,
+    schedule: Schedule,
+    key_mask: jax.Array | None = None,
+    *,
+    name: str = ATTENTION_OUT,
 ) -> Heads:
-    """Attention as a list of dense rectangles, in plain XLA (any platform)."""
+    """Attention as a list of dense rectangles, in plain XLA (any platform); a policy keeps its output by ``name``."""
     pieces: list[tuple[Span, jax.Array]] = []
     for rectangle in schedule.rectangles:
         keys = keys_of(rectangle)
         seen = None if key_mask is None else take(key_mask, keys, axis=1)
-        out = _attend_rectangle(take(q, rectangle.queries), take(k, keys), take(v, keys), rectangle, seen)
+        out = _attend_rectangle(take(q, rectangle.queries), take(k, keys), take(v, keys), rectangle, seen, name)
         pieces += spread(rectangle.queries, out)
     return lay_out(pieces, schedule.num_queries)
 
@@ -75,7 +82,7 @@ RECTANGLES = Kernel(forward, backward)
 
 
 def _attend_rectangle(
-    q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Rectangle, seen: jax.Array | None
+    q: jax.Array, k: jax.Array, v: jax.Array, rectangle: Rectangle, seen: jax.Array | None, name: str
 ) -> jax.Array:
     """Attends all queries to all keys (the last ones triangularly if there is a diagonal)."""
     num_queries, num_full = q.shape[2], k.shape[2] - (q.shape[2] if rectangle.diagonal else 0)
@@ -85,16 +92,15 @@ def _attend_rectangle(
     pieces = []
     if num_chunks:
         chunked = None if limits is None else limits[:first_rest].reshape(num_chunks, QUERY_CHUNK)
-        pieces.append(_attend_chunks(_chunk(q[:, :, :first_rest], QUERY_CHUNK), k, v, chunked, seen))
+        pieces.append(_attend_chunks(_chunk(q[:, :, :first_rest], QUERY_CHUNK), k, v, chunked, seen, name))
     if rest:
-        pieces.append(
-            _softmax_attention(q[:, :, first_rest:], k, v, None if limits is None else limits[first_rest:], seen)
-        )
+        limited = None if limits is None else limits[first_rest:]
+        pieces.append(_softmax_attention(q[:, :, first_rest:], k, v, limited, seen, name))
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=2)
 
 
 def _softmax_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
+    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None, name: str
 ) -> jax.Array:
     """Dense attention with fp32 softmax, heads first: ``[b k n e]``.
 
@@ -102,7 +108,7 @@ def _softmax_attention(
     """
     scores = checkpoint_name(_scores(q, k, limits, seen), ATTENTION_SCORES)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return checkpoint_name(jnp.einsum("bknm,bkme->bkne", weights, v), ATTENTION_OUT)
+    return checkpoint_name(jnp.einsum("bknm,bkme->bkne", weights, v), name)
 
 
 def _scores(q: jax.Array, k: jax.Array, limits: jax.Array | None, seen: jax.Array | None) -> jax.Array:
@@ -115,9 +121,9 @@ def _scores(q: jax.Array, k: jax.Array, limits: jax.Array | None, seen: jax.Arra
     return scores
 
 
-@jax.custom_vjp
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attend_chunks(
-    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
+    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None, name: str
 ) -> jax.Array:
     """Dense attention a chunk of queries at a time, whose backward pass computes the scores again.
 
@@ -127,18 +133,19 @@ def _attend_chunks(
       v: ``[b k m e]``.
       limits: ``[chunks c]``, how many keys each query sees; None for all.
       seen: bool ``[b m]``; None for all.
+      name: Under which a rematerialisation policy keeps what it returns.
 
     Returns:
       ``[b k n e]`` with n = chunks c.
     """
-    return _attend_chunks_forward(q, k, v, limits, seen)[0]
+    return _attend_chunks_forward(q, k, v, limits, seen, name)[0]
 
 
 def _attend_chunks_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None
+    q: jax.Array, k: jax.Array, v: jax.Array, limits: jax.Array | None, seen: jax.Array | None, name: str
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     parts = _chunk_outputs(q, k, v, limits, seen)
-    kept = tuple(checkpoint_name(part, ATTENTION_OUT) for part in parts)
+    kept = tuple(checkpoint_name(part, name) for part in parts)
     return kept[0], (q, k, v, limits, seen, *kept)
 
 
@@ -194,7 +201,7 @@ def _attend_chunks_backward(kept: tuple[Any, ...], grad: jax.Array) -> tuple[Any
     return jnp.swapaxes(grad_q, 3, 4), grad_k.astype(k.dtype), grad_v.astype(v.dtype), None, None
 
 
-_attend_chunks.defvjp(_attend_chunks_forward, _attend_chunks_backward)
+_attend_chunks.defvjp(_attend_chunks_forward, lambda name, kept, grad: _attend_chunks_backward(kept, grad))
 
 
 def keys_of(rectangle: Rectangle) -> tuple[Span, ...]:

@@ -25,7 +25,8 @@ _FP32 = 4
 _NONE: tuple[Remat, ...] = ("none",)
 _PRODUCTS: tuple[Remat, ...] = ("none", "products", "exchanged")
 _OUTPUTS: tuple[Remat, ...] = (*_PRODUCTS, "attention", "offload")
-_EVERY: tuple[Remat, ...] = (*_OUTPUTS, "full")
+_OWN_OUTPUTS: tuple[Remat, ...] = (*_OUTPUTS, "self_attention")
+_EVERY: tuple[Remat, ...] = (*_OWN_OUTPUTS, "full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,18 +120,19 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
         # Exchanged values stand in for the projected ones, whose product then has nothing left to give.
         kept("value", heads, ("none", "products"), "attention"),
         *_exchanged(heads),
-        kept("attention output", own.output, _OUTPUTS, "attention"),
-        kept("attention normaliser", own.normaliser, _OUTPUTS, "attention"),
+        kept("attention output", own.output, _OWN_OUTPUTS, "attention"),
+        kept("attention normaliser", own.normaliser, _OWN_OUTPUTS, "attention"),
         kept("attention scores", _scores(shard, schedule), _PRODUCTS, "attention"),
         kept("output projection", stream, _PRODUCTS, "attention"),
         kept("cross query", heads, _PRODUCTS, "cross"),
     ]
+    by_cross = _OWN_OUTPUTS if shard.kernel == "cudnn" else _OUTPUTS  # whose calls cannot be told apart
     for name, count in (("text", shard.context_tokens), ("image", shard.image_tokens)):
         if count:
             arrays += [
                 kept(f"{name} keys and values", 2 * count * per_key, _PRODUCTS, "cross"),
-                kept(f"{name} attention output", cross.output, _OUTPUTS, "cross"),
-                kept(f"{name} attention normaliser", cross.normaliser, _OUTPUTS, "cross"),
+                kept(f"{name} attention output", cross.output, by_cross, "cross"),
+                kept(f"{name} attention normaliser", cross.normaliser, by_cross, "cross"),
             ]
     arrays += [
         kept("cross projection", stream, _PRODUCTS, "cross"),

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from wamjax.config.choices import REPEATING
 from wamjax.parallel.context_plan import CONTEXT
 from wamjax.planning.fabric import Kind
 from wamjax.planning.placement import Placed
 from wamjax.planning.shards import Shard
 
 _FP32 = 4
-_AGAIN = ("attention", "offload", "full")  # policies whose backward pass runs a block's products again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _tensor(shard: Shard) -> list[Exchange]:
     Source: Megatron-LM (arXiv 1909.08053), with cross-attention as a third layer. Split streams
     (arXiv 2205.05198) gather and scatter the same bytes.
     """
-    per_layer = 3 + 3 + (2 if shard.remat in _AGAIN else 0)  # the last output of a block is not needed again
+    per_layer = 3 + 3 + (2 if shard.remat in REPEATING else 0)  # the last output of a block is not needed again
     num_bytes = shard.tokens * shard.block.width * shard.itemsize
     return [
         Exchange(

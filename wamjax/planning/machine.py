@@ -128,38 +128,39 @@ def chip_names() -> list[str]:
     return [*BY_PREFIX, *_GPUS]
 
 
-def machine_of_topology(name: str) -> Machine:
-    """Returns the TPU slice ``name`` (``v5p:4x4x4``).
+def machine_of_topology(name: str, *, flag: str = "--topology") -> Machine:
+    """Returns the TPU slice ``name`` (``v5p:4x4x4``), which ``flag`` gave.
 
     Raises:
       ConfigError: No such slice is offered; names the nearest.
     """
-    generation, sizes = parse_topology(name)
+    generation, sizes = parse_topology(name, flag=flag)
     return _tpu(name, generation, sizes, num_slices=1)
 
 
-def machine_of_chips(text: str) -> Machine:
+def machine_of_chips(text: str, *, flag: str = "--chips") -> Machine:
     """Returns the machine that ``KIND:N`` (``h100:64``) asks for.
 
     Args:
       text: A short name or a device kind as JAX writes it, and a number of chips.
+      flag: What gave it.
 
     Raises:
       ConfigError: The chip is not in the table (names the nearest), the number is none, or no slices have so many.
     """
     kind, colon, count = text.rpartition(":")
     if not colon or not count.isdecimal() or int(count) < 1:
-        raise ConfigError(f"--chips={text} is not KIND:N with a number of chips N, such as h100:64 or v5p:64")
-    name, num_chips = _find_name(kind, text), int(count)
+        raise ConfigError(f"{flag}={text} is not KIND:N with a number of chips N, such as h100:64 or v5p:64")
+    name, num_chips = _find_name(kind, text, flag), int(count)
     if num_chips > MAX_CHIPS:
-        raise ConfigError(f"--chips={text}: more than {MAX_CHIPS:,} chips are not planned for")
+        raise ConfigError(f"{flag}={text}: more than {MAX_CHIPS:,} chips are not planned for")
     if name in BY_PREFIX:
-        return _tpu_of_chips(text, BY_PREFIX[name], num_chips)
+        return _tpu_of_chips(text, BY_PREFIX[name], num_chips, flag)
     device_kind, host = _GPUS[name]
     chip = find_chip(device_kind)
     assert chip is not None, f"{device_kind} is missing in wamjax.flops.hardware"
     if num_chips > host.chips and num_chips % host.chips:
-        raise ConfigError(f"--chips={text}: {name} comes in hosts of {host.chips}; take a multiple of {host.chips}")
+        raise ConfigError(f"{flag}={text}: {name} comes in hosts of {host.chips}; take a multiple of {host.chips}")
     return Machine(
         name=text,
         chip=chip,
@@ -170,7 +171,7 @@ def machine_of_chips(text: str) -> Machine:
     )
 
 
-def _find_name(kind: str, text: str) -> str:
+def _find_name(kind: str, text: str, flag: str) -> str:
     """Returns the short name of ``kind``."""
     by_kind = {generation.device_kind: generation.prefix for generation in GENERATIONS}
     by_kind |= {alias: g.prefix for g in GENERATIONS for alias in g.chip.device_kinds}
@@ -182,12 +183,12 @@ def _find_name(kind: str, text: str) -> str:
         return by_kind[kind]
     near = difflib.get_close_matches(lowered, chip_names(), n=3, cutoff=0.3) or chip_names()
     raise ConfigError(
-        f"--chips={text}: no figures for chip {kind!r}, and none are guessed; nearest known: {', '.join(near)} "
+        f"{flag}={text}: no figures for chip {kind!r}, and none are guessed; nearest known: {', '.join(near)} "
         f"(all: {', '.join(chip_names())}; wamjax/flops/hardware.py has the table)"
     )
 
 
-def _tpu_of_chips(text: str, generation: TpuGeneration, num_chips: int) -> Machine:
+def _tpu_of_chips(text: str, generation: TpuGeneration, num_chips: int, flag: str) -> Machine:
     """Returns the most cubic slice of ``num_chips``, or the fewest equal slices that have so many."""
     slices = {name: parse_topology(name)[1] for name in topology_names(generation)}
     counts = {math.prod(sizes) for sizes in slices.values()}
@@ -196,7 +197,7 @@ def _tpu_of_chips(text: str, generation: TpuGeneration, num_chips: int) -> Machi
             fitting = [sizes for sizes in slices.values() if math.prod(sizes) == num_chips // num_slices]
             return _tpu(text, generation, min(fitting, key=lambda sizes: max(sizes) / min(sizes)), num_slices)
     raise ConfigError(
-        f"--chips={text}: no slices of {generation.prefix} have {num_chips} chips; take a multiple of {min(counts)}"
+        f"{flag}={text}: no slices of {generation.prefix} have {num_chips} chips; take a multiple of {min(counts)}"
     )
 
 

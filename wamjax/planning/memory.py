@@ -25,6 +25,8 @@ _FP32 = 4
 _BF16 = 2
 _INT32 = 4
 
+PLAN_ERROR = 0.1  # by which the total may be off: about the most that it is of compiled steps
+
 # Dotted keys of a plan's JSON -> how their numbers came about.
 MEMORY_SOURCES: Mapping[str, tuple[Source, str]] = {
     "memory": (Source.EXACT, "sizes of the program's arrays"),
@@ -97,10 +99,23 @@ class MemoryPlan:
         """Whether that is no more than the device has."""
         return self.total <= self.hbm
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether it would not, or would, if the plan were off by as much as it may be."""
+        return abs(self.total - self.hbm) <= PLAN_ERROR * self.total
+
+    @property
+    def verdict(self) -> str:
+        """``fits`` or not, and whether only a compiler can tell."""
+        says = "fits" if self.fits else "DOES NOT FIT"
+        return (
+            f"{says}, by less than the {PLAN_ERROR:.0%} a plan may be off: --compile tells" if self.is_tight else says
+        )
+
     def to_json(self) -> dict[str, int | bool]:
         """Returns bytes by kind under ``KIND_bytes``."""
         kinds = {f"{name}_bytes": getattr(self, name) for name in (*self.KINDS, "total", "host", "hbm")}
-        return {**kinds, "checkpoint_bytes": self.state, "fits": self.fits}
+        return {**kinds, "checkpoint_bytes": self.state, "fits": self.fits, "is_tight": self.is_tight}
 
 
 def plan_memory(

@@ -16,6 +16,7 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 
+from wamjax.config.choices import REPEATING
 from wamjax.flops.model import FlopCount
 from wamjax.planning.assumption import Band
 from wamjax.planning.efficiency import Efficiencies
@@ -26,7 +27,6 @@ from wamjax.planning.memory import MemoryPlan
 from wamjax.planning.shards import Shard
 
 _SCORES = ("self_scores", "cross_scores")
-_AGAIN = ("attention", "offload", "full")
 
 # How often a block's arrays go through memory outside matrix products and attention kernels, per pass: arrays of the
 # residual stream's width (norms, modulation, rotary, residual sums, copies into and out of what is kept), arrays of
@@ -48,8 +48,11 @@ class Resource(enum.StrEnum):
     HOST = "host input"
 
     def name_on(self, machine: Machine) -> str:
-        """Returns its name on ``machine``: GPUs have no inter-chip interconnect of that name."""
-        return "scale-up links" if self is Resource.LINKS and machine.generation is None else self.value
+        """Returns its name on ``machine``: ICI and DCN are what TPUs have."""
+        return self.value if machine.generation is not None else _ON_GPUS.get(self, self.value)
+
+
+_ON_GPUS = {Resource.LINKS: "scale-up links", Resource.NETWORK: "scale-out network"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,7 +193,7 @@ def _memory(shard: Shard, memory: MemoryPlan, machine: Machine, efficiencies: Ef
     """What goes through memory outside products and kernels, and the optimizer's update."""
     rate = machine.chip.hbm_bytes_per_s / machine.chip.devices_per_chip
     size, times = shard.itemsize, shard.num_layers * shard.parts
-    runs = {"forward": 2 if shard.remat in _AGAIN else 1, "backward": 1}
+    runs = {"forward": 2 if shard.remat in REPEATING else 1, "backward": 1}
     stream = sum(runs[name] * passes for name, passes in _STREAM_PASSES.items()) * shard.tokens * shard.block.width
     hidden = sum(runs[name] * passes for name, passes in _HIDDEN_PASSES.items()) * shard.tokens * shard.hidden
     kernels = _KERNEL_PASSES * memory.collectives // 3

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from wamjax.planning.run_length import Wanted
 from wamjax.planning.shards import Shard, make_shard
 
 CONTEXT_METHODS: tuple[ContextMethod, ...] = ("ulysses", "ring", "ulysses_ring", "all_gather")
-REMATS: tuple[Remat, ...] = ("none", "products", "exchanged", "attention", "offload", "full")
+REMATS: tuple[Remat, ...] = ("none", "products", "exchanged", "attention", "self_attention", "offload", "full")
 _GIB = 2**30
 
 
@@ -123,6 +124,8 @@ class Result:
             "accumulate": candidate.parts,
             "why_not": self.why_not or None,
             "memory_bytes": None if self.memory is None else self.memory.total,
+            "is_tight": None if self.memory is None else self.memory.is_tight,
+            "host_bytes": None if self.memory is None else self.memory.host,
             "hbm_bytes": candidate.machine.hbm_bytes,
             "step_s": None if time is None else time.step_s.to_json(),
             "binding": None if time is None else time.binding.name_on(candidate.machine),
@@ -303,4 +306,5 @@ def _why_not(on: OnMachine, outlook: Outlook | None, wanted: Wanted | None) -> s
 
 
 def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})

@@ -33,7 +33,7 @@ def topology_names(generation: TpuGeneration) -> list[str]:
     return [f"{generation.prefix}:{sizes}" for sizes in (*_BELOW_A_CUBE, *("x".join(map(str, s)) for s in joined))]
 
 
-def parse_topology(name: str) -> tuple[TpuGeneration, tuple[int, ...]]:
+def parse_topology(name: str, *, flag: str = "--topology") -> tuple[TpuGeneration, tuple[int, ...]]:
     """Returns the generation and the chips along each dim that ``name`` (``v5p:4x4x4``) stands for.
 
     Raises:
@@ -43,7 +43,7 @@ def parse_topology(name: str) -> tuple[TpuGeneration, tuple[int, ...]]:
     if prefix in BY_PREFIX and name in topology_names(BY_PREFIX[prefix]):
         return BY_PREFIX[prefix], tuple(int(size) for size in sizes.split("x"))
     raise ConfigError(
-        f"--topology={name} is no TPU slice; nearest are {', '.join(_nearest(name))} (GENERATION:AxB or "
+        f"{flag}={name} is no TPU slice; nearest are {', '.join(_nearest(name))} (GENERATION:AxB or "
         f"AxBxC chips, of {', '.join(BY_PREFIX)})"
     )
 

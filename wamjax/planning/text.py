@@ -121,10 +121,11 @@ def _memory(on: OnMachine) -> Iterable[str]:
     for kind in MemoryPlan.KINDS:
         if size := getattr(memory, kind):
             yield row(kind.replace("_", " "), gib(size), _memory_source(kind))
-    verdict = "fits" if memory.fits else "DOES NOT FIT"
-    yield row("total", gib(memory.total), _memory_source("total"), f"of {gib(memory.hbm)}: {verdict}")
+    yield row("total", gib(memory.total), _memory_source("total"), f"of {gib(memory.hbm)}: {memory.verdict}")
     if memory.host:
-        yield row("in host memory", gib(memory.host), Source.EXACT)
+        devices = on.machine.host.chips * on.machine.chip.devices_per_chip
+        note = f"{gib(devices * memory.host)} of a whole host, whose memory is not in the tables"
+        yield row("in host memory", gib(memory.host), Source.EXACT, note)
 
 
 def _time(on: OnMachine) -> Iterable[str]:

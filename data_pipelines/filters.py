@@ -1,0 +1,77 @@
+"""Which sound episodes and windows a run does not read (``config.data.filters``).
+
+Owns the filters and the reasons they give. They look at lengths, instructions and columns, decode nothing, and are
+applied before the split and long before the stream: the stream itself never skips.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipelines.sources.source import EpisodeRecord, Source
+from data_pipelines.vectors import state_keys, vector_keys
+from wamjax.config.schema import DataConfig
+from wamjax.errors import ConfigError
+
+
+def data_columns(config: DataConfig) -> tuple[str, ...]:
+    """Returns the features that training and its filters read of a dataset, each once."""
+    keys = (*vector_keys(config), config.filters.success_key)
+    return tuple(dict.fromkeys(key for key in keys if key))
+
+
+def check_filters(source: Source, config: DataConfig) -> None:
+    """Raises ``ConfigError`` where a filter needs a feature that the dataset does not have."""
+    keys = state_keys(config)
+    if config.filters.max_idle < 1 and not (keys and set(keys) <= set(source.columns)):
+        raise ConfigError(
+            f"config.data.filters.max_idle={config.filters.max_idle:g} looks at the state, and dataset {source.path} "
+            f"has no feature {', '.join(map(repr, keys)) or 'of a state'}; set it to 1, or config.data.state_key to "
+            f"one of {', '.join(source.columns) or 'none'}"
+        )
+
+
+def find_unwanted(source: Source, record: EpisodeRecord, config: DataConfig) -> str | None:
+    """Returns why a sound episode is left out, or None."""
+    filters = config.filters
+    if record.length < filters.min_steps:
+        return f"shorter than config.data.filters.min_steps={filters.min_steps}"
+    if filters.needs_prompt and not record.task.strip():
+        return "no instruction or caption (config.data.filters.needs_prompt)"
+    if filters.success_key and not np.any(source.column(filters.success_key, record.index) > 0):
+        return f"no success (config.data.filters.success_key={filters.success_key})"
+    return None
+
+
+def find_idle_steps(source: Source, record: EpisodeRecord, config: DataConfig) -> npt.NDArray[np.bool_] | None:
+    """Returns bool ``[length]``: whether nothing moved since the step before; None where no filter asks.
+
+    The first step has none before it and counts as moved.
+    """
+    if config.filters.max_idle >= 1:
+        return None
+    is_idle = np.ones(record.length, np.bool_)
+    is_idle[:1] = False
+    for key in state_keys(config):
+        moved = np.abs(np.diff(source.column(key, record.index), axis=0)) > config.filters.idle_motion
+        is_idle[1:] &= ~moved.any(axis=1)
+    return is_idle
+
+
+def keep_moving(
+    starts: npt.NDArray[np.int32], is_idle: npt.NDArray[np.bool_], *, window_steps: int, max_idle: float
+) -> npt.NDArray[np.int32]:
+    """Returns the window starts of one episode in which at most ``max_idle`` of the real steps are idle.
+
+    Args:
+      starts: int32 ``[windows]``, within the episode.
+      is_idle: bool ``[length]``.
+      window_steps: Dataset steps from the first to the last frame of a window; those beyond the end do not count.
+      max_idle: Largest share of idle steps kept.
+    """
+    if not len(starts):
+        return starts
+    counts = np.concatenate([[0], np.cumsum(is_idle)])
+    ends = np.minimum(starts + window_steps + 1, len(is_idle))
+    return starts[counts[ends] - counts[starts] <= max_idle * (ends - starts)]
