@@ -23,6 +23,7 @@ from data_pipelines.normalisation import write_json
 from data_pipelines.vectors import state_keys
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import DataConfig, RunConfig
+from wamjax.config.sources import AugmentationConfig
 from wamjax.errors import ConfigError, DataError
 
 MANIFEST_FILE = "index.json"
@@ -177,6 +178,7 @@ def normalisation_file(config: RunConfig) -> str:
         "latents": "",
         "index": "",
         "shuffle_seed": 0,
+        "augmentation": AugmentationConfig(),
         "num_threads": 1,
         "prefetch": 0,
         "decoded_frames_mib": 0,
