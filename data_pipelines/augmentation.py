@@ -1,11 +1,12 @@
 """Random crops and colours of a window, the same for all its frames and views (``config.data.augmentation``).
 
-Owns the transform of one sample. Where its randomness comes from is ``stream``'s: a generator that depends on a seed and
-the sample's place in the global stream alone, so that any number of hosts and any resume draw the same.
+Owns the transform of one sample. Where its randomness comes from is ``stream``'s: a generator that depends on a seed
+and the sample's place in the global stream alone, so that any number of hosts and any resume draw the same.
 
 A view is cropped within its rectangle on the canvas and resized back, so that one implementation serves all datasets
 and mixtures; cropping the camera's own frames would be a little sharper. All colour changes are one affine map of each
-pixel, clipped at its end (others clip after each change). Hue is turned in YIQ, at constant luma (others: in HSV).
+pixel, clipped at its end (torchvision clips after each change). Hue is turned in YIQ, at constant luma (torchvision: in
+HSV).
 """
 
 from __future__ import annotations

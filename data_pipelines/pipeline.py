@@ -50,7 +50,7 @@ def open_dataset(config: DataConfig) -> Source:
     optional = optional_cameras(config)
     return open_source(
         path,
-        cameras=tuple(camera for camera in camera_features(config) if camera not in optional),
+        cameras=tuple(key for key in camera_features(config) if key not in optional),
         optional_cameras=optional,
         columns=data_columns(config),
         keep_bytes=config.decoded_frames_mib * 2**20,
@@ -78,7 +78,7 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
         index = build_index(source, config)
     if config.data.embodiment:
         check_dataset(load_embodiment(config.data.embodiment), source)
-    layout = _find_layout(source, index, config)
+    layout = _build_layout(source, index, config)
     fingerprint = source.fingerprint()
     path = workdir / NORMALISATION_FILE if workdir else None
     if path and path.exists():
@@ -94,7 +94,7 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
                 "config.data.embodiment changed since the run began; restore it or use another --workdir"
             )
     else:
-        normalisation = _normalise(source, index, layout, config, fingerprint)
+        normalisation = _normalise(source, index, layout, config)
         if path:
             normalisation.save(path)
     _check_dims(normalisation, config.data)
@@ -108,29 +108,24 @@ def prepare_normalisation(config: RunConfig) -> Path:
     Raises:
       DataError: As ``open_index``.
     """
-    path = Path(config.data.index) / normalisation_file(config)
     source, index = open_index(config)
-    _normalise(source, index, _find_layout(source, index, config), config, source.fingerprint()).save(path)
+    layout = _build_layout(source, index, config)
+    path = Path(config.data.index) / normalisation_file(config, layout.fingerprint)
+    _normalise(source, index, layout, config).save(path)
     return path
 
 
-def _find_layout(source: Source, index: EpisodeIndex, config: RunConfig) -> VectorLayout:
-    """Returns what vectors are made of the features of a dataset."""
-    first = int(index.train_episodes[0])
-    return build_layout(config.data, lambda key: source.column(key, first).shape[1])
+def _build_layout(source: Source, index: EpisodeIndex, config: RunConfig) -> VectorLayout:
+    return build_layout(config.data, lambda key: source.column(key, int(index.train_episodes[0])).shape[1])
 
 
-def _normalise(
-    source: Source, index: EpisodeIndex, layout: VectorLayout, config: RunConfig, fingerprint: str
-) -> Normalisation:
+def _normalise(source: Source, index: EpisodeIndex, layout: VectorLayout, config: RunConfig) -> Normalisation:
     """Returns the scales of the training episodes: the index's where it has them, else computed."""
-    kept = Path(config.data.index) / normalisation_file(config)
-    if config.data.index and kept.exists():
-        normalisation = Normalisation.load(kept)
-        if normalisation.vectors == layout.fingerprint:
-            return normalisation
-        logging.warning("%s is of other states and actions (config.data.embodiment): computing them anew", kept)
-    return compute_normalisation(source, index.train_episodes, layout, config, fingerprint=fingerprint)
+    if config.data.index:
+        kept = Path(config.data.index) / normalisation_file(config, layout.fingerprint)
+        if kept.exists():
+            return Normalisation.load(kept)
+    return compute_normalisation(source, index.train_episodes, layout, config, fingerprint=source.fingerprint())
 
 
 class Pipeline:
@@ -167,9 +162,7 @@ class Pipeline:
         self.fingerprint = normalisation.fingerprint
         self._source = source
         self._config = config
-        # A dataset's task -> its row of the prompt table.
-        write = prompt_writer(config.data)
-        self._rows = {task: prompts.index(write(task)) for task in source.tasks}
+        self._prompt_of = prompt_writer(config.data)
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """Returns the endless stream of this shard's rows of the global training batches.
@@ -223,9 +216,9 @@ class Pipeline:
         """What was read and what was left out, for run.json (JSON types only)."""
         index = self.index
         tasks = {prompt: {"train_episodes": 0, "validation_episodes": 0} for prompt in self.prompts}
-        for task, row in self._rows.items():
-            for split, count in index.task_episodes.get(task, {}).items():
-                tasks[self.prompts[row]][split] += count
+        for task, counts in index.task_episodes.items():
+            for name, count in counts.items():
+                tasks[self._prompt_of(task)][name] += count
         return {
             "path": str(self._source.path),
             "fingerprint": self.fingerprint,
@@ -240,7 +233,7 @@ class Pipeline:
             "unwanted": {str(i): reason for i, reason in index.unwanted.items()},
             "too_short": {str(i): length for i, length in index.too_short.items()},
             "missing_views": [key for key, *_ in self._config.data.views if key not in self._source.cameras],
-            "has_actions": len(self.codec.layout.actions) > 0,
+            "has_actions": self.codec.layout.actions != (),
             "normalisation": self.normalisation.digest,
             "action_outliers": sum(self.normalisation.actions.outliers),
             "state_outliers": sum(self.normalisation.state.outliers),
@@ -253,7 +246,7 @@ class Pipeline:
             self._source,
             windows,
             records=self.index.records,
-            prompt_ids=self._rows,
+            prompt_ids={task: self.prompts.index(self._prompt_of(task)) for task in self._source.tasks},
             codec=self.codec,
             config=self._config,
         )

@@ -170,11 +170,6 @@ def vector_keys(config: DataConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*layout.state_keys, *layout.action_keys)))
 
 
-def state_keys(config: DataConfig) -> tuple[str, ...]:
-    """Returns the features that the state of ``config`` is gathered from."""
-    return build_layout(config, lambda key: 0).state_keys
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VectorCodec:
     """Vectors of a run, normalised and padded to the dims of its model; actions of the robot from them.

@@ -74,18 +74,17 @@ def make_index(config: RunConfig, out: Path, *, num_workers: int, part_episodes:
         a file cannot be written.
     """
     path = Path(config.data.path)
-    optional, columns = optional_cameras(config.data), data_columns(config.data)
+    columns, optional = data_columns(config.data), optional_cameras(config.data)
+    required = tuple(key for key in camera_features(config.data) if key not in optional)
     in_parts = opens_in_parts(path)
     if out.resolve().is_relative_to(path.resolve()):
         raise ConfigError(f"--out={out} lies inside the dataset {path}: an index is no part of what it indexes")
     if (out / MANIFEST_FILE).exists():
         check_settings(IndexManifest.load(out), config, out)
     stamp = folder_stamp(path)
-    needed = tuple(camera for camera in camera_features(config.data) if camera not in optional)
-    source = open_source(
-        path, cameras=needed, optional_cameras=optional, columns=columns, part=range(0) if in_parts else None
-    )
-    cameras = tuple(camera for camera in camera_features(config.data) if camera in source.cameras)
+    part = range(0) if in_parts else None
+    source = open_source(path, cameras=required, optional_cameras=optional, columns=columns, part=part)
+    cameras = tuple(key for key in camera_features(config.data) if key in source.cameras)
     fingerprint = source.fingerprint()
     if (out / MANIFEST_FILE).exists():
         return _keep(IndexManifest.load(out), fingerprint, stamp, out)
