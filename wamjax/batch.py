@@ -44,6 +44,8 @@ class WamBatch:
       text: bfloat16 ``[b l text_width]``: tokens of the text encoder, zero beyond the prompt's length.
       condition: bfloat16 ``[b t h w c]``: channels beside the latents (Wan I2V: 4 of mask, 16 of the encoded image).
       image: bfloat16 ``[b m image_width]``: tokens of the image encoder.
+      value: float32 ``[b]``: return from here on, in [-1, 1].
+      question: int32 ``[b]``: what the sample asks for (``objectives.latent_frames.Question``).
     """
 
     video: Any = None
@@ -62,6 +64,8 @@ class WamBatch:
     text: Any = None
     condition: Any = None
     image: Any = None
+    value: Any = None
+    question: Any = None
 
     @property
     def size(self) -> int:
@@ -98,6 +102,11 @@ def batch_spec(config: RunConfig, batch_size: int) -> WamBatch:
         )
         if config.layout.formulation == "video":
             return clips
+        if config.layout.formulation == "latent_frames":
+            counts = (config.layout.actions_per_block, config.layout.states_per_block)
+            return dataclasses.replace(
+                clips, value=spec((), np.float32), question=spec((), np.int32), **_vector_specs(config, *counts, spec)
+            )
         extra = backbone.in_channels - backbone.out_channels
         num_actions, num_states = (
             config.layout.num_blocks * each

@@ -32,7 +32,7 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 # Nested dictionary of arrays keyed by module path: what jit sees of a model (no NNX objects inside).
 PureDict: TypeAlias = dict[str, Any]
@@ -47,4 +47,3 @@ TextTokens: TypeAlias = Float[Array, "b l d"]
 Heads: TypeAlias = Float[Array, "b k n e"]
 KeyHeads: TypeAlias = Float[Array, "b k m e"]
 Mask2D: TypeAlias = Bool[Array, "n m"]
-Positions: TypeAlias = Int[Array, "n 3"]

@@ -30,7 +30,7 @@ FAST = ("wan_14b_480p", "dreamzero_14b_droid")
 )
 def test_training_step_of_experiment_executes_the_closed_form(path: Path) -> None:
     config = on_eight_devices(load_experiment(str(path)))
-    program = build_program(config, build_mesh(config.parallel, jax.devices()))
+    program = build_program(config, build_mesh(config.parallel, jax.devices(), batch_size=config.train.part_size))
     assert walk_step(program) == config.train.global_batch_size * closed_form(program).hardware_total
 
 
@@ -38,7 +38,7 @@ def test_training_step_of_experiment_executes_the_closed_form(path: Path) -> Non
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_validation_of_experiment_executes_the_closed_form(path: Path) -> None:
     config = on_eight_devices(load_experiment(str(path)))
-    program = build_program(config, build_mesh(config.parallel, jax.devices()))
+    program = build_program(config, build_mesh(config.parallel, jax.devices(), batch_size=config.train.part_size))
     assert walk_evaluation(program) == config.train.global_batch_size * sum(
         closed_form(program).hardware_forward.values()
     )

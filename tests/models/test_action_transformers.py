@@ -16,8 +16,8 @@ from wamjax.config.finetune import LoraConfig
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import ALL, Layout, Role, Segment
+from wamjax.models.action_expert import ActionExpertTransformer
 from wamjax.models.action_transformers import (
-    ActionExpertTransformer,
     CategoryActionTransformer,
     SharedActionTransformer,
 )

@@ -193,6 +193,7 @@ class ClipConfig:
       stride: How many pixels (frames, rows, columns) one latent stands for: 4, 8, 8 for Wan 2.1's VAE.
       text_tokens: Text tokens of a prompt, padding included: Wan shows its padding.
       image_tokens: Tokens of the image encoder, for a backbone with an image branch: 257 for CLIP ViT-H/14.
+      masks_text: Whether text tokens beyond the prompt, which are zero, are hidden from cross-attention (Fast-WAM).
     """
 
     num_frames: int = 81
@@ -201,6 +202,7 @@ class ClipConfig:
     stride: tuple[int, int, int] = (4, 8, 8)
     text_tokens: int = 512
     image_tokens: int = 257
+    masks_text: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,11 +211,18 @@ class ActionsConfig:
 
     Attributes:
       modules: ``none``; ``category``: actions and states are tokens of the video's blocks, with encoders and a decoder
-        per embodiment (DreamZero; ``models.action_transformers``).
-      hidden_width: Hidden width of the state encoder and of the action decoder.
-      num_categories: Embodiments with weights of their own.
+        per embodiment (DreamZero); ``linear``: actions are tokens of the video's blocks, with one linear layer in and
+        out and an embedding of timesteps of their own (LingBot-VA as released); ``expert``: actions go through a
+        narrower stack of their own that attends jointly with the video's (Fast-WAM; mixture of transformers). See
+        ``models.action_transformers``.
+      hidden_width: Hidden width of the state encoder and of the action decoder of ``category``.
+      num_categories: Embodiments with weights of their own, of ``category``.
+      expert_width: Residual width of ``expert``. Its heads and its depth are the video's.
+      expert_ffn_width: Hidden width of the feed-forward layers of ``expert``.
     """
 
-    modules: Literal["none", "category"] = "none"
+    modules: Literal["none", "category", "linear", "expert"] = "none"
     hidden_width: int = 1024
     num_categories: int = 1
+    expert_width: int = 1024
+    expert_ffn_width: int = 4096

@@ -7,6 +7,8 @@ import dataclasses
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 
+_BESIDE_PICTURES = 5  # frames of a sample of formulation latent_frames
+
 
 def latent_grid(config: RunConfig) -> tuple[int, int, int]:
     """Returns the latent frames, rows and columns of ``config.clip``.
@@ -45,6 +47,26 @@ def patch_grid(config: RunConfig) -> tuple[int, int, int]:
     return latents[0] // patch[0], latents[1] // patch[1], latents[2] // patch[2]
 
 
+def token_grid(config: RunConfig) -> tuple[int, int, int]:
+    """Returns the tokens along frames, rows and columns of what the model reads.
+
+    With ``latent_frames`` there are five frames beside the pictures: blank, two states, actions and a value.
+
+    Raises:
+      ConfigError: As ``patch_grid``, or the pictures are not those of all views, now and later.
+    """
+    grid, sizes = patch_grid(config), config.layout
+    if sizes.formulation != "latent_frames":
+        return grid
+    if grid[0] != 2 * sizes.frames_per_block:
+        raise ConfigError(
+            f"config.clip.num_frames={config.clip.num_frames} is {grid[0]} pictures; the "
+            f"{sizes.frames_per_block} views of config.layout.frames_per_block, now and later, are "
+            f"{2 * sizes.frames_per_block}"
+        )
+    return grid[0] + _BESIDE_PICTURES, grid[1], grid[2]
+
+
 def pixel_windows(config: RunConfig) -> RunConfig:
     """Returns the run on pixels whose windows are the clips that a backbone's latents stand for.
 
@@ -57,6 +79,11 @@ def pixel_windows(config: RunConfig) -> RunConfig:
     """
     if config.backbone is None:
         raise ConfigError("config.backbone is none: config.clip describes what a backbone reads")
+    if config.layout.formulation in ("alternating", "latent_frames"):
+        raise ConfigError(
+            f"config.layout.formulation={config.layout.formulation}: windows of it are not cut from datasets; those "
+            "of joint, first_frame and video are"
+        )
     clip, layout, num_latent = config.clip, config.layout, latent_grid(config)[0]
     if config.data.canvas != (clip.height, clip.width):
         raise ConfigError(

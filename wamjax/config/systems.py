@@ -83,32 +83,88 @@ class ActionExpertConfig:
             )
 
 
-def category_actions(config: RunConfig) -> CategoryActionConfig:
+ActionSystem = CategoryActionConfig | SharedActionConfig | ActionExpertConfig
+
+
+def find_system(config: RunConfig) -> ActionSystem:
     """Returns the video transformer with action modules that a run trains.
 
     Raises:
-      ConfigError: The run has no such system.
+      ConfigError: The run has no such system, or its modules do not fit its layout.
     """
-    if config.backbone is None or config.actions.modules != "category":
+    backbone, modules, sizes = config.backbone, config.actions.modules, config.layout
+    if backbone is None or modules == "none":
         raise ConfigError(
-            f"config.actions.modules={config.actions.modules} with config.layout.formulation=joint: a backbone "
-            "denoises video and actions together with modules=category; to train it on video alone set "
-            "config.layout.formulation=video"
+            f"config.actions.modules={modules} with config.layout.formulation={sizes.formulation}: a backbone "
+            "denoises video and actions together with modules=category, linear or expert; to train it on video alone "
+            "set config.layout.formulation=video"
         )
-    if config.backbone.patch[0] != 1:
+    if backbone.patch[0] != 1:
         raise ConfigError(
-            f"config.backbone.patch={config.backbone.patch} joins frames; config.layout.formulation=joint needs one "
-            "latent frame per token"
+            f"config.backbone.patch={backbone.patch} joins frames; config.layout.formulation={sizes.formulation} needs "
+            "one latent frame per token"
         )
-    return CategoryActionConfig(
-        video=config.backbone,
+    _check_states(config)
+    if modules == "category":
+        return CategoryActionConfig(
+            video=backbone,
+            action_dim=config.data.action_dim,
+            state_dim=config.data.state_dim,
+            hidden_width=config.actions.hidden_width,
+            num_categories=config.actions.num_categories,
+            frames_per_block=sizes.frames_per_block,
+            states_per_block=max(1, sizes.states_per_block),  # its encoder is there where nothing reads it, too
+        )
+    if backbone.block.modulation != "table":
+        raise ConfigError(
+            f"config.actions.modules={modules} embeds timesteps of actions as config.backbone.block.modulation=table "
+            f"does, not {backbone.block.modulation}; use modules=category"
+        )
+    if modules == "linear":
+        return SharedActionConfig(video=backbone, action_dim=config.data.action_dim)
+    return ActionExpertConfig(
+        video=backbone,
+        expert=dataclasses.replace(
+            backbone.block,
+            width=config.actions.expert_width,
+            ffn_width=config.actions.expert_ffn_width,
+            attention_width=backbone.block.inner_width,
+            image_branch=False,
+        ),
         action_dim=config.data.action_dim,
-        state_dim=config.data.state_dim,
-        hidden_width=config.actions.hidden_width,
-        num_categories=config.actions.num_categories,
-        frames_per_block=config.layout.frames_per_block,
-        states_per_block=config.layout.states_per_block,
+        state_dim=config.data.state_dim if sizes.states_per_block else None,
     )
+
+
+def check_mixture_is_whole(context: int) -> None:
+    """Raises ``ConfigError`` if ``context`` devices would split the sequence of a mixture of transformers."""
+    if context > 1:
+        raise ConfigError(
+            f"config.parallel.context={context} splits the sequence, which a mixture of transformers "
+            "(config.actions.modules=expert) keeps whole; set it to 1 and use fsdp"
+        )
+
+
+def _check_states(config: RunConfig) -> None:
+    """Refuses states that no module of a system reads, and modules that have none to read."""
+    sizes, modules = config.layout, config.actions.modules
+    wanted = {
+        "category": None if sizes.formulation == "joint" else 0,
+        "linear": 0,
+        "expert": 1 if sizes.formulation == "first_frame" else 0,
+    }[modules]
+    reason = {
+        "category": f"formulation={sizes.formulation} has no place for states",
+        "linear": "it has no module for states",
+        "expert": "a state is a text token of the whole sample, which only formulation=first_frame has",
+    }[modules]
+    if modules == "category" and wanted is None and not sizes.states_per_block:
+        raise ConfigError("config.layout.states_per_block=0 with config.actions.modules=category; it reads 1 or more")
+    if wanted is not None and sizes.states_per_block not in (0, wanted):
+        raise ConfigError(
+            f"config.layout.states_per_block={sizes.states_per_block} with config.actions.modules={modules}: {reason}; "
+            f"set it to {wanted}"
+        )
 
 
 def _check_positive(config: object, *names: str) -> None:

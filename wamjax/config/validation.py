@@ -32,14 +32,15 @@ _RULES: dict[str, dict[str, _Rule]] = {
         **dict.fromkeys(("time_width", "action_hidden", "rope_theta", "norm_eps"), _POSITIVE),
     },
     "clip": dict.fromkeys(("num_frames", "height", "width", "text_tokens", "image_tokens"), _POSITIVE),
-    "actions": dict.fromkeys(("hidden_width", "num_categories"), _POSITIVE),
+    "actions": dict.fromkeys(("hidden_width", "num_categories", "expert_width", "expert_ffn_width"), _POSITIVE),
     "layout": dict.fromkeys(
-        ("num_blocks", "frames_per_block", "actions_per_block", "states_per_block", "pad_multiple", "pad_unit"),
-        _POSITIVE,
-    ),
+        ("num_blocks", "frames_per_block", "actions_per_block", "pad_multiple", "pad_unit"), _POSITIVE
+    )
+    | dict.fromkeys(("states_per_block", "window"), _NOT_NEGATIVE),
     "objective": {
-        **dict.fromkeys(("shift", "num_timesteps", "min_time"), _POSITIVE),
-        **dict.fromkeys(("video_weight", "action_weight"), _NOT_NEGATIVE),
+        **dict.fromkeys(("shift", "num_timesteps", "min_time", "edm_log_std"), _POSITIVE),
+        **dict.fromkeys(("video_weight", "action_weight", "value_weight", "action_shift"), _NOT_NEGATIVE),
+        **dict.fromkeys(("history_noise", "history_max_time", "edm_uniform"), _FRACTION),
     },
     "data": {
         **dict.fromkeys(("state_dim", "action_dim", "frame_stride", "window_stride", "num_threads"), _POSITIVE),
@@ -52,6 +53,12 @@ _RULES: dict[str, dict[str, _Rule]] = {
         "max_idle": _FRACTION,
     },
     "data.mixture": {"temperature": _POSITIVE},
+    "data.augmentation": {
+        **dict.fromkeys(("brightness", "contrast", "saturation"), _FRACTION),
+        "crop": (lambda x: 0 < x <= 1, "more than 0, at most 1"),
+        "hue": (lambda x: 0 <= x <= 0.5, "between 0 and 0.5"),
+        "seed": _NOT_NEGATIVE,
+    },
     "optimizer": {
         **dict.fromkeys(("peak_lr", "eps", "clip_norm", "max_skipped"), _POSITIVE),
         **dict.fromkeys(("warmup_steps", "decay_steps", "weight_decay"), _NOT_NEGATIVE),
@@ -82,7 +89,17 @@ def check_values(config: RunConfig) -> None:
             value = operator.attrgetter(f"{section}.{name}")(config)
             if not is_valid(value):
                 raise ConfigError(f"config.{section}.{name} = {value} is out of range; expected {expected}")
+    low, high = config.objective.edm_range
+    if not 0 < low < high:
+        raise ConfigError(
+            f"config.objective.edm_range = {config.objective.edm_range}; expected two positive noise levels, ascending"
+        )
     _check_mixture(config.data.mixture)
+    if config.backbone is not None and config.data.augmentation.is_on:
+        raise ConfigError(
+            "config.data.augmentation changes frames anew every epoch, and config.backbone reads latents that are made "
+            "once: leave it at its defaults"
+        )
     if config.objective.video_residual != "none" and config.objective.video_prediction != "x0":
         raise ConfigError(
             f"config.objective.video_residual = {config.objective.video_residual} needs "

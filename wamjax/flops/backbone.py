@@ -8,12 +8,14 @@ timestep alone, is part of ``time_embed``.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.choices import Remat
 from wamjax.config.schema import FinetuneConfig, RunConfig
+from wamjax.config.systems import ActionExpertConfig, find_system
 from wamjax.flops import layers
 from wamjax.flops.execution import AttentionWork
 from wamjax.flops.parameters import Parameter, list_parameters, video_parameters
@@ -23,20 +25,22 @@ from wamjax.layout.kernels import exactly
 BLOCK_COMPONENTS = ("self_projections", "self_scores", "cross_qo", "cross_kv", "cross_scores", "ffn")
 COMPONENTS = (*BLOCK_COMPONENTS, "patch", "head", "text_embed", "image_embed", "time_embed", "action_state")
 
-_ACTION_ENCODER = ("action_encoder.lift", "action_encoder.mix", "action_encoder.out")
+# Ways of actions and states into tokens and back; a model has those layers of them that it has parameters of.
+_ACTION_ENCODER = ("action_encoder.lift", "action_encoder.mix", "action_encoder.out", "action_embed")
 _STATE_ENCODER = ("state_encoder.hidden", "state_encoder.out")
-_ACTION_DECODER = ("action_decoder.hidden", "action_decoder.out")
+_ACTION_DECODER = ("action_decoder.hidden", "action_decoder.out", "action_out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """A model as far as its products go.
+    """A stack and what is around it, as far as products go.
 
     Attributes:
-      block: The block of its stack.
+      block: The block of the stack.
       num_layers: Blocks.
-      parameters: By path.
-      root: Path of the video transformer in the model.
+      parameters: Of the whole model, by path.
+      root: Path of the stack and its embeddings in the model.
+      modules: Path of the ways of actions and states.
       text: Name of the text embedding.
       head: Name of the video head.
     """
@@ -45,13 +49,18 @@ class Anatomy:
     num_layers: int
     parameters: dict[str, Parameter]
     root: str = ""
+    modules: str = ""
     text: str = "text_embedding"
     head: str = "head_out"
+
+    def having(self, paths: Iterable[str]) -> list[str]:
+        """Returns those of ``paths`` that are layers of the model."""
+        return [path for path in paths if f"{path}.kernel" in self.parameters]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What goes through a model for one sample.
+    """What goes through a stack for one sample.
 
     Attributes:
       tokens: Through the blocks.
@@ -60,9 +69,12 @@ class Work:
       text: Text tokens.
       image: Image tokens.
       slots: Timesteps.
-      actions: Action tokens.
+      actions: Action tokens that are embedded.
       states: State tokens.
-      attention: Pairs of one block.
+      attention: Pairs of one block. Self-attention of several stacks together is in the first one's.
+      decoded: Action tokens that are predicted.
+      action_slots: Timesteps of an embedding that actions have for themselves.
+      text_states: States that enter as text tokens; they are among ``text``.
     """
 
     tokens: int
@@ -74,16 +86,26 @@ class Work:
     attention: AttentionWork
     actions: int = 0
     states: int = 0
+    decoded: int = 0
+    action_slots: int = 0
+    text_states: int = 0
 
 
-def find_anatomy(config: RunConfig) -> Anatomy:
-    """Returns the model of ``config``."""
+def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
+    """Returns the stacks of the model of ``config`` by expert (``Segment.expert``); one is ``shared``."""
     parameters, backbone = list_parameters(config), config.backbone
     if backbone is None:
         block, depth = block_config(config.model), config.model.num_layers
-        return Anatomy(block=block, num_layers=depth, parameters=parameters, text="prompts", head="video_head")
-    root = "video." if config.layout.formulation == "joint" else ""
-    return Anatomy(block=backbone.block, num_layers=backbone.num_layers, parameters=parameters, root=root)
+        own = Anatomy(block=block, num_layers=depth, parameters=parameters, text="prompts", head="video_head")
+        return {"shared": own}
+    root = "" if config.layout.is_plain_clip else "video."
+    video = Anatomy(block=backbone.block, num_layers=backbone.num_layers, parameters=parameters, root=root)
+    if config.layout.is_plain_clip or config.actions.modules != "expert":
+        return {"shared": video}
+    system = find_system(config)
+    assert isinstance(system, ActionExpertConfig)
+    expert = dataclasses.replace(video, block=system.expert, root="expert.", modules="expert.")
+    return {"video": video, "action": expert}
 
 
 def video_transformer_flops(
@@ -119,7 +141,7 @@ def video_transformer_flops(
         slots=slots,
         attention=needed_attention(tokens, tokens**2 if pairs is None else pairs, text_tokens, image_tokens),
     )
-    return tally_model(anatomy, work, FinetuneConfig()).forward
+    return tally_model([(anatomy, work)], FinetuneConfig()).forward
 
 
 def needed_attention(tokens: int, pairs: int, text: int, image: int) -> AttentionWork:
@@ -128,8 +150,7 @@ def needed_attention(tokens: int, pairs: int, text: int, image: int) -> Attentio
 
 
 def tally_model(
-    anatomy: Anatomy,
-    work: Work,
+    stacks: Sequence[tuple[Anatomy, Work]],
     finetune: FinetuneConfig,
     *,
     differentiates_data: bool = False,
@@ -139,8 +160,7 @@ def tally_model(
     """Adds up one sample.
 
     Args:
-      anatomy: The model.
-      work: What goes through it.
+      stacks: The stacks of the model, equally deep, and what goes through each.
       finetune: What is trained.
       differentiates_data: Whether raw data (pixels, latents, text, timesteps, actions) counts as if it needed
         gradients: the convention of 3 x forward.
@@ -148,16 +168,19 @@ def tally_model(
         needs, and heads are turned by a product where the dtype asks for it.
       remat: What the backward pass of the blocks finds; None for everything.
     """
+    anatomy = stacks[0][0]
     total = Tally(COMPONENTS, anatomy.parameters, finetune)
-    into = _tally_embeddings(total, anatomy, work, data=differentiates_data)
+    into = [_tally_embeddings(total, *stack, data=differentiates_data) for stack in stacks]
     first, rest, blocks = (Tally(COMPONENTS, anatomy.parameters, finetune, remat) for _ in range(3))
-    block = _Block(anatomy, work, turns=is_executed and anatomy.block.compute_dtype == "bfloat16")
-    out = block.tally(first, into)
-    block.tally(rest, into._replace(tokens=out))
+    turns = is_executed and anatomy.block.compute_dtype == "bfloat16"
+    layer = [_Block(*stack, turns=turns) for stack in stacks]
+    outs = [part._replace(tokens=out) for part, out in zip(into, _tally_layer(first, layer, into), strict=True)]
+    _tally_layer(rest, layer, outs)
     blocks.add(rest if is_executed else first, 1)
     blocks.add(rest, anatomy.num_layers - 1)
     total.add(blocks, 1)
-    _tally_heads(total, anatomy, work, into._replace(tokens=out))
+    for (own, work), out in zip(stacks, outs, strict=True):
+        _tally_heads(total, own, work, out)
     return total
 
 
@@ -177,23 +200,34 @@ def _tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool)
     time, text, image = f"{root}time_embedding", f"{root}{anatomy.text}", f"{root}image_embedding"
 
     def chain(component: str, module: str, names: tuple[str, ...], tokens: int, *, needs: bool) -> bool:
-        paths = [f"{module}.{name}" for name in names if f"{module}.{name}.kernel" in anatomy.parameters]
-        return tally.chain(component, paths, tokens, needs=needs)
+        paths = [f"{module}.{name}".removesuffix(".") for name in names]
+        return tally.chain(component, anatomy.having(paths), tokens, needs=needs)
+
+    def ways(names: tuple[str, ...]) -> list[str]:
+        return anatomy.having([f"{anatomy.modules}{name}" for name in names])
 
     # By low rank, the embedding is the normed sinusoid, and the vectors have a way of their own from it.
     hidden = chain("time_embed", time, ("hidden", "out"), work.slots, needs=data)
     vectors = chain("time_embed", time, ("project",), work.slots, needs=hidden)
+    if work.action_slots:
+        apart = f"{anatomy.modules}action_time"
+        own = chain("time_embed", apart, ("hidden", "out"), work.action_slots, needs=data)
+        vectors |= chain("time_embed", apart, ("project",), work.action_slots, needs=own)
+        hidden |= own
     embedding = data or tally.trains(f"{time}.scale") if is_low_rank else hidden
-    prompt = data or tally.trains(f"{text}.table")
+    stated = tally.trains("state_embed.kernel", "state_embed.bias")
+    if work.text_states:
+        stated = chain("action_state", "state_embed", ("",), work.text_states, needs=data)
+    prompt = data or stated or tally.trains(f"{text}.table")
     words = chain("text_embed", text, ("hidden", "out"), work.text, needs=prompt)
     normed = data or tally.trains(*(f"{image}.{name}" for name in ("norm_in.scale", "norm_in.bias", "positions")))
     pictured = chain("image_embed", image, ("hidden", "out"), work.image, needs=normed)
     pictured = pictured or tally.trains(f"{image}.norm_out.scale", f"{image}.norm_out.bias")
     tokens = [
-        tally.chain("patch", [f"{root}patch_embed"], work.patches, needs=data),
+        work.patches > 0 and tally.chain("patch", [f"{root}patch_embed"], work.patches, needs=data),
         tally.trains("grid_embedding"),
-        work.actions > 0 and tally.chain("action_state", _ACTION_ENCODER, work.actions, needs=data),
-        work.states > 0 and tally.chain("action_state", _STATE_ENCODER, work.states, needs=data),
+        work.actions > 0 and tally.chain("action_state", ways(_ACTION_ENCODER), work.actions, needs=data),
+        work.states > 0 and tally.chain("action_state", ways(_STATE_ENCODER), work.states, needs=data),
     ]
     return _Gradients(any(tokens), embedding, vectors, words, pictured)
 
@@ -206,9 +240,34 @@ def _tally_heads(tally: Tally, anatomy: Anatomy, work: Work, into: _Gradients) -
         modulation = down_up or into.vectors
     else:
         modulation = into.embedding or tally.trains(head)
-    tally.chain("head", [f"{anatomy.root}{anatomy.head}"], work.predicted, needs=into.tokens or modulation)
-    if work.actions:
-        tally.chain("action_state", _ACTION_DECODER, work.actions, needs=into.tokens)
+    if work.predicted:
+        tally.chain("head", [f"{anatomy.root}{anatomy.head}"], work.predicted, needs=into.tokens or modulation)
+    if work.decoded:
+        # Actions with an embedding of timesteps of their own go out through the video's modulation.
+        needs = into.tokens or (work.action_slots > 0 and modulation)
+        ways = anatomy.having([f"{anatomy.modules}{name}" for name in _ACTION_DECODER])
+        tally.chain("action_state", ways, work.decoded, needs=needs)
+
+
+def _tally_layer(tally: Tally, layer: Sequence[_Block], into: Sequence[_Gradients]) -> list[bool]:
+    """Adds one block of every stack, which attend together; returns whose outputs need gradients."""
+    begun = [block.begin(tally, part) for block, part in zip(layer, into, strict=True)]
+    query, key, value = (any(part.heads[i] for part in begun) for i in range(3))
+    first = layer[0]
+    own, width = first.work.attention.own, first.block.inner_width
+    out = tally.attend("self_scores", width, own, query=query, key=key, value=value)
+    return [
+        block.finish(tally, part, started, attended=out)
+        for block, part, started in zip(layer, into, begun, strict=True)
+    ]
+
+
+class _Begun(NamedTuple):
+    """What needs gradients in a block up to its self-attention: tokens, vectors of its parts, (query, key, value)."""
+
+    tokens: bool
+    parts: tuple[bool, bool, bool]
+    heads: tuple[bool, bool, bool]
 
 
 class _Block:
@@ -220,11 +279,24 @@ class _Block:
         self.turned = self.block.head_dim if turns else 0
         self.positions = tuple(f"{anatomy.root}learned_positions.{axis}" for axis in ("frames", "rows", "columns"))
 
-    def tally(self, tally: Tally, into: _Gradients) -> bool:
-        """Adds one block; returns whether its output needs gradients."""
-        own, cross, mlp = self._modulations(tally, into)
+    def begin(self, tally: Tally, into: _Gradients) -> _Begun:
+        """Adds what self-attention reads."""
+        parts = self._modulations(tally, into)
         x = into.tokens or tally.trains(*self.positions)
-        x = self._self_attention(tally, needs=x or own) or x or own
+        tokens, width, path = self.work.tokens, self.block.inner_width, f"{self.path}.self_attention"
+        query, key, value = (
+            self._project(tally, "self_projections", f"{path}.{name}", tokens, needs=x or parts[0])
+            for name in ("query", "key", "value")
+        )
+        for needs_turn in (query, key):
+            tally.turn("self_projections", layers.linear(tokens, width, self.turned), needs=needs_turn)
+        return _Begun(x, parts, (query, key, value))
+
+    def finish(self, tally: Tally, into: _Gradients, begun: _Begun, *, attended: bool) -> bool:
+        """Adds the rest of a block; returns whether its output needs gradients."""
+        own, cross, mlp = begun.parts
+        path = f"{self.path}.self_attention.out_kernel"
+        x = tally.linear("self_projections", path, self.work.tokens, needs=attended) or begun.tokens or own
         norm = tally.trains(f"{self.path}.cross_norm_scale", f"{self.path}.cross_norm_bias")
         x = self._cross_attention(tally, into, needs=x or norm or cross) or x or cross
         tokens = self.work.tokens
@@ -245,18 +317,6 @@ class _Block:
             for part in ("self", "cross", "mlp")
         )  # fmt: skip
         return own, cross, mlp
-
-    def _self_attention(self, tally: Tally, *, needs: bool) -> bool:
-        tokens, width, path = self.work.tokens, self.block.inner_width, f"{self.path}.self_attention"
-        query, key, value = (
-            self._project(tally, "self_projections", f"{path}.{name}", tokens, needs=needs)
-            for name in ("query", "key", "value")
-        )
-        for needs_turn in (query, key):
-            tally.turn("self_projections", layers.linear(tokens, width, self.turned), needs=needs_turn)
-        own = self.work.attention.own
-        out = tally.attend("self_scores", width, own, query=query, key=key, value=value)
-        return tally.linear("self_projections", f"{path}.out_kernel", tokens, needs=out)
 
     def _cross_attention(self, tally: Tally, into: _Gradients, *, needs: bool) -> bool:
         """Adds attention to text and, in a sum before the output projection, to an image."""

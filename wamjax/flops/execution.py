@@ -10,6 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from wamjax.config.backbone import BlockConfig
+from wamjax.config.choices import AttentionKernel
 from wamjax.config.parallel import ParallelConfig
 from wamjax.layout import Rectangle, Schedule
 from wamjax.layout.balance import balance_order
@@ -64,7 +65,15 @@ class AttentionWork(NamedTuple):
 
 
 def executed_attention(
-    parallel: ParallelConfig, block: BlockConfig, schedule: Schedule, text: int, image: int, execution: Execution
+    parallel: ParallelConfig,
+    block: BlockConfig,
+    schedule: Schedule,
+    text: int,
+    image: int,
+    execution: Execution,
+    *,
+    tokens: int | None = None,
+    masks_text: bool = False,
 ) -> AttentionWork:
     """Returns what attention executes.
 
@@ -75,6 +84,8 @@ def executed_attention(
       text: Text tokens.
       image: Image tokens.
       execution: The devices.
+      tokens: Queries of attention to text and image; None for those of ``schedule``. One expert has its own alone.
+      masks_text: Whether text is masked, which the fused kernels do not do.
 
     Raises:
       ConfigError: Heads do not divide as the context method needs, or a kernel does not take the lengths.
@@ -84,18 +95,19 @@ def executed_attention(
     )
     is_explicit = parallel.blocks == "explicit"
     kernel = pick_kernel(parallel.attention_kernel, execution.platform, block.compute_dtype, block.head_dim)
-    # Queries are whole only where XLA splits them itself.
-    ways = execution.context if is_explicit or kernel != "rectangles" else 1
-    rows = schedule.num_queries // ways
+    queries = schedule.num_queries if tokens is None else tokens
 
-    def cross(keys: int) -> tuple[Computed, ...]:
+    def cross(keys: int, kernel: AttentionKernel) -> tuple[Computed, ...]:
+        # Queries are whole only where XLA splits them itself.
+        ways = execution.context if is_explicit or kernel != "rectangles" else 1
+        rows = queries // ways
         everything = Rectangle(((0, rows),), ((0, keys),))
         return ways * computed_pairs(kernel, Schedule(rows, keys, (everything,))) if keys else ()
 
     return AttentionWork(
         own=_executed_self(parallel, block, schedule, plan, execution),
-        text=cross(text),
-        image=cross(image),
+        text=cross(text, "rectangles" if masks_text else kernel),
+        image=cross(image, kernel),
         copies=execution.context if is_explicit else 1,
     )
 

@@ -24,13 +24,14 @@ the optimizer: AdamW, SGD and the parameter average are elementwise, and Muon's 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from wamjax.config.choices import Remat
 from wamjax.config.schema import FinetuneConfig, RunConfig
-from wamjax.flops.backbone import COMPONENTS, Work, find_anatomy, needed_attention, tally_model
-from wamjax.flops.execution import AttentionWork, Execution, executed_attention
+from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, find_anatomies, needed_attention, tally_model
+from wamjax.flops.execution import Execution, executed_attention
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
-from wamjax.layout import Layout, Role
+from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Segment
 
 __all__ = ["COMPONENTS", "FlopCount", "count_flops"]
 
@@ -111,15 +112,21 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
     Raises:
       ConfigError: The devices cannot share attention as ``config.parallel`` says.
     """
-    anatomy, schedule = find_anatomy(config), layout.full_pass().schedule
-    needed = needed_work(config, layout)
-    attention = executed_attention(
-        config.parallel, anatomy.block, schedule, needed.text, needed.image, execution or Execution()
-    )
-    executed = _executed_work(config, layout, needed, attention)
+    anatomies = find_anatomies(config)
+    needed = {name: needed_work(config, layout, name) for name in anatomies}
+    executed = {
+        name: _executed_work(config, layout, needed[name], name, anatomy, execution or Execution())
+        for name, anatomy in anatomies.items()
+    }
     is_published = config.backbone is not None and not _is_partial(config.finetune)
-    model = tally_model(anatomy, needed, config.finetune, differentiates_data=is_published)
-    hardware = tally_model(anatomy, executed, config.finetune, is_executed=True, remat=_remat(config))
+    model, hardware = (
+        tally_model([(anatomies[name], each) for name, each in work.items()], config.finetune, **how)
+        for work, how in (
+            (needed, {"differentiates_data": is_published}),
+            (executed, {"is_executed": True, "remat": _remat(config)}),
+        )
+    )
+    attention = next(iter(executed.values())).attention
     return FlopCount(
         forward=model.forward,
         model=model.training(),
@@ -134,36 +141,69 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
     )
 
 
-def needed_work(config: RunConfig, layout: Layout) -> Work:
-    """Returns what one sample needs: no padding, attended pairs alone."""
-    streams, backbone = layout.tokens_by_stream(), config.backbone
-    clean, noisy, actions, states, padding = (
-        streams.get(role.value, 0)
-        for role in (Role.CLEAN_VIDEO, Role.NOISY_VIDEO, Role.ACTION, Role.STATE, Role.PADDING)
-    )
-    tokens, image = layout.num_tokens - padding, 0
-    text = config.model.text_tokens
+def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Work:
+    """Returns what the stack of ``expert`` needs for one sample: no padding, attended pairs alone."""
+    own = [s for s in layout.segments if s.expert == expert and s.role is not Role.PADDING]
+    tokens, backbone = _count(own, *Role), config.backbone
+    is_first = expert == layout.segments[0].expert
+    text, image, states = config.model.text_tokens, 0, 0
     if backbone is not None:
-        text, image = config.clip.text_tokens, config.clip.image_tokens if backbone.image_width is not None else 0
+        text = config.clip.text_tokens
+        image = config.clip.image_tokens if is_first and backbone.image_width is not None else 0
+        states = config.layout.states_per_block if config.actions.modules == "expert" else 0
+    attention = needed_attention(tokens, layout.num_pairs, text + states, image)
+    has_own_times = config.actions.modules == "linear"
     return Work(
         tokens=tokens,
-        patches=clean + noisy,
-        predicted=noisy,
-        text=text,
+        patches=_count(own, *VIDEO_ROLES),
+        predicted=_count(own, Role.NOISY_VIDEO),
+        text=text + states,
         image=image,
-        # A clip that is denoised as a whole has one time, and nothing clean.
-        slots=1 if config.layout.formulation == "video" else layout.num_slots,
-        attention=needed_attention(tokens, layout.num_pairs, text, image),
-        actions=actions,
-        states=states,
+        slots=_num_slots(config, layout, expert),
+        attention=attention,
+        actions=_count(own, *ACTION_ROLES),
+        states=_count(own, Role.STATE),
+        decoded=_count(own, Role.ACTION),
+        action_slots=len(layout.slots_of(ACTION_ROLES)) if has_own_times else 0,
+        text_states=states if is_first else 0,  # made once, read by all
     )
 
 
-def _executed_work(config: RunConfig, layout: Layout, needed: Work, attention: AttentionWork) -> Work:
-    """Returns what one sample executes: padding goes through the blocks, and of a clip in and out of them too."""
-    work = dataclasses.replace(needed, tokens=layout.num_tokens, attention=attention)
-    if config.layout.formulation == "video":
-        return dataclasses.replace(work, patches=layout.num_tokens, predicted=layout.num_tokens)
+def _count(segments: Iterable[Segment], *roles: Role) -> int:
+    """Returns the tokens of ``roles`` among ``segments``."""
+    return sum(s.num_tokens for s in segments if s.role in roles)
+
+
+def _num_slots(config: RunConfig, layout: Layout, expert: str) -> int:
+    """Returns the timesteps that a stack's own embedding embeds."""
+    if config.layout.is_plain_clip:
+        return 1  # a clip that is denoised as a whole has one time, and nothing clean
+    if config.backbone is None or config.actions.modules == "category":
+        return layout.num_slots
+    return len(layout.slots_of(ACTION_ROLES if expert == "action" else VIDEO_ROLES))
+
+
+def _executed_work(
+    config: RunConfig, layout: Layout, needed: Work, expert: str, anatomy: Anatomy, execution: Execution
+) -> Work:
+    """Returns what the stack of ``expert`` executes for one sample.
+
+    Padding goes through the blocks, and of a clip in and out of them too.
+    """
+    tokens = sum(s.num_tokens for s in layout.segments if s.expert == expert)
+    attention = executed_attention(
+        config.parallel,
+        anatomy.block,
+        layout.full_pass().schedule,
+        needed.text,
+        needed.image,
+        execution,
+        tokens=tokens,
+        masks_text=config.backbone is not None and config.clip.masks_text,
+    )
+    work = dataclasses.replace(needed, tokens=tokens, attention=attention)
+    if config.layout.is_plain_clip:
+        return dataclasses.replace(work, patches=tokens, predicted=tokens)
     return work
 
 

@@ -15,7 +15,7 @@ from wamjax.config.blocks import block_config
 from wamjax.config.finetune import UPDATE_OF, is_trained, matches
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import FinetuneConfig, RunConfig
-from wamjax.config.systems import CategoryActionConfig, category_actions
+from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig, find_system
 
 
 class Parameter(NamedTuple):
@@ -44,10 +44,14 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
     """
     if config.backbone is None:
         found = _world_action_parameters(config)
-    elif config.layout.formulation == "joint":
-        found = _category_parameters(category_actions(config))
-    else:
+    elif config.layout.is_plain_clip:
         found = video_parameters(config.backbone)
+    else:
+        system = find_system(config)
+        if isinstance(system, CategoryActionConfig):
+            found = _category_parameters(system)
+        else:
+            found = _shared_parameters(system) if isinstance(system, SharedActionConfig) else _expert_parameters(system)
     return found | _updates(found, config.finetune)
 
 
@@ -118,6 +122,27 @@ def _category_parameters(config: CategoryActionConfig) -> dict[str, Parameter]:
     return video_parameters(config.video, "video.") | _action_modules(*sizes, per_category)
 
 
+def _shared_parameters(config: SharedActionConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.action_transformers.SharedActionTransformer``."""
+    video, d = config.video, config.video.block.width
+    found = _linear("action_embed", config.action_dim, d) | _linear("action_out", d, config.action_dim)
+    found |= _linear("action_text.hidden", video.text_width, d) | _linear("action_text.out", d, d)
+    return video_parameters(video, "video.") | found | _time_embedding(video.time_width, d, "action_time")
+
+
+def _expert_parameters(config: ActionExpertConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.action_expert.ActionExpertTransformer``."""
+    video, block = config.video, config.expert
+    d = block.width
+    found = _linear("action_embed", config.action_dim, d) | _linear("action_out", d, config.action_dim)
+    found |= _linear("text_embedding.hidden", video.text_width, d) | _linear("text_embedding.out", d, d)
+    found |= _time_embedding(video.time_width, d) | _stack("blocks", block, video.num_layers)
+    own = {f"expert.{path}": parameter for path, parameter in found.items()}
+    if config.state_dim is not None:
+        own |= _linear("state_embed", config.state_dim, video.text_width)
+    return video_parameters(video, "video.") | own
+
+
 def _action_modules(
     d: int, action: int, state: int, hidden: int, linear: Callable[[str, int, int], dict[str, Parameter]]
 ) -> dict[str, Parameter]:
@@ -169,9 +194,9 @@ def _attention(path: str, block: BlockConfig, seen: int, *, image: bool = False)
     return found
 
 
-def _time_embedding(time_width: int, d: int) -> dict[str, Parameter]:
-    found = _linear("time_embedding.hidden", time_width, d) | _linear("time_embedding.out", d, d)
-    return found | _linear("time_embedding.project", d, 6 * d)
+def _time_embedding(time_width: int, d: int, path: str = "time_embedding") -> dict[str, Parameter]:
+    found = _linear(f"{path}.hidden", time_width, d) | _linear(f"{path}.out", d, d)
+    return found | _linear(f"{path}.project", d, 6 * d)
 
 
 def _low_rank(path: str, d: int, rank: int, num_vectors: int) -> dict[str, Parameter]:

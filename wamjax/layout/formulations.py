@@ -9,12 +9,14 @@ import functools
 from collections.abc import Sequence
 from typing import Literal
 
-from wamjax.config.clip import patch_grid
+from wamjax.config.clip import patch_grid, token_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
+from wamjax.layout.alternating import alternating_layout
+from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.layout import Layout
-from wamjax.layout.segments import ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
+from wamjax.layout.segments import ACTION_ROLES, ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
 
 JOINT_VISIBILITY: Visibility = {
     (Role.CLEAN_VIDEO, Role.CLEAN_VIDEO): UP_TO,
@@ -43,6 +45,7 @@ def joint_layout(
     pad_multiple: int = 1,
     pad_unit: int = 1,
     token_causal_context: bool = False,
+    own_action_times: bool = False,
 ) -> Layout:
     """Returns DreamZero's layout: video and actions denoised together, with teacher forcing.
 
@@ -62,6 +65,7 @@ def joint_layout(
       pad_unit: Padding follows every unit (as ``LayoutConfig`` says), so that a kernel's blocks end where units do.
       token_causal_context: Clean video after the first frame sees clean video token by token instead of block by
         block, as DreamZero's released kernel does.
+      own_action_times: Whether actions have a timestep apart from their block's video (DreamZero-Flash).
 
     Source: DreamZero, arXiv 2602.15922, and its released code.
     """
@@ -89,8 +93,9 @@ def joint_layout(
     def vector(role: Role, block: int, count: int) -> list[Segment]:
         noised = role is Role.ACTION
         start = (block - 1) * count
+        time = num_blocks + block if own_action_times else None
         own = {"order": block, "num_tokens": count, "start": start, "noised": noised, "has_loss": noised}
-        return [Segment(role=role, **own)] if count else []
+        return [Segment(role=role, time=time, **own)] if count else []
 
     blocks = range(1, num_blocks + 1)
     clean = [video(Role.CLEAN_VIDEO, b) for b in range(num_blocks + clean_last_block)]
@@ -132,12 +137,18 @@ def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
 def build_layout(config: RunConfig) -> Layout:
     """Returns the layout that ``config`` describes, the same object for equal configurations."""
     sizes = config.layout
-    if config.backbone is None:
-        grid = derive_geometry(config).grid
-    elif sizes.formulation == "video":
-        return video_layout(patch_grid(config), sizes.pad_multiple)
-    else:
-        grid = _frame_grid(config)
+    if config.backbone is not None and sizes.is_plain_clip:
+        return video_layout(token_grid(config), sizes.pad_multiple)
+    layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
+    if config.actions.modules != "expert":
+        return layout
+    vectors = (*ACTION_ROLES, Role.STATE)
+    return layout.with_experts({role: "action" if role in vectors else "video" for role in layout.roles})
+
+
+def _joint(config: RunConfig) -> Layout:
+    sizes = config.layout
+    grid = derive_geometry(config).grid if config.backbone is None else _frame_grid(config, first=1)
     return joint_layout(
         num_blocks=sizes.num_blocks,
         frames_per_block=sizes.frames_per_block,
@@ -149,24 +160,70 @@ def build_layout(config: RunConfig) -> Layout:
         order=sizes.order,
         pad_multiple=sizes.pad_multiple,
         pad_unit=sizes.pad_unit,
+        token_causal_context=sizes.clean_context == "token_causal",
+        own_action_times=sizes.action_times == "own",
     )
 
 
-def _frame_grid(config: RunConfig) -> tuple[int, int]:
+def _alternating(config: RunConfig) -> Layout:
+    sizes = config.layout
+    grid = _frame_grid(config, first=0)
+    if sizes.actions_per_block % sizes.frames_per_block:
+        raise ConfigError(
+            f"config.layout.actions_per_block={sizes.actions_per_block} does not divide over the chunk's "
+            f"frames_per_block={sizes.frames_per_block} latent frames"
+        )
+    layout = alternating_layout(
+        num_chunks=sizes.num_blocks,
+        frames_per_chunk=sizes.frames_per_block,
+        grid=grid,
+        actions_per_frame=sizes.actions_per_block // sizes.frames_per_block,
+        window_orders=sizes.window,
+        noisy_history=config.objective.history_noise > 0,
+    )
+    return _padded_end(layout, sizes.pad_multiple)
+
+
+def _first_frame(config: RunConfig) -> Layout:
+    sizes = config.layout
+    grid = _frame_grid(config, first=1)
+    if sizes.num_blocks != 1:
+        raise ConfigError(
+            f"config.layout.num_blocks={sizes.num_blocks}; config.layout.formulation=first_frame denoises one clip as "
+            "a whole: set num_blocks=1 and frames_per_block to its latent frames after the first"
+        )
+    layout = first_frame_layout(
+        frames=1 + sizes.frames_per_block,
+        grid=grid,
+        num_actions=sizes.actions_per_block,
+        family=sizes.family,
+        noisy_condition=config.objective.history_noise > 0,
+    )
+    return _padded_end(layout, sizes.pad_multiple)
+
+
+def _frame_grid(config: RunConfig, first: int) -> tuple[int, int]:
     """Returns the rows and columns of tokens in a latent frame of ``config.clip``, whose frames fill the blocks.
+
+    ``first`` is 1 where a first frame precedes the blocks, else 0.
 
     Raises:
       ConfigError: They do not.
     """
     frames, *grid = patch_grid(config)
     sizes = config.layout
-    if frames != 1 + sizes.num_blocks * sizes.frames_per_block:
+    needed = first + sizes.num_blocks * sizes.frames_per_block
+    if frames != needed:
         raise ConfigError(
-            f"config.clip.num_frames={config.clip.num_frames} is {frames} latent frames; one frame and "
-            f"config.layout.num_blocks={sizes.num_blocks} blocks of frames_per_block={sizes.frames_per_block} are "
-            f"{1 + sizes.num_blocks * sizes.frames_per_block}"
+            f"config.clip.num_frames={config.clip.num_frames} is {frames} latent frames; "
+            f"{'one frame and ' if first else ''}config.layout.num_blocks={sizes.num_blocks} blocks of "
+            f"frames_per_block={sizes.frames_per_block} are {needed}"
         )
     return grid[0], grid[1]
+
+
+def _padded_end(layout: Layout, pad_multiple: int) -> Layout:
+    return Layout((*layout.segments, *_padding(layout.segments, pad_multiple, ())), layout.visibility)
 
 
 def _padded(units: Sequence[Sequence[Segment]], pad_unit: int, pad_multiple: int) -> list[Segment]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -41,13 +41,55 @@ class Pass:
         groups = itertools.groupby(self.segments, key=lambda s: s.timestep_slot)
         return tuple((slot, sum(s.num_tokens for s in run)) for slot, run in groups)
 
+    def embedded_slots(
+        self, *groups: Sequence[Role]
+    ) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, int], ...]]:
+        """Returns which timestep slots are embedded where each group of roles has an embedding of its own.
+
+        Args:
+          groups: Roles; every token that is not padding is of one of them.
+
+        Returns:
+          The slots of each group, ascending; and (index, number of tokens) in sequence order, where the index counts
+          through the slots of all groups one after the other. Padding takes the index before it.
+        """
+        slots = [sorted({s.timestep_slot for s in self.segments if s.role in roles}) for roles in groups]
+        index = {
+            (role, slot): place
+            for place, (roles, slot) in enumerate(
+                (roles, slot) for roles, own in zip(groups, slots, strict=True) for slot in own
+            )
+            for role in roles
+        }
+        runs: list[tuple[int, int]] = []
+        for segment in self.segments:
+            before = runs[-1][0] if runs else 0
+            place = before if segment.role is Role.PADDING else index[segment.role, segment.timestep_slot]
+            if runs and runs[-1][0] == place:
+                runs[-1] = (place, runs[-1][1] + segment.num_tokens)
+            else:
+                runs.append((place, segment.num_tokens))
+        return tuple(tuple(own) for own in slots), tuple(runs)
+
     def positions(self) -> np.ndarray:
-        """Returns int32 ``[n 3]`` coordinates: (latent frame, row, column) for video, (index, 0, 0) otherwise."""
+        """Returns fp64 ``[n 3]`` coordinates: (latent frame, row, column) for video, (index, 0, 0) for a sequence.
+
+        With ``Rotary.FRAME`` token k of n is at (latent frame + k / (n + 1), -1, -1), k from 1.
+        """
         return np.concatenate([_segment_positions(s) for s in self.segments])
 
     def is_video(self) -> np.ndarray:
         """Returns bool ``[n]``: whether a token's coordinates are three-dimensional."""
-        return np.concatenate([np.full(s.num_tokens, s.rotary is Rotary.VIDEO) for s in self.segments])
+        return np.concatenate([np.full(s.num_tokens, s.rotary is not Rotary.SEQUENCE) for s in self.segments])
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the sets of weights that process the tokens, in order of first appearance."""
+        return tuple(dict.fromkeys(s.expert for s in self.segments))
+
+    def of_expert(self, name: str) -> Pass:
+        """Returns the part of one expert: its segments alone, under the schedule of all."""
+        return dataclasses.replace(self, segments=tuple(s for s in self.segments if s.expert == name))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,8 +125,21 @@ class Layout:
 
     @property
     def num_slots(self) -> int:
-        """Timestep slots: the clean one and one per order."""
-        return 2 + max(s.order for s in self.segments)
+        """Timestep slots: the clean one and one per time."""
+        return 1 + max(s.timestep_slot for s in self.segments)
+
+    def slots_of(self, roles: Sequence[Role]) -> tuple[int, ...]:
+        """Returns the timestep slots that tokens of ``roles`` carry, ascending."""
+        return tuple(sorted({s.timestep_slot for s in self.segments if s.role in roles}))
+
+    def with_experts(self, experts: Mapping[Role, str]) -> Layout:
+        """Returns the layout whose roles are processed by ``experts``; padding by that of the tokens before it."""
+        segments: list[Segment] = []
+        for segment in self.segments:
+            is_padding = segment.role is Role.PADDING and segments
+            expert = segments[-1].expert if is_padding else experts.get(segment.role, segment.expert)
+            segments.append(dataclasses.replace(segment, expert=expert))
+        return Layout(tuple(segments), self.visibility)
 
     def stream(self, role: Role) -> tuple[Segment, ...]:
         """Returns the segments of ``role`` in sequence order."""
@@ -166,11 +221,15 @@ class Layout:
 
 
 def _segment_positions(segment: Segment) -> np.ndarray:
-    """Returns int32 ``[n 3]`` coordinates of one segment's tokens."""
+    """Returns fp64 ``[n 3]`` coordinates of one segment's tokens."""
     if segment.rotary is Rotary.VIDEO:
         assert segment.grid is not None
         frames, rows, columns = segment.grid
         grid = np.stack(np.meshgrid(*map(np.arange, (frames, rows, columns)), indexing="ij"), axis=-1)
-        return (grid.reshape(-1, 3) + np.array([segment.first_frame, 0, 0])).astype(np.int32)
-    index = np.arange(segment.start, segment.start + segment.num_tokens, dtype=np.int32)
+        return (grid.reshape(-1, 3) + np.array([segment.first_frame, 0, 0])).astype(np.float64)
+    if segment.rotary is Rotary.FRAME:
+        count = segment.num_tokens
+        steps = segment.first_frame + np.arange(1, count + 1, dtype=np.float64) / (count + 1)
+        return np.stack([steps, np.full(count, -1.0), np.full(count, -1.0)], axis=-1)
+    index = np.arange(segment.start, segment.start + segment.num_tokens, dtype=np.float64)
     return np.stack([index, np.zeros_like(index), np.zeros_like(index)], axis=-1)

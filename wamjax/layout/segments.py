@@ -16,9 +16,15 @@ class Role(enum.StrEnum):
 
     CLEAN_VIDEO = "clean_video"
     NOISY_VIDEO = "noisy_video"
-    ACTION = "action"
+    CONDITION_VIDEO = "condition_video"  # a second copy of the clip that actions are read from
+    CLEAN_ACTION = "clean_action"
+    ACTION = "action"  # noised
     STATE = "state"
     PADDING = "padding"
+
+
+VIDEO_ROLES = (Role.CLEAN_VIDEO, Role.NOISY_VIDEO, Role.CONDITION_VIDEO)
+ACTION_ROLES = (Role.CLEAN_ACTION, Role.ACTION)
 
 
 class Rotary(enum.StrEnum):
@@ -26,6 +32,7 @@ class Rotary(enum.StrEnum):
 
     VIDEO = "video"  # three coordinates: latent frame, row, column
     SEQUENCE = "sequence"  # one coordinate: index within the role's own stream
+    FRAME = "frame"  # three coordinates: a part of the way from a latent frame to the next, row and column -1
 
 
 class RelationKind(enum.StrEnum):
@@ -34,6 +41,7 @@ class RelationKind(enum.StrEnum):
     ALL = "all"
     SAME = "same"
     BEFORE = "before"
+    BEFORE_WINDOW = "before_window"
     UP_TO = "up_to"
     WINDOW = "window"
     CAUSAL = "causal"
@@ -45,7 +53,7 @@ class Relation:
 
     Attributes:
       kind: Which relation.
-      size: For ``WINDOW``: how many orders back a query sees (besides its own).
+      size: For ``WINDOW`` and ``BEFORE_WINDOW``: how many orders back a query sees (besides its own, for the first).
     """
 
     kind: RelationKind
@@ -60,6 +68,8 @@ class Relation:
                 return key_order == query_order
             case RelationKind.BEFORE:
                 return key_order < query_order
+            case RelationKind.BEFORE_WINDOW:
+                return query_order - self.size <= key_order < query_order
             case RelationKind.UP_TO | RelationKind.CAUSAL:
                 return key_order <= query_order
             case RelationKind.WINDOW:
@@ -94,6 +104,17 @@ def window(size: int) -> Relation:
     return Relation(RelationKind.WINDOW, size)
 
 
+def window_before(size: int) -> Relation:
+    """Returns the relation ``q - size <= k < q``.
+
+    Raises:
+      ValueError: ``size`` is less than 1.
+    """
+    if size < 1:
+        raise ValueError(f"window size {size} before a query; expected 1 or more orders back")
+    return Relation(RelationKind.BEFORE_WINDOW, size)
+
+
 Visibility = dict[tuple[Role, Role], Relation]
 
 
@@ -107,9 +128,10 @@ class Segment:
       num_tokens: Tokens in the segment.
       start: Index of the first token within the role's own stream.
       grid: For video: (latent frames, rows, columns); their product is ``num_tokens``.
-      first_frame: For video: index of the segment's first latent frame in the clip.
+      first_frame: For video, and with ``Rotary.FRAME``: index of the segment's first latent frame in the clip.
       rotary: How positions are assigned.
-      noised: Whether the tokens carry noise at their order's timestep (otherwise they are clean, t = 0).
+      noised: Whether the tokens carry noise at their own timestep (otherwise they are clean, t = 0).
+      time: Which of the sample's times that is; None for the order's. Segments of equal time share a draw.
       has_loss: Whether the tokens are predicted and enter the loss.
       expert: Name of the set of weights that processes the tokens.
       is_whole: Whether under ``CAUSAL`` the segment's tokens see each other in both directions.
@@ -123,6 +145,7 @@ class Segment:
     first_frame: int = 0
     rotary: Rotary = Rotary.SEQUENCE
     noised: bool = False
+    time: int | None = None
     has_loss: bool = False
     expert: str = "shared"
     is_whole: bool = False
@@ -139,5 +162,7 @@ class Segment:
 
     @property
     def timestep_slot(self) -> int:
-        """Which timestep the tokens carry: slot 0 is t = 0 (clean), slot ``order + 1`` the timestep of that order."""
-        return self.order + 1 if self.noised else 0
+        """Which timestep the tokens carry: slot 0 is t = 0 (clean), slot ``time + 1`` the timestep of that time."""
+        if not self.noised:
+            return 0
+        return (self.order if self.time is None else self.time) + 1

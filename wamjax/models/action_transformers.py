@@ -1,8 +1,8 @@
-"""Video transformers with action modules: the parameters of published systems, one class per way actions enter.
+"""Video transformers whose blocks also read actions: the parameters of published systems, and their pass.
 
 Each holds a whole video transformer as ``video`` and what the system adds to it. They own the ways of actions and
-states into tokens and back; which tokens see which is a layout's. The category form also has its pass over the layout
-it was trained on; the shared form and the expert's joint attention have none here.
+states into tokens and back; which tokens see which is a layout's. Actions with weights of their own are in
+``models.action_expert``.
 """
 
 from __future__ import annotations
@@ -16,20 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig
+from wamjax.config.systems import CategoryActionConfig, SharedActionConfig
 from wamjax.errors import DataError
-from wamjax.layout import Layout, Pass, Role, Segment, joint_layout
+from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Pass, Role, Segment, joint_layout
 from wamjax.layout.packing import pack, unpack
 from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
-from wamjax.models.stack import stack_blocks
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.nn.category import CategoryActionEncoder, CategoryMlp
 from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
 from wamjax.nn.linear import Linear
-from wamjax.nn.rotary import rotary_table
 from wamjax.types import Actions, PRNGKey, States, Tokens
-
-_VIDEO = (Role.CLEAN_VIDEO, Role.NOISY_VIDEO)
 
 
 class TeacherForced(NamedTuple):
@@ -114,6 +110,7 @@ class CategoryActionTransformer(nnx.Module):
         layout_pass: Pass,
         *,
         image: jax.Array | None = None,
+        text_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Actions]:
         """Predicts the velocities of what a layout denoises, in any order of its tokens.
 
@@ -125,6 +122,7 @@ class CategoryActionTransformer(nnx.Module):
           text: ``[b l text_width]``.
           layout_pass: Which token sees which.
           image: ``[b m image_width]``.
+          text_mask: bool ``[b l]``, which text tokens are seen; None for all.
 
         Returns:
           fp32 ``[b n_noisy out_patch_channels]`` and ``[b a u]``.
@@ -133,10 +131,13 @@ class CategoryActionTransformer(nnx.Module):
             role: np.concatenate([np.full(s.num_tokens, _slot(s)) for s in layout_pass.segments if s.role is role])
             for role in streams
         }
-        tokens = {role: self.video.patch_embed(x) for role, x in streams.items() if role in _VIDEO}
-        tokens[Role.ACTION] = self.embed_actions(streams[Role.ACTION], ids[:, slots[Role.ACTION]], category)
-        tokens[Role.STATE] = self.embed_states(streams[Role.STATE], category)
-        conditioning = self.video.condition(ids, text, layout_pass, runs=_slot_runs(layout_pass), image=image)
+        tokens = {role: self.video.patch_embed(x) for role, x in streams.items() if role in VIDEO_ROLES}
+        for role in streams.keys() & set(ACTION_ROLES):
+            tokens[role] = self.embed_actions(streams[role], ids[:, slots[role]], category)
+        if Role.STATE in streams:
+            tokens[Role.STATE] = self.embed_states(streams[Role.STATE], category)
+        runs = _slot_runs(layout_pass)
+        conditioning = self.video.condition(ids, text, layout_pass, runs=runs, image=image, text_mask=text_mask)
         return self.run(tokens, layout_pass, conditioning, category)
 
     def run(
@@ -146,10 +147,7 @@ class CategoryActionTransformer(nnx.Module):
         segments = layout_pass.segments
         x, _ = self.video.run(pack(segments, streams), layout_pass, conditioning)
         # The head reads the noisy frames only.
-        slots = np.concatenate([np.full(count, slot) for slot, count in conditioning.runs])
-        is_noisy = np.concatenate([np.full(s.num_tokens, s.role is Role.NOISY_VIDEO) for s in segments])
-        runs = itertools.groupby(slots[is_noisy].tolist())
-        own = conditioning._replace(runs=tuple((slot, len(list(run))) for slot, run in runs))
+        own = conditioning._replace(runs=role_runs(segments, conditioning.runs, Role.NOISY_VIDEO))
         video = self.video.head(unpack(segments, x, Role.NOISY_VIDEO), own)
         return video, self.decode_actions(unpack(segments, x, Role.ACTION), category)
 
@@ -207,6 +205,42 @@ class SharedActionTransformer(nnx.Module):
         self.action_text = TextEmbedding(keys[3], video.text_width, width, dtype=dtype)
         self.action_out = Linear(keys[4], (width, config.action_dim), ("embed", None), dtype=dtype)
 
+    def predict(
+        self,
+        streams: Mapping[Role, jax.Array],
+        ids: jax.Array,
+        category: jax.Array,
+        text: jax.Array,
+        layout_pass: Pass,
+        *,
+        image: jax.Array | None = None,
+        text_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, Actions]:
+        """Predicts the velocities of what a layout denoises; as ``CategoryActionTransformer.predict``.
+
+        There is one set of weights for all embodiments: ``category`` is not read.
+        """
+        segments = layout_pass.segments
+        (video_slots, action_slots), runs = layout_pass.embedded_slots(VIDEO_ROLES, ACTION_ROLES)
+        tokens = {
+            role: self.video.patch_embed(x) if role in VIDEO_ROLES else self.embed_actions(x)
+            for role, x in streams.items()
+        }
+        conditioning = self.video.condition(
+            ids[:, video_slots], text, layout_pass, runs=runs, image=image, text_mask=text_mask
+        )
+        embedding, modulation = self.embed_action_times(ids[:, action_slots])
+        conditioning = conditioning._replace(
+            embedding=jnp.concatenate([conditioning.embedding, embedding], axis=1),
+            modulation=jnp.concatenate([conditioning.modulation, modulation], axis=1),
+        )
+        x, _ = self.video.run(pack(segments, tokens), layout_pass, conditioning)
+        video, actions = (
+            (unpack(segments, x, role), conditioning._replace(runs=role_runs(segments, runs, role)))
+            for role in (Role.NOISY_VIDEO, Role.ACTION)
+        )
+        return self.video.head(*video), self.decode_actions(*actions)
+
     def embed_actions(self, actions: Actions) -> Tokens:
         """Returns tokens ``[b a d]`` of ``actions`` ``[b a u]``."""
         return self.action_embed(actions)
@@ -225,71 +259,11 @@ class SharedActionTransformer(nnx.Module):
         return self.action_out(self.video.modulate_out(tokens, conditioning)).astype(jnp.float32)
 
 
-class ActionExpert(nnx.Module):
-    """A stack of blocks for action tokens, narrower than the video's, with the same heads.
-
-    Source: Fast-WAM, src/fastwam/models/wan22/action_dit.py, ``ActionDiT``: its head has neither norm nor modulation.
-    """
-
-    def __init__(self, key: PRNGKey, config: ActionExpertConfig) -> None:
-        """Makes the stack of ``config``, as deep as the video's."""
-        keys, self.config = jax.random.split(key, 5), config
-        video, block = config.video, config.expert
-        width, dtype = block.width, block.compute_dtype
-        self.action_embed = Linear(keys[0], (config.action_dim, width), (None, "embed"), dtype=dtype)
-        self.text_embedding = TextEmbedding(keys[1], video.text_width, width, dtype=dtype)
-        self.time_embedding = TimeEmbedding(keys[2], video.time_width, width, NUM_TABLE_VECTORS)
-        self.blocks = stack_blocks(keys[3], block, video.num_layers)
-        self.action_out = Linear(keys[4], (width, config.action_dim), ("embed", None), dtype=dtype)
-
-    def embed(self, actions: Actions) -> Tokens:
-        """Returns tokens ``[b a d]`` of ``actions`` ``[b a u]``."""
-        return self.action_embed(actions)
-
-    def condition(
-        self,
-        ids: jax.Array,
-        text: jax.Array,
-        layout_pass: Pass,
-        runs: Sequence[tuple[int, int]],
-        text_mask: jax.Array | None = None,
-    ) -> Conditioning:
-        """Returns what the expert's blocks read besides their tokens; arguments as ``VideoTransformer.condition``."""
-        embedding, modulation = self.time_embedding(ids)
-        return Conditioning(
-            embedding=embedding,
-            modulation=modulation,
-            runs=runs,
-            rotation=rotary_table(layout_pass, self.config.expert.head_dim, self.config.video.rotary.theta),
-            text=self.text_embedding(text),
-            text_mask=text_mask,
-        )
-
-    def decode(self, tokens: Tokens) -> Actions:
-        """Returns the fp32 prediction ``[b a u]`` of the blocks' output ``[b a d]``."""
-        return self.action_out(tokens).astype(jnp.float32)
-
-
-class ActionExpertTransformer(nnx.Module):
-    """A video transformer and an action expert that attend jointly (mixture of transformers).
-
-    Source: Fast-WAM, src/fastwam/models/wan22/{fastwam,mot}.py.
-    """
-
-    def __init__(self, key: PRNGKey, config: ActionExpertConfig) -> None:
-        """Makes the model of ``config``."""
-        keys, self.config = jax.random.split(key, 3), config
-        text_width, dtype = config.video.text_width, config.video.block.compute_dtype
-        self.video = VideoTransformer(keys[0], config.video)
-        self.expert = ActionExpert(keys[1], config)
-        self.state_embed = nnx.data(None)
-        if config.state_dim is not None:
-            self.state_embed = Linear(keys[2], (config.state_dim, text_width), (None, None), dtype=dtype)
-
-    def append_state(self, text: jax.Array, state: jax.Array) -> jax.Array:
-        """Returns ``text`` ``[b l text_width]`` with ``state`` ``[b p]`` as one more token, before any embedding."""
-        assert self.state_embed is not None, "this model has no state token"
-        return jnp.concatenate([text, self.state_embed(state)[:, None].astype(text.dtype)], axis=1)
+def role_runs(segments: Sequence[Segment], runs: Sequence[tuple[int, int]], role: Role) -> tuple[tuple[int, int], ...]:
+    """Returns the (slot, tokens) runs of the tokens of ``role`` among ``segments``, whose runs are ``runs``."""
+    slots = np.concatenate([np.full(count, slot) for slot, count in runs])
+    is_role = np.concatenate([np.full(s.num_tokens, s.role is role) for s in segments])
+    return tuple((slot, len(list(run))) for slot, run in itertools.groupby(slots[is_role].tolist()))
 
 
 def _slot(segment: Segment) -> int:

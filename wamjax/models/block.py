@@ -57,6 +57,22 @@ class Conditioning(NamedTuple):
     positions: jax.Array | None = None
 
 
+class Begun(NamedTuple):
+    """A block up to its self-attention.
+
+    Attributes:
+      tokens: ``[b n d]``, learned positions added.
+      query: Rotated queries ``[b k n e]``.
+      own: Rotated keys, and values.
+      parts: Modulation of self-attention, of cross-attention (None: not modulated) and of the feed-forward layer.
+    """
+
+    tokens: Tokens
+    query: Heads
+    own: KeysValues
+    parts: tuple[Modulation, Modulation | None, Modulation]
+
+
 class Block(nnx.Module):
     """One transformer block."""
 
@@ -98,18 +114,36 @@ class Block(nnx.Module):
         Returns:
           The new tokens, and their own keys and values (without the past).
         """
-        self_part, cross_part, mlp_part = self._modulations(conditioning)
+        begun = self.begin(x, conditioning)
+        own = begun.own
+        seen = (
+            own
+            if past is None
+            else KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)))
+        )
+        attended = attend_self(begun.query, *seen, layout_pass.schedule)
+        return self.finish(begun, attended, conditioning), own
+
+    def begin(self, x: Tokens, conditioning: Conditioning) -> Begun:
+        """Returns what self-attention reads of ``x`` ``[b n d]``, as ``__call__`` does before it attends."""
+        parts = self._modulations(conditioning)
         if conditioning.positions is not None:
             x = self._add(x, conditioning.positions)
-        h = self._modulated(x, self_part, conditioning)
-        attended, own = self._attend_self(h, layout_pass.schedule, conditioning.rotation, past)
+        h, layer = self._modulated(x, parts[0], conditioning), self.self_attention
+        query = apply_rotary(layer.queries(h), conditioning.rotation, self.dtype)
+        key, value = layer.keys_values(h)
+        return Begun(x, query, KeysValues(apply_rotary(key, conditioning.rotation, self.dtype), value), parts)
+
+    def finish(self, begun: Begun, attended: Heads, conditioning: Conditioning) -> Tokens:
+        """Returns the new tokens ``[b n d]`` from what self-attention gave ``[b k n e]``."""
+        x, (self_part, cross_part, mlp_part) = begun.tokens, begun.parts
+        attended = constrain(self.self_attention.project_out(attended), "batch", "stream", None)
         x = self._add(x, gate(attended, self_part.gate, conditioning.runs))
         h = self._cross_input(x) if cross_part is None else self._modulated(x, cross_part, conditioning)
         attended = self._attend_context(h, conditioning)
         x = self._add(x, attended if cross_part is None else gate(attended, cross_part.gate, conditioning.runs))
         h = self._modulated(x, mlp_part, conditioning)
-        x = self._add(x, gate(self.mlp(h), mlp_part.gate, conditioning.runs))
-        return x, own
+        return self._add(x, gate(self.mlp(h), mlp_part.gate, conditioning.runs))
 
     def _modulations(self, conditioning: Conditioning) -> tuple[Modulation, Modulation | None, Modulation]:
         """Returns the vectors of self-attention, of cross-attention (None: not modulated) and of the feed-forward."""
@@ -131,21 +165,6 @@ class Block(nnx.Module):
         if self.cross_norm_scale is None or self.cross_norm_bias is None:
             return x
         return (layer_norm(x, self.eps) * self.cross_norm_scale[...] + self.cross_norm_bias[...]).astype(self.dtype)
-
-    def _attend_self(
-        self, h: Tokens, schedule: Schedule, rotation: Rotation, past: KeysValues | None
-    ) -> tuple[Tokens, KeysValues]:
-        layer = self.self_attention
-        query = apply_rotary(layer.queries(h), rotation, self.dtype)
-        key, value = layer.keys_values(h)
-        own = KeysValues(apply_rotary(key, rotation, self.dtype), value)
-        seen = (
-            own
-            if past is None
-            else KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)))
-        )
-        out = attend_self(query, *seen, schedule)
-        return constrain(layer.project_out(out), "batch", "stream", None), own
 
     def _attend_context(self, h: Tokens, conditioning: Conditioning) -> Tokens:
         """Attends to all text tokens and, in a sum before the output projection, to all image tokens."""

@@ -6,7 +6,7 @@ It runs as XLA places it, or as one program per device whose collectives are wri
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,11 @@ from wamjax.parallel.parameters import parameter_shardings
 from wamjax.parallel.reorder import reorder
 from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
 from wamjax.types import PRNGKey, PureDict, Tokens
+
+Stacks = dict[str, Block]
+# Tokens ``[b n d]`` of each stack, whose n and d differ.
+Streams = dict[str, jax.Array]
+Conditionings = dict[str, Conditioning]
 
 
 def stack_blocks(key: PRNGKey, config: BlockConfig, num_layers: int) -> Block:
@@ -66,7 +71,14 @@ def run_blocks(
         conditioning = _reorder_conditioning(conditioning, order)
         x = reorder(x, order.pieces, placement)
     if placement.blocks == "explicit":
-        x = _run_explicit(blocks, x, layout_pass, conditioning, remat, placement)
+
+        def run(stacks: Stacks, tokens: Streams, conditionings: Conditionings) -> Streams:
+            out, _ = scan_blocks(
+                stacks[""], tokens[""], layout_pass, conditionings[""], None, remat=remat, return_cache=False
+            )
+            return {"": out}
+
+        x = run_explicit(run, {"": blocks}, {"": x}, {"": conditioning}, placement)[""]
     else:
         x, _ = scan_blocks(blocks, x, layout_pass, conditioning, None, remat=remat, return_cache=False)
     return x if order is None else reorder(x, order.inverse().pieces, placement), None
@@ -87,44 +99,65 @@ def _reorder_conditioning(conditioning: Conditioning, order: TokenOrder) -> Cond
     )
 
 
-def _run_explicit(
-    blocks: Block, x: Tokens, layout_pass: Pass, conditioning: Conditioning, remat: Remat, placement: Placement
-) -> Tokens:
-    """Scans ``blocks`` with this device's part of every kernel and of the sequence (``parallel.explicit``)."""
-    graphdef, variables = nnx.split(blocks)
-    is_split = placement.mesh.shape[CONTEXT] > 1
-    runs = conditioning.runs
-    conditioning = conditioning._replace(runs=_slots_of_tokens(conditioning) if is_split else ())
+def run_explicit(
+    run: Callable[[Stacks, Streams, Conditionings], Streams],
+    stacks: Stacks,
+    streams: Streams,
+    conditionings: Conditionings,
+    placement: Placement,
+) -> Streams:
+    """Runs stacks with this device's part of every kernel and of the sequence (``parallel.explicit``).
 
-    def run_local(params: PureDict, x: Tokens, conditioning: Conditioning) -> Tokens:
+    Args:
+      run: What a device does with its part: (stacks, their tokens ``[b n d]``, their conditioning) -> new tokens.
+      stacks: By name.
+      streams: Tokens, by the same names.
+      conditionings: Likewise.
+      placement: The mesh and its rules.
+    """
+    split = {name: nnx.split(blocks) for name, blocks in stacks.items()}
+    is_split = placement.mesh.shape[CONTEXT] > 1
+    runs = {name: conditioning.runs for name, conditioning in conditionings.items()}
+    conditionings = {
+        name: conditioning._replace(runs=_slots_of_tokens(conditioning) if is_split else ())
+        for name, conditioning in conditionings.items()
+    }
+
+    def run_local(params: PureDict, streams: Streams, conditionings: Conditionings) -> Streams:
         if not is_split:
-            conditioning = conditioning._replace(runs=runs)
+            conditionings = {name: part._replace(runs=runs[name]) for name, part in conditionings.items()}
         with placing(placement.local()):
-            local = nnx.merge(graphdef, params)
-            return scan_blocks(local, x, layout_pass, conditioning, None, remat=remat, return_cache=False)[0]
+            local = {name: nnx.merge(graphdef, params[name]) for name, (graphdef, _) in split.items()}
+            return run(local, streams, conditionings)
 
     def spec(array: Any, first: str, *others: str | None) -> PartitionSpec:
         names = (first, *others, *(None,) * (array.ndim - 1 - len(others)))
         return partition_spec(names, array.shape, placement.mesh, placement.rules.activations, "activation")
 
-    conditioning = jax.tree.map(jnp.asarray, conditioning)
+    conditionings = jax.tree.map(jnp.asarray, conditionings)
     per_token = {"runs", "rotation", "positions"}
 
     def field_specs(name: str, value: Any) -> Any:
         return jax.tree.map(lambda array: spec(array, "tokens" if name in per_token else "batch"), value)
 
-    conditioning_specs = Conditioning(*(field_specs(name, value) for name, value in conditioning._asdict().items()))
-    params_specs = jax.tree.map(
-        lambda sharding: sharding.spec, parameter_shardings(variables, placement.mesh, placement.rules.parameters)
-    )
-    tokens = spec(x, "batch", "tokens")
+    conditioning_specs = {
+        name: Conditioning(*(field_specs(field, value) for field, value in part._asdict().items()))
+        for name, part in conditionings.items()
+    }
+    params_specs = {
+        name: jax.tree.map(
+            lambda sharding: sharding.spec, parameter_shardings(variables, placement.mesh, placement.rules.parameters)
+        )
+        for name, (_, variables) in split.items()
+    }
+    tokens = {name: spec(x, "batch", "tokens") for name, x in streams.items()}
     return jax.shard_map(
         run_local,
         mesh=placement.mesh,
         in_specs=(params_specs, tokens, conditioning_specs),
         out_specs=tokens,
         check_vma=False,  # kernels have no types for what varies over the mesh
-    )(nnx.to_pure_dict(variables), x, conditioning)
+    )({name: nnx.to_pure_dict(variables) for name, (_, variables) in split.items()}, streams, conditionings)
 
 
 def _slots_of_tokens(conditioning: Conditioning) -> np.ndarray | jax.Array | tuple[()]:

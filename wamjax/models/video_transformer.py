@@ -199,7 +199,7 @@ class VideoTransformer(nnx.Module):
             text=text if self.text_embedding is None else self.text_embedding(text),
             text_mask=text_mask,
             image=self._embed_image(image),
-            positions=None if positions is None else positions(layout_pass.positions()),
+            positions=None if positions is None else positions(layout_pass.positions().astype(int)),
         )
 
     def run(

@@ -54,7 +54,7 @@ def rotary_table(
 
     Source: Wan 2.1, ``rope_params``; Cosmos-Predict, ``VideoRopePosition3DEmb`` (NTK scaling, frame rate).
     """
-    positions, is_video = layout_pass.positions().astype(np.float64), layout_pass.is_video()[:, None]
+    positions, is_video = layout_pass.positions(), layout_pass.is_video()[:, None]
     dims = split_head_dim(head_dim)
     frames, rows, columns = (
         positions[:, axis, None] * _frequencies(width, _stretched(theta, scale[axis], width))

@@ -1,4 +1,4 @@
-"""Video and actions denoised together by a backbone with action modules, on cached latents (DreamZero)."""
+"""Video and actions denoised by a backbone with action modules, on cached latents, whatever the layout."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from wamjax.batch import WamBatch
 from wamjax.config.clip import patch_grid
 from wamjax.config.finetune import lora_config
 from wamjax.config.schema import RunConfig
-from wamjax.config.systems import CategoryActionConfig, category_actions
+from wamjax.config.systems import ActionSystem, find_system
 from wamjax.errors import ConfigError
-from wamjax.layout import Layout, Role, build_layout
-from wamjax.models.action_transformers import CategoryActionTransformer
+from wamjax.layout import VIDEO_ROLES, Layout, Role, Segment, build_layout
+from wamjax.models.systems import ActionTransformer, make_system
 from wamjax.nn.lora import attach_lora
 from wamjax.nn.modulation import TIMESTEP_IDS
-from wamjax.objectives.noising import Noise, Target, action_mask, select_frames, total_loss
+from wamjax.objectives.noising import Noise, Target, action_mask, noise_history, select_frames, total_loss
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.types import PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
 class JointObjective:
-    """Teacher forcing: every block of frames and its actions denoised at a time of their own, given clean frames.
+    """Flow matching of the noised frames and actions of a layout, given what of it is clean.
 
-    loss = weight(t) |prediction - (noise - x_0)|^2, means over the frames and over the actions of the batch.
+    loss = weight(t) |prediction - (noise - x_0)|^2, means over the frames and over the actions of the batch. Which
+    tokens share a time, and what is clean, is the layout's to say (``layout.formulations``).
 
-    Source: DreamZero, arXiv 2602.15922, and its released code; what differs: clean frames see their own block whole, as
-    the paper says, where the released kernel shows them token by token.
+    Source: DreamZero (arXiv 2602.15922), LingBot-VA (arXiv 2601.21998), Fast-WAM (arXiv 2603.16666) and their released
+    code. What differs: LingBot-VA takes the mean of each frame first, and then over frames.
     """
 
     config: RunConfig
@@ -44,53 +45,93 @@ class JointObjective:
                     "predicts velocity"
                 )
         if self.system.video.padding_mask:
-            raise ConfigError("config.backbone takes a padding mask, which formulation joint does not have")
+            raise ConfigError(
+                "config.backbone takes a padding mask, which a backbone with action modules does not have"
+            )
+        self._check_unused()
         object.__setattr__(self, "layout", build_layout(self.config))
 
-    @property
-    def system(self) -> CategoryActionConfig:
-        """The model's configuration."""
-        return category_actions(self.config)
+    def _check_unused(self) -> None:
+        """Refuses settings that the formulation does not read."""
+        objective, sizes = self.config.objective, self.config.layout
+        has_history = sizes.formulation == "alternating" or (
+            sizes.formulation == "first_frame" and sizes.family == "inverse_dynamics"
+        )
+        if objective.history_noise and not has_history:
+            raise ConfigError(
+                f"config.objective.history_noise={objective.history_noise}; only formulation alternating, and "
+                "first_frame of family inverse_dynamics, have clean video that may be noised: set it to 0"
+            )
+        if objective.action_shift and sizes.formulation == "joint" and sizes.action_times == "shared":
+            raise ConfigError(
+                f"config.objective.action_shift={objective.action_shift}; actions have the timestep of their block's "
+                "video: set config.layout.action_times=own, or action_shift=0"
+            )
+        for name, home, given in (
+            ("window", "alternating", sizes.window != 0),
+            ("clean_context", "joint", sizes.clean_context != "block_causal"),
+            ("action_times", "joint", sizes.action_times != "shared"),
+            ("family", "first_frame", sizes.family != "joint"),
+        ):
+            if given and sizes.formulation != home:
+                raise ConfigError(
+                    f"config.layout.{name}={getattr(sizes, name)} belongs to formulation {home}; this one is "
+                    f"{sizes.formulation}"
+                )
 
-    def make_model(self, key: PRNGKey) -> CategoryActionTransformer:
+    @property
+    def system(self) -> ActionSystem:
+        """The model's configuration."""
+        return find_system(self.config)
+
+    def make_model(self, key: PRNGKey) -> ActionTransformer:
         """Makes the model, its low-rank updates included."""
-        model, lora = CategoryActionTransformer(key, self.system), lora_config(self.config.finetune)
+        model, lora = make_system(key, self.system), lora_config(self.config.finetune)
         if lora is not None:
             attach_lora(model, key, lora)
         return model
 
     def draw_noise(self, key: PRNGKey, batch_size: int) -> Noise:
-        """Draws noise and one time per block; the first frame has its own."""
-        sizes = self.config.layout
+        """Draws noise, and one time for each that the layout tells apart."""
         return Noise.draw(
             key,
             batch_size,
             self.config,
             self.layout,
             video=(*patch_grid(self.config), self.system.video.out_patch_channels),
-            actions=(sizes.num_blocks * sizes.actions_per_block, self.config.data.action_dim),
+            actions=(self.layout.tokens_by_stream()[Role.ACTION], self.config.data.action_dim),
         )
 
     def losses(
-        self, model: CategoryActionTransformer, batch: WamBatch, noise: Noise, observed: WamBatch | None = None
+        self, model: ActionTransformer, batch: WamBatch, noise: Noise, observed: WamBatch | None = None
     ) -> dict[str, StreamLoss]:
         """Returns ``video`` and ``action`` losses; of ``observed`` the clean frames, condition, state and prompt."""
         shown = batch if observed is None else observed
         layout_pass = self.layout.full_pass()
         video = Target.of_video(self._tokens(batch.latents), noise, layout_pass, self.config)
         actions = Target.of_actions(batch.actions, noise, layout_pass, self.config)
-        noisy, clean = (self.layout.stream(role) for role in (Role.NOISY_VIDEO, Role.CLEAN_VIDEO))
-        seen = select_frames(self._tokens(shown.latents), clean)
-        condition = None if shown.condition is None else self._tokens(shown.condition)
-        streams = {
-            Role.CLEAN_VIDEO: self._join(seen, None if condition is None else select_frames(condition, clean)),
-            Role.NOISY_VIDEO: self._join(video.noised, None if condition is None else select_frames(condition, noisy)),
-            Role.ACTION: actions.noised,
-            Role.STATE: shown.state * shown.state_mask,
-        }
-        ids = TIMESTEP_IDS * noise.times
+        streams = {Role.ACTION: actions.noised}
+        if Role.CLEAN_ACTION in self.layout.roles:
+            streams[Role.CLEAN_ACTION] = shown.actions
+        if self.config.layout.states_per_block:
+            streams[Role.STATE] = shown.state * shown.state_mask
+        for role in VIDEO_ROLES:
+            segments = self.layout.stream(role)
+            if segments:
+                frames = video.noised
+                if role is not Role.NOISY_VIDEO:
+                    seen = select_frames(self._tokens(shown.latents), segments)
+                    frames = noise_history(seen, noise, segments)
+                streams[role] = self._join(frames, shown.condition, segments)
+        text_mask = jnp.any(shown.text != 0, axis=-1) if self.config.clip.masks_text else None
         predicted, predicted_actions = model.predict(
-            streams, ids, shown.embodiment_id, shown.text, layout_pass, image=shown.image
+            streams,
+            TIMESTEP_IDS * noise.times,
+            shown.embodiment_id,
+            shown.text,
+            layout_pass,
+            image=shown.image,
+            text_mask=text_mask,
         )
         masks = self._masks(batch)
         return {
@@ -117,12 +158,19 @@ class JointObjective:
         pattern = "b t (h ph) (w pw) c -> b t h w (ph pw c)"
         return rearrange(latents.astype(jnp.float32), pattern, ph=ph, pw=pw)
 
-    def _join(self, tokens: jax.Array, condition: jax.Array | None) -> jax.Array:
-        """Returns patches whose channels are those of ``tokens`` and then of ``condition``, both ``[b n (p c)]``."""
+    def _join(self, tokens: jax.Array, condition: jax.Array | None, segments: tuple[Segment, ...]) -> jax.Array:
+        """Returns patches ``[b n (p c)]`` whose channels are those of ``tokens`` and then of ``condition``.
+
+        Args:
+          tokens: ``[b n (p c)]`` of ``segments``.
+          condition: ``[b t h w c]`` latents of the whole clip; None without.
+          segments: Frames.
+        """
         if condition is None:
             return tokens
         _, ph, pw = self.system.video.patch
-        parts = [rearrange(part, "b n (p c) -> b n p c", p=ph * pw) for part in (tokens, condition)]
+        beside = select_frames(self._tokens(condition), segments)
+        parts = [rearrange(part, "b n (p c) -> b n p c", p=ph * pw) for part in (tokens, beside)]
         return rearrange(jnp.concatenate(parts, axis=-1), "b n p c -> b n (p c)")
 
     def _masks(self, batch: WamBatch) -> dict[str, jax.Array]:

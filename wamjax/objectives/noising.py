@@ -15,7 +15,7 @@ from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, Pass, Role, Segment
 from wamjax.nn.modulation import spread_slots
-from wamjax.objectives.flow_matching import add_noise, draw_times, velocity_from
+from wamjax.objectives.flow_matching import add_noise, draw_times, time_grid, velocity_from
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.types import PRNGKey
 
@@ -30,12 +30,14 @@ class Noise:
       weights: fp32 ``[b slots]``, the loss weight of each slot's time.
       video: ``[b t h w c]`` standard normal.
       actions: ``[b a u]`` standard normal.
+      history: ``[b t h w c]`` standard normal, for clean frames that noise may be added to; None where there are none.
     """
 
     times: jax.Array
     weights: jax.Array
     video: jax.Array
     actions: jax.Array
+    history: jax.Array | None = None
 
     @classmethod
     def draw(
@@ -50,13 +52,46 @@ class Noise:
     ) -> Noise:
         """Draws noise and one time per slot; slot 0 is clean. ``video`` is (t, h, w, c), ``actions`` (a, u)."""
         time_key, video_key, action_key = jax.random.split(key, 3)
-        times, weights = draw_times(time_key, (batch_size, layout.num_slots), config.objective)
+        times, weights = draw_slot_times(time_key, batch_size, config, layout)
+        history = None
+        if history_slots(layout):
+            history = jax.random.normal(jax.random.fold_in(video_key, 1), (batch_size, *video))
         return cls(
-            times=times.at[:, 0].set(0.0),
+            times=times,
             weights=weights,
             video=jax.random.normal(video_key, (batch_size, *video)),
             actions=jax.random.normal(action_key, (batch_size, *actions)),
+            history=history,
         )
+
+
+def draw_slot_times(key: PRNGKey, batch_size: int, config: RunConfig, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """Draws a time for every slot of ``layout``; returns (times, weights), fp32 ``[b slots]``.
+
+    Slots that only actions carry are drawn with the actions' shift. Those of clean frames are 0, or, for a share
+    ``history_noise`` of the samples, uniform over the ids of the video's grid up to ``history_max_time``.
+    """
+    objective = config.objective
+    times, weights = draw_times(key, (batch_size, layout.num_slots), objective)
+    own = sorted(set(layout.slots_of((Role.ACTION,))) - set(layout.slots_of((Role.NOISY_VIDEO,))))
+    if own:
+        shifted = dataclasses.replace(objective, shift=objective.action_shift or objective.shift)
+        drawn = draw_times(jax.random.fold_in(key, 1), (batch_size, len(own)), shifted)
+        times, weights = (whole.at[:, own].set(part) for whole, part in zip((times, weights), drawn, strict=True))
+    history = history_slots(layout)
+    if history:
+        id_key, choice_key = jax.random.split(jax.random.fold_in(key, 2))
+        grid = time_grid(objective)
+        count = max(1, int((grid <= objective.history_max_time).sum()))
+        ids = jax.random.randint(id_key, (batch_size, len(history)), 0, count)
+        is_noised = jax.random.bernoulli(choice_key, objective.history_noise, (batch_size, 1))
+        times = times.at[:, history].set(jnp.where(is_noised, jnp.asarray(grid)[ids], 0.0))
+    return times.at[:, 0].set(0.0), weights
+
+
+def history_slots(layout: Layout) -> list[int]:
+    """Returns the slots of clean frames that noise may be added to."""
+    return [slot for slot in layout.slots_of((Role.CLEAN_VIDEO, Role.CONDITION_VIDEO)) if slot]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +141,14 @@ class Target:
         axes = tuple(range(1, weighted.ndim))
         count = jnp.sum(jnp.broadcast_to(mask, weighted.shape), axis=axes, dtype=jnp.float32)
         return StreamLoss(total=jnp.sum(weighted, axis=axes), count=count)
+
+
+def noise_history(frames: jax.Array, noise: Noise, segments: tuple[Segment, ...]) -> jax.Array:
+    """Returns clean tokens ``[b n_role c]`` of ``segments`` with the noise that their slots' times say."""
+    if noise.history is None or not any(s.noised for s in segments):
+        return frames
+    times = spread_slots(noise.times, tuple((s.timestep_slot, s.num_tokens) for s in segments))[..., None]
+    return add_noise(frames, select_frames(noise.history, segments), times)
 
 
 def action_mask(batch: WamBatch) -> jax.Array:

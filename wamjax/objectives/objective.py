@@ -15,6 +15,7 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import Layout
 from wamjax.objectives.joint import JointObjective
+from wamjax.objectives.latent_frames import LatentFramesObjective
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.objectives.video import VideoObjective
 from wamjax.objectives.world_action import WorldActionObjective
@@ -59,10 +60,10 @@ def build_objective(config: RunConfig) -> Objective:
     Raises:
       ConfigError: The formulation and the model do not fit together, or the sizes of the layout do not.
     """
-    if config.actions.modules != "none" and (config.backbone is None or config.layout.formulation == "video"):
+    if config.actions.modules != "none" and (config.backbone is None or config.layout.is_plain_clip):
         raise ConfigError(
-            f"config.actions.modules={config.actions.modules} belongs to a backbone and formulation joint; "
-            "set it to none"
+            f"config.actions.modules={config.actions.modules} belongs to a backbone and a formulation with actions "
+            f"(this one is {config.layout.formulation}); set it to none"
         )
     if config.backbone is None:
         if config.layout.formulation != "joint":
@@ -71,6 +72,8 @@ def build_objective(config: RunConfig) -> Objective:
                 "pixels is trained by formulation joint"
             )
         return WorldActionObjective(config)
+    if config.layout.formulation == "latent_frames":
+        return LatentFramesObjective(config)
     return VideoObjective(config) if config.layout.formulation == "video" else JointObjective(config)
 
 

@@ -197,7 +197,7 @@ def _clip(config: RunConfig, taken: FeedAssumptions, clip_hz: float | None) -> _
         height, width = config.data.canvas
         frames, stride = derive_geometry(config).num_frames, config.data.frame_stride
         return _Clip(num_frames=frames, height=height, width=width, stored_per_frame=float(stride))
-    has_actions = config.layout.formulation == "joint"
+    has_actions = config.layout.formulation != "video"
     usual, stored = (taken.robot_hz, taken.stored_robot_hz) if has_actions else (taken.video_hz, taken.stored_video_hz)
     hz = usual.value if clip_hz is None else clip_hz
     return _Clip(

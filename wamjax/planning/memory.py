@@ -168,6 +168,9 @@ def batch_bytes(config: RunConfig, num_samples: int) -> int:
     if layout.formulation == "video":
         return num_samples * (_BF16 * (math.prod(grid) * backbone.out_channels + text) + provenance)
     image = config.clip.image_tokens * (backbone.image_width or 0)
+    if layout.formulation == "latent_frames":  # a picture has no mask and no condition; a value and a question
+        latents = _BF16 * (math.prod(grid) * backbone.out_channels + text)
+        return num_samples * (latents + provenance + vectors + _FP32 + _INT32)
     cached = _BF16 * (math.prod(grid) * backbone.in_channels + text + image)
     return num_samples * (cached + grid[0] + provenance + vectors)
 

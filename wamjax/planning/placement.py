@@ -25,12 +25,15 @@ _KERNELS: Mapping[str, Names] = {
     **dict.fromkeys(("query", "key", "value", "image_key", "image_value"), _TO_HEADS),
     **dict.fromkeys(("patch_embed", "text_embedding.hidden", "image_embedding.hidden", "prompts.hidden"), _IN),
     **dict.fromkeys(("time_embedding.hidden", "action_encoder.lift"), _IN),
+    **dict.fromkeys(("action_embed", "action_text.hidden", "action_time.hidden"), _IN),
+    **dict.fromkeys(("action_out", "action_text.out", "action_time.out", "action_time.project"), _OUT),
     **dict.fromkeys(("text_embedding.out", "image_embedding.out", "prompts.out", "head_out", "video_head"), _OUT),
     **dict.fromkeys(("time_embedding.out", "time_embedding.project", "action_encoder.mix", "action_encoder.out"), _OUT),
     **dict.fromkeys(("self_modulation.down", "cross_modulation.down", "mlp_modulation.down"), _OUT),
     **dict.fromkeys(("self_modulation.up", "cross_modulation.up", "mlp_modulation.up"), _IN),
     "head_modulation.down": _OUT,
     "head_modulation.up": _IN,
+    "state_embed": (None, None),
     "mlp.up": ("embed", "mlp"),
     "mlp.down": ("mlp", "embed"),
     "state_encoder.hidden": (None, "mlp"),
@@ -109,7 +112,7 @@ def _place(
     ]
     by_name = dict(zip(names, ways, strict=True))
     gather = by_name.get("embed", 1)
-    is_in_blocks = path.removeprefix("video.").startswith("blocks.")
+    is_in_blocks = path.removeprefix("video.").removeprefix("expert.").startswith("blocks.")
     return Placed(
         path=path,
         size=parameter.size,

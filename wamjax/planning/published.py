@@ -13,7 +13,7 @@ from fractions import Fraction
 from wamjax.config.backbone import ActionsConfig, ClipConfig
 from wamjax.config.presets import WAN_2_1_I2V_14B, WAN_2_1_T2V_14B
 from wamjax.config.schema import DataConfig, LayoutConfig, RunConfig
-from wamjax.flops.backbone import find_anatomy, tally_model, video_transformer_flops
+from wamjax.flops.backbone import find_anatomies, tally_model, video_transformer_flops
 from wamjax.flops.model import needed_work
 from wamjax.layout import build_layout
 
@@ -185,7 +185,7 @@ def dreamzero_forward(*, is_time_per_token: bool = True) -> dict[str, int]:
     work = needed_work(config, layout)
     if is_time_per_token:
         work = dataclasses.replace(work, slots=layout.num_tokens)
-    return tally_model(find_anatomy(config), work, config.finetune).forward
+    return tally_model([(find_anatomies(config)["shared"], work)], config.finetune).forward
 
 
 def wan_14b_forward(grid: tuple[int, int, int]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wamjax.config.clip import latent_grid, patch_grid
+from wamjax.config.clip import latent_grid, token_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout, Role
@@ -20,11 +20,11 @@ _WAN_RATE = Assumption(
     unit="Hz",
     source="Wan 2.1, wan/configs/shared_config.py, sample_fps",
 )
-_DREAMZERO_RATE = Assumption(
+_ROBOT_RATE = Assumption(
     name="frames per second of a clip",
     value=5.0,
     unit="Hz",
-    source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz",
+    source="DreamZero (arXiv 2602.15922): 33 frames at 5 Hz; other robots' clips are taken to be alike",
 )
 
 
@@ -83,7 +83,7 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
     if config.backbone is not None:
         clip = config.clip
         canvas, num_frames, stride = (clip.height, clip.width), clip.num_frames, 1
-        latents, tokens = latent_grid(config), patch_grid(config)
+        latents, tokens = latent_grid(config), token_grid(config)
     else:
         geometry = derive_geometry(config)
         canvas, num_frames, stride = config.data.canvas, geometry.num_frames, config.data.frame_stride
@@ -98,11 +98,11 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
         tokens=streams,
         padding=padding,
         seconds=(num_frames - 1) / rate.value,
-        has_actions=streams.get(Role.ACTION.value, 0) > 0,
+        has_actions=config.layout.formulation != "video",
         rate=rate,
     )
 
 
 def default_rate(config: RunConfig) -> Assumption:
     """Returns the frame rate of a sample's frames where none is given."""
-    return _DREAMZERO_RATE if config.layout.formulation == "joint" else _WAN_RATE
+    return _WAN_RATE if config.layout.formulation == "video" else _ROBOT_RATE

@@ -15,6 +15,7 @@ from wamjax.config.backbone import BlockConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
+from wamjax.config.systems import check_mixture_is_whole
 from wamjax.errors import ConfigError
 from wamjax.layout import Layout, Schedule
 from wamjax.layout.balance import balance_order, imbalance
@@ -123,6 +124,8 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     check_batch_divides(batch, mesh, accumulate)
     check_tokens_divide(layout.num_tokens, mesh["context"], "tokens")
     _check_whole(block, mesh, config)
+    if config.actions.modules == "expert":
+        check_mixture_is_whole(mesh["context"])
     backbone = config.backbone
     context = plan_context(config.parallel.context_method, block.num_heads, mesh)
     return Shard(

@@ -15,7 +15,7 @@ from typing import Any
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.systems import ActionExpertConfig
 from wamjax.errors import ConfigError
-from wamjax.models.action_transformers import ActionExpertTransformer
+from wamjax.models.action_expert import ActionExpertTransformer
 from wamjax.weights.kinds import wan_transformer
 from wamjax.weights.kinds.kind import ModelKind
 from wamjax.weights.recipe import Made, Recipe, interpolated, torch_linear
