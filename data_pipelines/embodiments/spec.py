@@ -12,6 +12,7 @@ Source: LingBot-VA (arXiv 2601.21998), released code: 30 action slots, hands 7 +
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tomllib
 import typing
 from collections.abc import Callable
@@ -156,13 +157,22 @@ def load_embodiment(name: str) -> Embodiment:
     """
     path = Path(name) if name.endswith(SUFFIX) else FOLDER / f"{name}{SUFFIX}"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         known = list_embodiments()
         nearest = nearest_name(name, known)
         hint = f"did you mean {nearest}?" if nearest else f"expected a .toml file or one of {', '.join(known)}"
         raise ConfigError(f"there is no embodiment {name!r}; {hint}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"embodiment {path} cannot be read: {error}") from error
+    return _parse(path, text)
+
+
+@functools.lru_cache  # asked for once for each episode of an index
+def _parse(path: Path, text: str) -> Embodiment:
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"embodiment {path} cannot be read: {error}") from error
     embodiment = _build(Embodiment, content, f"embodiment {path}")
     _check(embodiment, path)

@@ -22,6 +22,7 @@ from data_pipelines.filters import data_columns, state_keys
 from data_pipelines.normalisation import write_json
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import DataConfig, RunConfig
+from wamjax.config.sources import AugmentationConfig
 from wamjax.errors import ConfigError, DataError
 
 MANIFEST_FILE = "index.json"
@@ -174,6 +175,7 @@ def normalisation_file(config: RunConfig, vectors: str) -> str:
         "latents": "",
         "index": "",
         "shuffle_seed": 0,
+        "augmentation": AugmentationConfig(),
         "num_threads": 1,
         "prefetch": 0,
         "decoded_frames_mib": 0,

@@ -59,7 +59,13 @@ def open_source(
     reader = _find_reader(Path(path))
     options = {} if part is None else {"part": part}
     return reader(
-        Path(path), cameras=cameras, columns=columns, keep_bytes=keep_bytes, num_threads=num_threads, **options
+        Path(path),
+        cameras=cameras,
+        optional_cameras=optional_cameras,
+        columns=columns,
+        keep_bytes=keep_bytes,
+        num_threads=num_threads,
+        **options,
     )
 
 

@@ -16,6 +16,7 @@ from data_pipelines.embodiments.apply import apply_embodiment
 from data_pipelines.embodiments.spec import FOLDER, list_embodiments
 from data_pipelines.pipeline import Pipeline, build_pipeline
 from data_pipelines.sources.source import EpisodeRecord, Feature, OpenedSource
+from data_pipelines.stream import stack_samples
 from wamjax.batch import WamBatch
 from wamjax.config.schema import DataConfig, LayoutConfig, ModelConfig, RunConfig
 from wamjax.errors import DataError
@@ -139,7 +140,7 @@ def test_every_specification_trains_on_a_dataset_like_it(
     pipeline = build_pipeline(config, workdir=tmp_path)
     reader = pipeline.reader(pipeline.index.train)
     chosen = sorted({0, len(reader) // 2, len(reader) - 1})
-    batch = pipeline_module.stack_samples(reader.read(chosen))
+    batch = stack_samples(reader.read(chosen))
     if "actions" in spec:
         check_against_columns(pipeline, batch, spec, config, source.column)
     else:
@@ -207,7 +208,7 @@ def test_golden_dataset_is_read_through_its_specification(folder: str, names: di
     config = make_run(GOLDEN / folder, file, layout, validation_fraction=0.0)
     pipeline = build_pipeline(config, workdir=None)
     assert all(prompt.startswith("Robot, ") for prompt in pipeline.prompts)
-    batch = pipeline_module.stack_samples(pipeline.reader(pipeline.index.train).read(range(len(pipeline.index.train))))
+    batch = stack_samples(pipeline.reader(pipeline.index.train).read(range(len(pipeline.index.train))))
 
     def column(key: str, episode: int) -> np.ndarray:
         """As the scripts beside the datasets wrote them."""
@@ -244,7 +245,7 @@ def test_libero_file_is_read_through_its_specification(tmp_path: Path) -> None:
     columns = write_libero(tmp_path)
     config = make_run(tmp_path, "libero_hdf5", validation_fraction=0.0)
     pipeline = build_pipeline(config, workdir=None)
-    batch = pipeline_module.stack_samples(pipeline.reader(pipeline.index.train).read([0, 5, 13]))
+    batch = stack_samples(pipeline.reader(pipeline.index.train).read([0, 5, 13]))
     check_against_columns(pipeline, batch, read_spec("libero_hdf5"), config, lambda key, i: columns[i][key])
     assert pipeline.prompts == ("open the drawer",)
 

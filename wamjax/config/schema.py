@@ -12,7 +12,7 @@ from typing import Literal
 from wamjax.config.backbone import ActionsConfig, ClipConfig, VideoTransformerConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.parallel import ParallelConfig
-from wamjax.config.sources import FilterConfig, MixtureConfig, ViewPlacement
+from wamjax.config.sources import AugmentationConfig, FilterConfig, MixtureConfig, ViewPlacement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,6 +193,7 @@ class DataConfig:
       broken_budget: Share of episodes that may be quarantined before indexing is refused.
       filters: Sound episodes and windows that are not read.
       mixture: Several datasets in place of ``path``.
+      augmentation: Random crops and colours of training frames. Not for a backbone, whose latents are made once.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
       decoded_frames_mib: Decoded frames are kept in host memory when those of the whole dataset fit into this many
@@ -219,6 +220,7 @@ class DataConfig:
     broken_budget: float = 0.05
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     num_threads: int = 4
     prefetch: int = 64
     decoded_frames_mib: int = 1024
