@@ -129,7 +129,7 @@ class ObjectiveConfig:
       history_max_time: Largest t at which that noise is added.
       video_weight: Factor on the video loss.
       action_weight: Factor on the action loss.
-      value_weight: Factor on the loss of the value of ``latent_frames``; there ``video_weight`` is the later state's too.
+      value_weight: Factor on the loss of the value (``latent_frames``; a later state counts as video there).
       edm_log_mean: Mean of log sigma, with ``latent_frames``, where t = sigma / (sigma + 1).
       edm_log_std: Standard deviation of log sigma.
       edm_uniform: Share of samples whose sigma is uniform instead.
