@@ -123,6 +123,8 @@ class ObjectiveConfig:
       weighting: Loss weight over t: ``uniform``, or ``gaussian`` (Wan / DreamZero: exp(-2 ((id - 500) / 1000)^2) less
         its minimum, mean 1 on the shifted grid of ``num_timesteps``).
       action_shift: The same for actions with timesteps of their own; 0 for that of the video.
+      video_beta: Parameters (a, b) of a Beta distribution from which the place of the video's timesteps on the grid is
+        drawn, 1 being noise; empty: uniform. DreamZero-Flash has (7, 1), with ``config.layout.action_times = own``.
       num_timesteps: Number of timestep ids on the shifted grid.
       history_noise: Probability that noise is added to a sample's clean video (``alternating``), or to the copy of it
         that actions are read from (``first_frame``, ``inverse_dynamics``).
@@ -144,6 +146,7 @@ class ObjectiveConfig:
     shift: float = 5.0
     action_shift: float = 0.0
     weighting: Literal["uniform", "gaussian"] = "gaussian"
+    video_beta: tuple[float, ...] = ()
     num_timesteps: int = 1000
     history_noise: float = 0.0
     history_max_time: float = 0.5

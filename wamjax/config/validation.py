@@ -83,6 +83,11 @@ def check_values(config: RunConfig) -> None:
             value = operator.attrgetter(f"{section}.{name}")(config)
             if not is_valid(value):
                 raise ConfigError(f"config.{section}.{name} = {value} is out of range; expected {expected}")
+    beta = config.objective.video_beta
+    if beta and (len(beta) != 2 or min(beta) <= 0):
+        raise ConfigError(
+            f"config.objective.video_beta = {beta}; expected two positive numbers (a, b), or () for uniform"
+        )
     low, high = config.objective.edm_range
     if not 0 < low < high:
         raise ConfigError(
