@@ -33,10 +33,10 @@ _RULES: dict[str, dict[str, _Rule]] = {
     },
     "clip": dict.fromkeys(("num_frames", "height", "width", "text_tokens", "image_tokens"), _POSITIVE),
     "actions": dict.fromkeys(("hidden_width", "num_categories", "expert_width", "expert_ffn_width"), _POSITIVE),
-    "layout": dict.fromkeys(
-        ("num_blocks", "frames_per_block", "actions_per_block", "pad_multiple", "pad_unit"), _POSITIVE
-    )
-    | dict.fromkeys(("states_per_block", "window"), _NOT_NEGATIVE),
+    "layout": {
+        **dict.fromkeys(("num_blocks", "frames_per_block", "actions_per_block", "pad_multiple", "pad_unit"), _POSITIVE),
+        **dict.fromkeys(("states_per_block", "window"), _NOT_NEGATIVE),
+    },
     "objective": {
         **dict.fromkeys(("shift", "num_timesteps", "min_time", "edm_log_std"), _POSITIVE),
         **dict.fromkeys(("video_weight", "action_weight", "value_weight", "action_shift"), _NOT_NEGATIVE),

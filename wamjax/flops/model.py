@@ -119,12 +119,14 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
         for name, anatomy in anatomies.items()
     }
     is_published = config.backbone is not None and not _is_partial(config.finetune)
-    model, hardware = (
-        tally_model([(anatomies[name], each) for name, each in work.items()], config.finetune, **how)
-        for work, how in (
-            (needed, {"differentiates_data": is_published}),
-            (executed, {"is_executed": True, "remat": _remat(config)}),
-        )
+    model = tally_model(
+        [(anatomies[name], work) for name, work in needed.items()], config.finetune, differentiates_data=is_published
+    )
+    hardware = tally_model(
+        [(anatomies[name], work) for name, work in executed.items()],
+        config.finetune,
+        is_executed=True,
+        remat=_remat(config),
     )
     attention = next(iter(executed.values())).attention
     return FlopCount(

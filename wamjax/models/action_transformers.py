@@ -25,6 +25,7 @@ from wamjax.models.video_transformer import VideoTransformer
 from wamjax.nn.category import CategoryActionEncoder, CategoryMlp
 from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
 from wamjax.nn.linear import Linear
+from wamjax.nn.modulation import Runs
 from wamjax.types import Actions, PRNGKey, States, Tokens
 
 
@@ -259,8 +260,9 @@ class SharedActionTransformer(nnx.Module):
         return self.action_out(self.video.modulate_out(tokens, conditioning)).astype(jnp.float32)
 
 
-def role_runs(segments: Sequence[Segment], runs: Sequence[tuple[int, int]], role: Role) -> tuple[tuple[int, int], ...]:
+def role_runs(segments: Sequence[Segment], runs: Runs, role: Role) -> tuple[tuple[int, int], ...]:
     """Returns the (slot, tokens) runs of the tokens of ``role`` among ``segments``, whose runs are ``runs``."""
+    assert isinstance(runs, Sequence), "runs are told by the layout, not token by token"
     slots = np.concatenate([np.full(count, slot) for slot, count in runs])
     is_role = np.concatenate([np.full(s.num_tokens, s.role is role) for s in segments])
     return tuple((slot, len(list(run))) for slot, run in itertools.groupby(slots[is_role].tolist()))

@@ -26,6 +26,7 @@ _NONE: tuple[Remat, ...] = ("none",)
 _PRODUCTS: tuple[Remat, ...] = ("none", "products", "exchanged")
 _OUTPUTS: tuple[Remat, ...] = (*_PRODUCTS, "attention", "offload")
 _OWN_OUTPUTS: tuple[Remat, ...] = (*_OUTPUTS, "self_attention")
+_NOTHING = Schedule(0, 0, ())
 _EVERY: tuple[Remat, ...] = (*_OWN_OUTPUTS, "full")
 
 
@@ -82,13 +83,19 @@ def plan_activations(shard: Shard, schedule: Schedule) -> Activations:
       shard: One device's part.
       schedule: Attention of the whole sequence.
     """
-    table = block_arrays(shard, schedule)
+    parts = shard.by_expert()
+    # What attention returns of the whole schedule is the first expert's.
+    seen = (schedule, *(_NOTHING,) * (len(parts) - 1))
+    table = [row for part, own in zip(parts, seen, strict=True) for row in block_arrays(part, own)]
     layers, remat = shard.num_layers, shard.remat
-    kept = {row.name: layers * row.num_bytes for row in table if remat in row.kept_by}
+    kept: dict[str, int] = {}
+    for row in table:
+        if remat in row.kept_by:
+            kept[row.name] = kept.get(row.name, 0) + layers * row.num_bytes
     offloaded = kept.pop("block input") if remat == "offload" else 0
     again = [row for row in table if remat not in row.kept_by and row.is_product]
     repeated = sum(row.num_bytes for row in again)
-    before_mlp = repeated + _mlp_workspace(shard)
+    before_mlp = repeated + sum(_mlp_workspace(part) for part in parts)
     before_attention = sum(row.num_bytes for row in again if row.part == "attention")
     return Activations(
         kept=sum(kept.values()),

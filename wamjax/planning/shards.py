@@ -15,7 +15,7 @@ from wamjax.config.backbone import BlockConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
-from wamjax.config.systems import check_mixture_is_whole
+from wamjax.config.systems import ActionExpertConfig, check_mixture_is_whole, find_system
 from wamjax.errors import ConfigError
 from wamjax.layout import Layout, Schedule
 from wamjax.layout.balance import balance_order, imbalance
@@ -46,6 +46,8 @@ class Shard:
       context_tokens: Text tokens that cross-attention reads; and of the image, if there is one.
       image_tokens: See ``context_tokens``.
       imbalance: Work of the busiest device in self-attention over that of all on average.
+      experts: Of a mixture of transformers, the block and the tokens of a whole sample of each expert, the video's
+        first; empty where there is one.
     """
 
     mesh: dict[str, int]
@@ -61,6 +63,16 @@ class Shard:
     context_tokens: int
     image_tokens: int
     imbalance: float
+    experts: tuple[tuple[BlockConfig, int], ...] = ()
+
+    def by_expert(self) -> tuple[Shard, ...]:
+        """Returns the part of each expert: its block and its tokens alone."""
+        return tuple(
+            dataclasses.replace(
+                self, block=block, num_tokens=tokens, image_tokens=0 if place else self.image_tokens, experts=()
+            )
+            for place, (block, tokens) in enumerate(self.experts)
+        ) or (self,)
 
     @property
     def num_devices(self) -> int:
@@ -145,9 +157,29 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         batch=batch // (mesh["data"] * mesh["fsdp"] * accumulate),
         parts=accumulate,
         num_tokens=layout.num_tokens,
-        context_tokens=config.model.text_tokens if backbone is None else config.clip.text_tokens,
+        context_tokens=_context_tokens(config),
         image_tokens=config.clip.image_tokens if backbone is not None and backbone.image_width else 0,
         imbalance=_imbalance(layout.full_pass().schedule, context, config.parallel.token_placement),
+        experts=_experts(config, layout),
+    )
+
+
+def _context_tokens(config: RunConfig) -> int:
+    """Returns the text tokens that blocks read; a state may be one of them."""
+    if config.backbone is None:
+        return config.model.text_tokens
+    return config.clip.text_tokens + (config.layout.states_per_block if config.actions.modules == "expert" else 0)
+
+
+def _experts(config: RunConfig, layout: Layout) -> tuple[tuple[BlockConfig, int], ...]:
+    """Returns the block and the tokens of each expert of a mixture; none where there is one stack."""
+    if config.backbone is None or config.actions.modules != "expert":
+        return ()
+    system = find_system(config)
+    assert isinstance(system, ActionExpertConfig)
+    blocks = {"video": config.backbone.block, "action": system.expert}
+    return tuple(
+        (block, sum(s.num_tokens for s in layout.segments if s.expert == name)) for name, block in blocks.items()
     )
 
 
