@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from wamjax.config.backbone import ActionsConfig, ClipConfig, VideoTransformerConfig
+from wamjax.config.backbone import ActionsConfig, ClipConfig, PrefixConfig, VideoTransformerConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.parallel import ParallelConfig
 from wamjax.config.sources import FilterConfig, MixtureConfig, ViewPlacement
@@ -389,6 +389,7 @@ class RunConfig:
       backbone: A video transformer on latents (``config.presets`` has the published ones); None for ``model``.
       clip: What a backbone reads.
       actions: Action modules of a backbone.
+      prefix: A language tower beside a backbone.
     """
 
     name: str = "unnamed"
@@ -396,6 +397,7 @@ class RunConfig:
     backbone: VideoTransformerConfig | None = None
     clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     actions: ActionsConfig = dataclasses.field(default_factory=ActionsConfig)
+    prefix: PrefixConfig = dataclasses.field(default_factory=PrefixConfig)
     layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

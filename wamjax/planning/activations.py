@@ -111,11 +111,13 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
     """Returns the arrays of one block, in the order in which its forward pass makes them."""
     size, rows = shard.itemsize, shard.tokens
     stream = shard.stream_tokens * shard.block.width * size
+    block = shard.block
     heads = rows * shard.inner * size
+    keys = heads * block.key_heads // block.num_heads  # as projected; attention reads them as often as queries do
     hidden = rows * shard.hidden * size
     own, cross = _kernel_output(shard, schedule), _kernel_output(shard, None)
     context_tokens = shard.context_tokens + shard.image_tokens
-    per_key = shard.batch * shard.inner * size
+    per_key = shard.batch * shard.inner * size * block.key_heads // block.num_heads
 
     def kept(name: str, num_bytes: int, by: tuple[Remat, ...], part: str) -> Array:
         return Array(name=name, num_bytes=num_bytes, kept_by=by, is_product=True, part=part)
@@ -123,15 +125,15 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
     arrays = [
         kept("block input", stream, _EVERY, "attention"),
         kept("query", heads, _PRODUCTS, "attention"),
-        kept("key", heads, _PRODUCTS, "attention"),
+        kept("key", keys, _PRODUCTS, "attention"),
         # Exchanged values stand in for the projected ones, whose product then has nothing left to give.
-        kept("value", heads, ("none", "products"), "attention"),
+        kept("value", keys, ("none", "products"), "attention"),
         *_exchanged(heads),
         kept("attention output", own.output, _OWN_OUTPUTS, "attention"),
         kept("attention normaliser", own.normaliser, _OWN_OUTPUTS, "attention"),
         kept("attention scores", _scores(shard, schedule), _PRODUCTS, "attention"),
         kept("output projection", stream, _PRODUCTS, "attention"),
-        kept("cross query", heads, _PRODUCTS, "cross"),
+        kept("cross query", heads * block.cross_attention, _PRODUCTS, "cross"),
     ]
     by_cross = _OWN_OUTPUTS if shard.kernel == "cudnn" else _OUTPUTS  # whose calls cannot be told apart
     for name, count in (("text", shard.context_tokens), ("image", shard.image_tokens)):
@@ -142,8 +144,8 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
                 kept(f"{name} attention normaliser", cross.normaliser, by_cross, "cross"),
             ]
     arrays += [
-        kept("cross projection", stream, _PRODUCTS, "cross"),
-        kept("feed-forward product", hidden, _PRODUCTS, "mlp"),
+        kept("cross projection", stream * block.cross_attention, _PRODUCTS, "cross"),
+        kept("feed-forward product", hidden * (2 if block.gated_mlp else 1), _PRODUCTS, "mlp"),
         Array(name="feed-forward units", num_bytes=hidden, kept_by=_NONE, is_product=False, part="mlp"),
         kept("feed-forward output", stream, _PRODUCTS, "mlp"),
         # Means and inverse deviations of three layer norms, rates of norms of queries and keys.

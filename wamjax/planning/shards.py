@@ -15,8 +15,9 @@ from wamjax.config.backbone import BlockConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
-from wamjax.config.systems import ActionExpertConfig, check_mixture_is_whole, find_system
+from wamjax.config.systems import check_mixture_is_whole
 from wamjax.errors import ConfigError
+from wamjax.flops.backbone import find_anatomies
 from wamjax.layout import Layout, Schedule
 from wamjax.layout.balance import balance_order, imbalance
 from wamjax.layout.kernels import pick_kernel
@@ -69,7 +70,12 @@ class Shard:
         """Returns the part of each expert: its block and its tokens alone."""
         return tuple(
             dataclasses.replace(
-                self, block=block, num_tokens=tokens, image_tokens=0 if place else self.image_tokens, experts=()
+                self,
+                block=block,
+                num_tokens=tokens,
+                context_tokens=self.context_tokens if block.cross_attention else 0,
+                image_tokens=0 if place else self.image_tokens,
+                experts=(),
             )
             for place, (block, tokens) in enumerate(self.experts)
         ) or (self,)
@@ -136,7 +142,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     check_batch_divides(batch, mesh, accumulate)
     check_tokens_divide(layout.num_tokens, mesh["context"], "tokens")
     _check_whole(block, mesh, config)
-    if config.actions.modules == "expert":
+    if len(find_anatomies(config)) > 1:
         check_mixture_is_whole(mesh["context"])
     backbone = config.backbone
     context = plan_context(config.parallel.context_method, block.num_heads, mesh)
@@ -168,18 +174,18 @@ def _context_tokens(config: RunConfig) -> int:
     """Returns the text tokens that blocks read; a state may be one of them."""
     if config.backbone is None:
         return config.model.text_tokens
+    if not config.backbone.block.cross_attention:
+        return 0
     return config.clip.text_tokens + (config.layout.states_per_block if config.actions.modules == "expert" else 0)
 
 
 def _experts(config: RunConfig, layout: Layout) -> tuple[tuple[BlockConfig, int], ...]:
     """Returns the block and the tokens of each expert of a mixture; none where there is one stack."""
-    if config.backbone is None or config.actions.modules != "expert":
+    stacks = find_anatomies(config)
+    if len(stacks) == 1:
         return ()
-    system = find_system(config)
-    assert isinstance(system, ActionExpertConfig)
-    blocks = {"video": config.backbone.block, "action": system.expert}
     return tuple(
-        (block, sum(s.num_tokens for s in layout.segments if s.expert == name)) for name, block in blocks.items()
+        (stack.block, sum(s.num_tokens for s in layout.segments if s.expert == name)) for name, stack in stacks.items()
     )
 
 
