@@ -79,6 +79,7 @@ KINDS = {
         layout={"formulation": "joint", "family": "joint", "states_per_block": 0},
         objective={"action_shift": 0.0},
     ),
+    "expert, tower alone": vary(TOWER, actions={"modules": "expert"}, layout={"states_per_block": 0}),
     "expert, tower": vary(
         TOWER, actions={"modules": "expert"}, backbone=FIRST_FRAME.backbone, prefix={"is_causal": False}
     ),
@@ -99,7 +100,9 @@ def check(config: RunConfig) -> None:
     assert walk_step(program) == config.train.global_batch_size * closed_form(program).hardware_total
 
 
-@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame", "latent frames", "linear, tower"])
+@pytest.mark.parametrize(
+    "kind", ["linear, alternating", "expert, first frame", "latent frames", "linear, tower", "expert, tower alone"]
+)
 def test_hardware_flops_equal_the_jaxpr(kind: str) -> None:
     check(KINDS[kind])
 
@@ -125,7 +128,7 @@ def test_validation_executes_the_forward_closed_form(kind: str) -> None:
     assert walk_evaluation(program) == 8 * sum(closed_form(program).hardware_forward.values())
 
 
-@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame", "linear, tower", "expert, tower"])
+@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame", "linear, tower", "expert, tower alone"])
 def test_parameters_and_their_places_are_those_of_the_real_model(kind: str) -> None:
     program = build(KINDS[kind])
     variables = abstract_model(build_objective(KINDS[kind]))[1]

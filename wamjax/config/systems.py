@@ -185,15 +185,16 @@ def check_mixture_is_whole(context: int) -> None:
 def _check_states(config: RunConfig) -> None:
     """Refuses states that no module of a system reads, and modules that have none to read."""
     sizes, modules = config.layout, config.actions.modules
+    reads_text = config.backbone is not None and config.backbone.block.cross_attention
     wanted = {
         "category": None if sizes.formulation == "joint" else 0,
         "linear": 0,
-        "expert": 1 if sizes.formulation == "first_frame" else 0,
+        "expert": 1 if sizes.formulation == "first_frame" and reads_text else 0,
     }[modules]
     reason = {
         "category": f"formulation={sizes.formulation} has no place for states",
         "linear": "it has no module for states",
-        "expert": "a state is a text token of the whole sample, which only formulation=first_frame has",
+        "expert": "a state is a text token of the whole sample, for cross-attention and formulation=first_frame alone",
     }[modules]
     if modules == "category" and wanted is None and not sizes.states_per_block:
         raise ConfigError("config.layout.states_per_block=0 with config.actions.modules=category; it reads 1 or more")

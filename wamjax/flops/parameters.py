@@ -137,7 +137,8 @@ def _expert_parameters(config: ActionExpertConfig) -> dict[str, Parameter]:
     video, block = config.video, config.expert
     d = block.width
     found = _linear("action_embed", config.action_dim, d) | _linear("action_out", d, config.action_dim)
-    found |= _linear("text_embedding.hidden", video.text_width, d) | _linear("text_embedding.out", d, d)
+    if block.cross_attention:
+        found |= _linear("text_embedding.hidden", video.text_width, d) | _linear("text_embedding.out", d, d)
     found |= _time_embedding(video.time_width, d) | _stack("blocks", block, video.num_layers)
     own = {f"expert.{path}": parameter for path, parameter in found.items()}
     if config.state_dim is not None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from wamjax.layout.schedule import Schedule, build_schedule
-from wamjax.layout.segments import ALL, CAUSAL, RelationKind, Role, Rotary, Segment, Visibility
+from wamjax.layout.segments import CAUSAL, SAME, UP_TO, RelationKind, Role, Rotary, Segment, Visibility
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +140,9 @@ class Layout:
           is_causal: Whether a text token sees only text up to itself.
         """
         text = Segment(role=Role.TEXT, order=0, num_tokens=num_tokens, expert="prefix")
-        seen = {(role, Role.TEXT): ALL for role in self.roles if role is not Role.PADDING}
-        own = {(Role.TEXT, Role.TEXT): CAUSAL if is_causal else ALL}
+        # Text is of order 0, before or beside everything: no relation looks ahead, so that text can be cached.
+        seen = {(role, Role.TEXT): UP_TO for role in self.roles if role is not Role.PADDING}
+        own = {(Role.TEXT, Role.TEXT): CAUSAL if is_causal else SAME}
         return Layout((text, *self.segments), {**self.visibility, **seen, **own})
 
     def with_experts(self, experts: Mapping[Role, str]) -> Layout:

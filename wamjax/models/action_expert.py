@@ -39,7 +39,9 @@ class ActionExpert(nnx.Module):
         video, block = config.video, config.expert
         width, dtype = block.width, block.compute_dtype
         self.action_embed = Linear(keys[0], (config.action_dim, width), (None, "embed"), dtype=dtype)
-        self.text_embedding = TextEmbedding(keys[1], video.text_width, width, dtype=dtype)
+        self.text_embedding = nnx.data(None)
+        if block.cross_attention:
+            self.text_embedding = TextEmbedding(keys[1], video.text_width, width, dtype=dtype)
         self.time_embedding = TimeEmbedding(keys[2], video.time_width, width, NUM_TABLE_VECTORS)
         self.blocks = stack_blocks(keys[3], block, video.num_layers)
         self.action_out = Linear(keys[4], (width, config.action_dim), ("embed", None), dtype=dtype)
@@ -63,7 +65,7 @@ class ActionExpert(nnx.Module):
             modulation=modulation,
             runs=runs,
             rotation=rotary_table(layout_pass, self.config.expert.head_dim, self.config.video.rotary.theta),
-            text=self.text_embedding(text),
+            text=text if self.text_embedding is None else self.text_embedding(text),
             text_mask=text_mask,
         )
 
