@@ -91,8 +91,10 @@ class WindowReader:
             views = {key: self._source.frames(key, episode, shown) for key in self._cameras}
             canvas, view_mask = compose_canvas(views, self._config.data)
             for place, frame_steps in zip(places.tolist(), steps, strict=True):
+                # A window alone in its pass shows every frame once: the canvas is its video, and is not copied.
+                is_whole = len(places) == 1 and len(shown) == len(frame_steps)
                 samples[place] = WamBatch(
-                    video=canvas[np.searchsorted(shown, np.minimum(frame_steps, last))],
+                    video=canvas if is_whole else canvas[np.searchsorted(shown, np.minimum(frame_steps, last))],
                     frame_mask=frame_steps <= last,
                     view_mask=view_mask,
                     provenance=np.array([0, episode, starts[place]], np.int32),
