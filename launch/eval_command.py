@@ -166,7 +166,8 @@ def describe_evaluation(
 
 def _restore(workdir: WorkDir, program: TrainProgram, step: int | None) -> tuple[Restored, State]:
     """Loads the wanted checkpoint, or the newest that verifies; returns it and the whole state."""
-    base, store = program.load_base(), CheckpointStore(workdir.checkpoints)
+    base = program.load_base() if program.config.finetune.needs_base else None
+    store = CheckpointStore(workdir.checkpoints)
     wanted, base_hash = program.saved(program.abstract_state), base.hash if base else None
     restored = (
         store.restore_latest(wanted, base_hash=base_hash)

@@ -129,7 +129,7 @@ class ObjectiveConfig:
       history_max_time: Largest t at which that noise is added.
       video_weight: Factor on the video loss.
       action_weight: Factor on the action loss.
-      value_weight: Factor on the loss of the value of ``latent_frames``; there ``video_weight`` is the later state's too.
+      value_weight: Factor on the loss of the value of ``latent_frames``; there ``video_weight`` is the later state's.
       edm_log_mean: Mean of log sigma, with ``latent_frames``, where t = sigma / (sigma + 1).
       edm_log_std: Standard deviation of log sigma.
       edm_uniform: Share of samples whose sigma is uniform instead.
@@ -298,6 +298,16 @@ class FinetuneConfig:
     lora_targets: tuple[str, ...] = ()
     lora_rank: int = 16
     lora_alpha: float = 16.0
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a run keeps some of its parameters, or trains updates of them."""
+        return bool(self.frozen or self.lora_targets)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether checkpoints lack what the base holds; a run that trains everything only starts from it."""
+        return bool(self.base) and self.is_partial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
