@@ -10,23 +10,27 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.sources.source import EpisodeRecord, Source
+from data_pipelines.vectors import build_layout, vector_keys
 from wamjax.config.schema import DataConfig
 from wamjax.errors import ConfigError
 
 
 def data_columns(config: DataConfig) -> tuple[str, ...]:
     """Returns the features that training and its filters read of a dataset, each once."""
-    keys = (config.state_key, config.action_key, config.filters.success_key)
-    return tuple(dict.fromkeys(key for key in keys if key))
+    return tuple(dict.fromkeys(key for key in (*vector_keys(config), config.filters.success_key) if key))
+
+
+def state_keys(config: DataConfig) -> tuple[str, ...]:
+    """Returns the features that the state is gathered from."""
+    return build_layout(config, lambda key: 0).state_keys
 
 
 def check_filters(source: Source, config: DataConfig) -> None:
-    """Raises ``ConfigError`` where a filter needs a feature that the dataset does not have."""
-    if config.filters.max_idle < 1 and config.state_key not in source.columns:
+    """Raises ``ConfigError`` where a filter needs a feature that is not read."""
+    if config.filters.max_idle < 1 and not state_keys(config):
         raise ConfigError(
-            f"config.data.filters.max_idle={config.filters.max_idle:g} looks at the state, and dataset {source.path} "
-            f"has no feature {config.state_key!r}; set it to 1, or config.data.state_key to one of "
-            f"{', '.join(source.columns) or 'none'}"
+            f"config.data.filters.max_idle={config.filters.max_idle:g} looks at the state, and {source.path} is read "
+            "without one (config.data.state_key, config.data.embodiment): set it to 1"
         )
 
 
@@ -49,9 +53,11 @@ def find_idle_steps(source: Source, record: EpisodeRecord, config: DataConfig) -
     """
     if config.filters.max_idle >= 1:
         return None
-    state = source.column(config.state_key, record.index)
     is_idle = np.zeros(record.length, np.bool_)
-    is_idle[1:] = (np.abs(np.diff(state, axis=0)) <= config.filters.idle_motion).all(axis=1)
+    is_idle[1:] = True
+    for key in state_keys(config):
+        steps = np.abs(np.diff(source.column(key, record.index), axis=0))
+        is_idle[1:] &= (steps <= config.filters.idle_motion).all(axis=1)
     return is_idle
 
 

@@ -6,6 +6,7 @@ Owns the figures; printing them is the command line's. Values are judged in thei
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,13 @@ import numpy.typing as npt
 
 from data_pipelines.sources.source import EpisodeRecord, Source
 from data_pipelines.survey import find_not_finite
+from data_pipelines.vector_statistics import OUTLIER_RANGES
 from wamjax.errors import DataError
 
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
-# A value further outside [q01, q99] than this many times their distance is a sensor's slip, not a rare motion.
-OUTLIER_RANGES = 10.0
+# Actions that are turned against the motion they cause: their correlation with it is below this. A sound dim that the
+# robot does not follow well lies around 0.
+FLIPPED_CORRELATION = -0.5
 # A step is idle where no value moved by more than this share of its q01 - q99 range since the step before.
 IDLE_SHARE = 1e-3
 # Clips decoded for the throughput estimate, of each camera, and their length in frames.
@@ -55,6 +58,7 @@ def inspect_source(source: Source) -> dict[str, Any]:
         "outliers": _count_outliers(source, usable, values),
         "idle_frames": _count_idle(source, usable, values),
         "duplicates": _find_duplicates(source, usable),
+        "flips": find_flips(source, usable),
         "throughput": throughput,
     }
 
@@ -178,6 +182,55 @@ def _find_duplicates(source: Source, episodes: Sequence[EpisodeRecord]) -> list[
             digest.update(np.ascontiguousarray(source.column(name, episode.index)).tobytes())
         groups.setdefault(digest.digest(), []).append(episode.index)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def find_flips(source: Source, episodes: Sequence[EpisodeRecord]) -> list[dict[str, Any]]:
+    """Returns the action dims that go against the motion of the state: a sign is turned, or a gripper closes upwards.
+
+    Dim i of an action is compared with dim i of the state of its kind (``_pair_features``): an action that commands a
+    change with the state's change in the same step, one that commands a place by its own change. Of the two
+    correlations the stronger counts, so that nobody needs to say which it is.
+    """
+    flips = []
+    for action_name, state_name in _pair_features(source, episodes):
+        commands, motions, new, later = [], [], [], []
+        for episode in episodes:
+            action = source.column(action_name, episode.index).astype(np.float64)
+            motion = np.diff(source.column(state_name, episode.index).astype(np.float64), axis=0)
+            commands.append(action[:-1])
+            motions.append(motion)
+            new.append(np.diff(action, axis=0)[:-1])
+            later.append(motion[1:])
+        pairs = [(np.concatenate(x), np.concatenate(y)) for x, y in ((commands, motions), (new, later))]
+        for dim in range(pairs[0][0].shape[1]):
+            strongest = max((_correlate(x[:, dim], y[:, dim]) for x, y in pairs), key=abs)
+            if strongest < FLIPPED_CORRELATION:
+                names = {"action": f"{action_name}[{dim}]", "state": f"{state_name}[{dim}]"}
+                flips.append({**names, "correlation": strongest})
+    return flips
+
+
+def _correlate(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
+    """Returns the correlation of two columns; 0 where one of them is constant or there are none."""
+    if not len(x) or not np.ptp(x) or not np.ptp(y):
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _pair_features(source: Source, episodes: Sequence[EpisodeRecord]) -> list[tuple[str, str]]:
+    """Returns the actions of which there is a state of as many dims and the same rest of the name."""
+    if not episodes:
+        return []
+    dims = {name: source.column(name, episodes[0].index).shape[1] for name in source.columns}
+    # What is left of `action.joint_position` and `observation.state.joint_position`, or of `action` and `state`.
+    rests = {name: re.sub(r"(observation|obs|action|state)(s|_dict)?[./]?", "", name) for name in dims}
+    actions = [name for name in dims if name.startswith("action")]
+    return [
+        (action, state)
+        for action in actions
+        for state in dims
+        if state not in actions and rests[state] == rests[action] and dims[state] == dims[action]
+    ]
 
 
 def _concatenate(source: Source, name: str, episodes: Sequence[EpisodeRecord]) -> npt.NDArray[np.float32]:

@@ -18,6 +18,7 @@ from data_pipelines.sources.source import EpisodeRecord, Source
 SHEET_EPISODES = 6  # rows of a contact sheet
 SHEET_FRAMES = 6  # columns: frames evenly spread over the episode, first and last among them
 TILE = 128  # longer side of a frame in a contact sheet, pixels
+REPLAY_FRAMES = 8  # frames above the curves of an episode
 MAX_DIMS = 24  # dims of a feature that are drawn
 
 
@@ -54,6 +55,35 @@ def histograms(source: Source, name: str, episodes: Sequence[EpisodeRecord]) -> 
             axis.set_yticks([])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def replay(source: Source, camera: str, episode: EpisodeRecord) -> bytes:
+    """Returns a PNG of an episode: frames, and below them what was commanded and measured, on one axis of steps.
+
+    Where an action and what is seen do not fit (a gripper that opens while its command closes, a shift of some steps),
+    it shows here.
+    """
+    steps = np.unique(np.linspace(0, episode.length - 1, REPLAY_FRAMES).round().astype(np.int64))
+    frames = source.frames(camera, episode.index, steps)
+    names = [name for name in source.columns if source.column(name, episode.index).shape[1] <= MAX_DIMS]
+    figure = Figure(figsize=(12, 1.6 + 1.5 * max(1, len(names))), layout="constrained")
+    grid = figure.add_gridspec(1 + len(names), len(steps))
+    for column, (step, frame) in enumerate(zip(steps, frames, strict=True)):
+        axis = figure.add_subplot(grid[0, column])
+        axis.imshow(_shrink(frame))
+        axis.set_title(f"step {step}", fontsize=7)
+        axis.set_axis_off()
+    for row, name in enumerate(names, 1):
+        axis = figure.add_subplot(grid[row, :])
+        axis.plot(source.column(name, episode.index), linewidth=0.8)
+        for step in steps:
+            axis.axvline(float(step), color="0.85", linewidth=0.6, zorder=0)
+        axis.set_title(name, fontsize=7, loc="left")
+        axis.set_xlim(0, max(1, episode.length - 1))
+        axis.tick_params(labelsize=6)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
 
 

@@ -12,15 +12,18 @@ from typing import Any
 
 from absl import logging
 
-from data_pipelines.embodiments.spec import check_dataset, load_embodiment
+from data_pipelines.embodiments.apply import check_dataset, optional_cameras, prompt_writer
+from data_pipelines.embodiments.spec import load_embodiment
 from data_pipelines.filters import data_columns
 from data_pipelines.index import EpisodeIndex, WindowTable, build_index
 from data_pipelines.indexing.manifest import camera_features, normalisation_file
 from data_pipelines.indexing.stored import open_index
-from data_pipelines.normalisation import Normalisation, compute_normalisation, write_json
+from data_pipelines.normalisation import Normalisation, write_json
 from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.source import Source
 from data_pipelines.stream import ONLY_SOURCE, TrainStream, ValidationWindows, endless
+from data_pipelines.vector_statistics import compute_normalisation
+from data_pipelines.vectors import VectorCodec, VectorLayout, build_layout
 from data_pipelines.video_statistics import compute_video_statistics
 from data_pipelines.windows import WindowReader
 from wamjax.batch import VideoStatistics
@@ -44,9 +47,11 @@ def open_dataset(config: DataConfig) -> Source:
             f"config.data.views is empty: place at least one camera of {path} on the canvas; it has "
             f"{', '.join(open_source(path, cameras=(), columns=()).cameras) or 'none'}"
         )
+    optional = optional_cameras(config)
     return open_source(
         path,
-        cameras=camera_features(config),
+        cameras=tuple(key for key in camera_features(config) if key not in optional),
+        optional_cameras=optional,
         columns=data_columns(config),
         keep_bytes=config.decoded_frames_mib * 2**20,
         num_threads=config.num_threads,
@@ -73,6 +78,7 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
         index = build_index(source, config)
     if config.data.embodiment:
         check_dataset(load_embodiment(config.data.embodiment), source)
+    layout = _build_layout(source, index, config)
     fingerprint = source.fingerprint()
     path = workdir / NORMALISATION_FILE if workdir else None
     if path and path.exists():
@@ -82,13 +88,18 @@ def build_pipeline(config: RunConfig, *, workdir: Path | None) -> Pipeline:
                 f"dataset {source.path} has fingerprint {fingerprint}, but {path} was made from "
                 f"{normalisation.fingerprint}: it changed since the run began; restore it or use another --workdir"
             )
+        if normalisation.vectors != layout.fingerprint:
+            raise DataError(
+                f"{path} was computed for other states and actions than this run makes of {source.path}: "
+                "config.data.embodiment changed since the run began; restore it or use another --workdir"
+            )
     else:
-        normalisation = _normalise(source, index, config, fingerprint)
+        normalisation = _normalise(source, index, layout, config)
         if path:
             normalisation.save(path)
     _check_dims(normalisation, config.data)
-    prompts = resolve_prompts(source.tasks, config, workdir)
-    return Pipeline(source, index, normalisation=normalisation, prompts=prompts, config=config)
+    prompts = resolve_prompts(tuple(map(prompt_writer(config.data), source.tasks)), config, workdir)
+    return Pipeline(source, index, layout=layout, normalisation=normalisation, prompts=prompts, config=config)
 
 
 def prepare_normalisation(config: RunConfig) -> Path:
@@ -97,18 +108,24 @@ def prepare_normalisation(config: RunConfig) -> Path:
     Raises:
       DataError: As ``open_index``.
     """
-    path = Path(config.data.index) / normalisation_file(config)
     source, index = open_index(config)
-    _normalise(source, index, config, source.fingerprint()).save(path)
+    layout = _build_layout(source, index, config)
+    path = Path(config.data.index) / normalisation_file(config, layout.fingerprint)
+    _normalise(source, index, layout, config).save(path)
     return path
 
 
-def _normalise(source: Source, index: EpisodeIndex, config: RunConfig, fingerprint: str) -> Normalisation:
+def _build_layout(source: Source, index: EpisodeIndex, config: RunConfig) -> VectorLayout:
+    return build_layout(config.data, lambda key: source.column(key, int(index.train_episodes[0])).shape[1])
+
+
+def _normalise(source: Source, index: EpisodeIndex, layout: VectorLayout, config: RunConfig) -> Normalisation:
     """Returns the scales of the training episodes: the index's where it has them, else computed."""
-    kept = Path(config.data.index) / normalisation_file(config)
-    if config.data.index and kept.exists():
-        return Normalisation.load(kept)
-    return compute_normalisation(source, index.train_episodes, config.data, fingerprint=fingerprint)
+    if config.data.index:
+        kept = Path(config.data.index) / normalisation_file(config, layout.fingerprint)
+        if kept.exists():
+            return Normalisation.load(kept)
+    return compute_normalisation(source, index.train_episodes, layout, config, fingerprint=source.fingerprint())
 
 
 class Pipeline:
@@ -117,6 +134,7 @@ class Pipeline:
     Attributes:
       index: Episodes and windows.
       normalisation: Scales of actions and state.
+      codec: Makes vectors of the dataset's features, and the robot's actions of predicted vectors.
       prompts: Task strings; a sample's ``prompt_id`` is a position here.
       fingerprint: Hash of the dataset.
     """
@@ -126,6 +144,7 @@ class Pipeline:
         source: Source,
         index: EpisodeIndex,
         *,
+        layout: VectorLayout,
         normalisation: Normalisation,
         prompts: tuple[str, ...],
         config: RunConfig,
@@ -133,10 +152,17 @@ class Pipeline:
         """Puts the parts together; see ``build_pipeline``."""
         self.index = index
         self.normalisation = normalisation
+        self.codec = VectorCodec(
+            layout=layout,
+            normalisation=normalisation,
+            state_dim=config.data.state_dim,
+            action_dim=config.data.action_dim,
+        )
         self.prompts = prompts
         self.fingerprint = normalisation.fingerprint
         self._source = source
         self._config = config
+        self._prompt_of = prompt_writer(config.data)
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """Returns the endless stream of this shard's rows of the global training batches.
@@ -188,7 +214,11 @@ class Pipeline:
     @property
     def summary(self) -> dict[str, Any]:
         """What was read and what was left out, for run.json (JSON types only)."""
-        index, none = self.index, {"train_episodes": 0, "validation_episodes": 0}
+        index = self.index
+        tasks = {prompt: {"train_episodes": 0, "validation_episodes": 0} for prompt in self.prompts}
+        for task, counts in index.task_episodes.items():
+            for name, count in counts.items():
+                tasks[self._prompt_of(task)][name] += count
         return {
             "path": str(self._source.path),
             "fingerprint": self.fingerprint,
@@ -198,10 +228,15 @@ class Pipeline:
             "index": self._config.data.index,
             "train": {"episodes": _list_or_count(index.train_episodes), "windows": len(index.train)},
             "validation": {"episodes": _list_or_count(index.validation_episodes), "windows": len(index.validation)},
-            "tasks": {task: index.task_episodes.get(task, none) for task in self.prompts},
+            "tasks": tasks,
             "quarantined": {str(i): reason for i, reason in index.quarantined.items()},
             "unwanted": {str(i): reason for i, reason in index.unwanted.items()},
             "too_short": {str(i): length for i, length in index.too_short.items()},
+            "missing_views": [key for key, *_ in self._config.data.views if key not in self._source.cameras],
+            "has_actions": self.codec.layout.actions != (),
+            "normalisation": self.normalisation.digest,
+            "action_outliers": sum(self.normalisation.actions.outliers),
+            "state_outliers": sum(self.normalisation.state.outliers),
             "keeps_decoded_frames": self._source.keeps_frames,
         }
 
@@ -211,8 +246,8 @@ class Pipeline:
             self._source,
             windows,
             records=self.index.records,
-            prompt_ids={prompt: row for row, prompt in enumerate(self.prompts)},
-            normalisation=self.normalisation,
+            prompt_ids={task: self.prompts.index(self._prompt_of(task)) for task in self._source.tasks},
+            codec=self.codec,
             config=self._config,
         )
 

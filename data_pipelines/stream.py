@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from grain.experimental import ElasticIterator
 
+from data_pipelines.augmentation import Augmentation
 from data_pipelines.windows import WindowReader
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
@@ -51,6 +52,8 @@ class TrainStream(Iterator[WamBatch]):
             )
         assert 0 <= shard_index < shard_count, (shard_index, shard_count)
         rows = batch // shard_count
+        if data.augmentation.is_on:  # drawn by the place in the global stream: the same for any number of shards
+            samples = samples.random_map(Augmentation(data), seed=data.augmentation.seed)
         self._iterator = iter(
             ElasticIterator(
                 _ShardRows(samples, origin=position, batch=batch, shard_count=shard_count),
@@ -136,7 +139,7 @@ class ValidationWindows:
 
     def batch(self, indices: Sequence[int]) -> WamBatch:
         """Returns the windows at ``indices`` as one host batch, in that order."""
-        return stack_samples([self._reader[int(index)] for index in indices])
+        return stack_samples(self._reader.read(indices))
 
 
 def stack_samples(samples: Sequence[WamBatch]) -> WamBatch:

@@ -8,20 +8,22 @@ Owns the alignment. With window start s, ``n = steps_per_block`` dataset steps p
 * state m of block i's ``states_per_block`` lies at step ``s + (i-1) n - (M-1-m) * action_stride``: the last one is the
   state at the block's start, the others its history. Nothing after the start of a block is shown to it.
 
-Steps past the episode's end are clamped to its last step and masked; so are states before its first step.
+An action relative to the state at its chunk's start refers to the state at step ``s + (i-1) n``. Steps past the
+episode's end are clamped to its last step and masked; so are states before its first step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.canvas import compose_canvas
 from data_pipelines.index import WindowTable
-from data_pipelines.normalisation import Normalisation, QuantileScale
 from data_pipelines.sources.source import EpisodeRecord, Source
+from data_pipelines.vectors import Values, VectorCodec
 from wamjax.batch import WamBatch
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
@@ -37,7 +39,7 @@ class WindowReader:
         *,
         records: Mapping[int, EpisodeRecord],
         prompt_ids: Mapping[str, int],
-        normalisation: Normalisation,
+        codec: VectorCodec,
         config: RunConfig,
     ) -> None:
         """Prepares the reader; reads nothing.
@@ -47,16 +49,19 @@ class WindowReader:
           windows: Which windows.
           records: Episodes by index.
           prompt_ids: Row of the prompt table by task.
-          normalisation: Scales of actions and state.
+          codec: Makes action and state vectors.
           config: Geometry and canvas.
         """
         self.windows = windows
         self._source = source
         self._records = records
         self._prompt_ids = prompt_ids
-        self._normalisation = normalisation
+        self._codec = codec
         self._config = config
+        self._cameras = tuple(key for key, *_ in config.data.views if key in source.cameras)
         self._frame_offsets, self._action_offsets, self._state_offsets = window_offsets(config)
+        starts = np.arange(config.layout.num_blocks) * derive_geometry(config).steps_per_block
+        self._chunk_offsets = np.repeat(starts, config.layout.actions_per_block)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -67,37 +72,64 @@ class WindowReader:
         Raises:
           DataError: A file can no longer be read, naming dataset, episode and file.
         """
-        data = self._config.data
-        episode, start = int(self.windows.episodes[index]), int(self.windows.starts[index])
-        record = self._records[episode]
-        last = record.length - 1
-        frame_steps = start + self._frame_offsets
-        shown = np.unique(np.minimum(frame_steps, last))
-        views = {key: self._source.frames(key, episode, shown) for key, *_ in data.views}
-        canvas, view_mask = compose_canvas(views, data)
-        action_steps = start + self._action_offsets
-        actions, action_dim_mask = _pad_dims(
-            self._source.column(data.action_key, episode), action_steps, self._normalisation.actions, data.action_dim
-        )
-        state_steps = start + self._state_offsets
-        state, state_dim_mask = _pad_dims(
-            self._source.column(data.state_key, episode), state_steps, self._normalisation.state, data.state_dim
-        )
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[WamBatch]:
+        """Returns several samples, in order; what those of one episode show is decoded in one pass.
+
+        Raises:
+          DataError: As ``__getitem__``.
+        """
+        rows = np.asarray(indices, np.int64)
+        episodes, starts = self.windows.episodes[rows], self.windows.starts[rows]
+        samples: dict[int, WamBatch] = {}
+        for episode in dict.fromkeys(episodes.tolist()):
+            places = np.flatnonzero(episodes == episode)
+            steps = starts[places].astype(np.int64)[:, None] + self._frame_offsets
+            last = self._records[episode].length - 1
+            shown = np.unique(np.minimum(steps, last))
+            views = {key: self._source.frames(key, episode, shown) for key in self._cameras}
+            canvas, view_mask = compose_canvas(views, self._config.data)
+            for place, frame_steps in zip(places.tolist(), steps, strict=True):
+                samples[place] = WamBatch(
+                    video=canvas[np.searchsorted(shown, np.minimum(frame_steps, last))],
+                    frame_mask=frame_steps <= last,
+                    view_mask=view_mask,
+                    provenance=np.array([0, episode, starts[place]], np.int32),
+                    **self._vectors(episode, int(starts[place])),
+                )
+        return [samples[place] for place in range(len(rows))]
+
+    def _vectors(self, episode: int, start: int) -> dict[str, Any]:
+        """Returns actions, states, their masks, and what else a window has of its episode."""
+        data, layout = self._config.data, self._codec.layout
+        last = self._records[episode].length - 1
+        action_steps, state_steps = start + self._action_offsets, start + self._state_offsets
+        if layout.actions:
+            executed = self._at(layout.action_keys, episode, np.minimum(action_steps, last))
+            before = self._at(layout.state_keys, episode, np.minimum(start + self._chunk_offsets, last))
+            actions = self._codec.encode_actions(executed, before)
+        else:
+            actions = np.zeros((len(action_steps), data.action_dim), np.float32)
+        if layout.states:
+            state = self._codec.encode_state(self._at(layout.state_keys, episode, np.clip(state_steps, 0, last)))
+        else:
+            state = np.zeros((len(state_steps), data.state_dim), np.float32)
         state_is_real = (state_steps >= 0) & (state_steps <= last)
-        return WamBatch(
-            video=canvas[np.searchsorted(shown, np.minimum(frame_steps, last))],
-            frame_mask=frame_steps <= last,
-            view_mask=view_mask,
-            actions=actions,
-            action_mask=action_steps <= last,
-            action_dim_mask=action_dim_mask,
-            has_action=np.bool_(True),
-            state=state,
-            state_mask=state_is_real[:, None] & state_dim_mask,
-            prompt_id=np.int32(self._prompt_ids[record.task]),
-            embodiment_id=np.int32(0),
-            provenance=np.array([0, episode, start], np.int32),
-        )
+        return {
+            "actions": actions,
+            "action_mask": action_steps <= last,
+            "action_dim_mask": layout.action_mask(data.action_dim),
+            "has_action": np.bool_(len(layout.actions) > 0),
+            "state": state,
+            "state_mask": state_is_real[:, None] & layout.state_mask(data.state_dim),
+            "prompt_id": np.int32(self._prompt_ids[self._records[episode].task]),
+            "embodiment_id": np.int32(0),
+        }
+
+    def _at(self, keys: Sequence[str], episode: int, steps: npt.NDArray[np.int64]) -> Values:
+        """Returns features of an episode at some steps."""
+        return {key: self._source.column(key, episode)[steps] for key in keys}
 
 
 def window_offsets(
@@ -109,13 +141,3 @@ def window_offsets(
     actions = block_starts + np.arange(layout.actions_per_block) * geometry.action_stride
     states = block_starts - np.arange(layout.states_per_block)[::-1] * geometry.action_stride
     return np.arange(geometry.num_frames) * config.data.frame_stride, actions.ravel(), states.ravel()
-
-
-def _pad_dims(
-    values: npt.NDArray[np.float32], steps: npt.NDArray[np.int64], scale: QuantileScale, num_dims: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Returns normalised values ``[len(steps), num_dims]`` at clamped steps, zero in padded dims, and the dim mask."""
-    clamped = np.clip(steps, 0, len(values) - 1)
-    out = np.zeros((len(steps), num_dims), np.float32)
-    out[:, : scale.num_dims] = scale.normalise(values[clamped])
-    return out, np.arange(num_dims) < scale.num_dims

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.canvas import compose_canvas
-from data_pipelines.normalisation import Normalisation
+from data_pipelines.vectors import VectorCodec
 from launch.film import Comparison
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
@@ -117,7 +117,7 @@ def run_rollouts(
     seeds: Sequence[int],
     prompt_id: int,
     config: RunConfig,
-    normalisation: Normalisation,
+    codec: VectorCodec,
     action_repeat: int,
     key: jax.Array,
 ) -> Rollouts:
@@ -130,29 +130,31 @@ def run_rollouts(
       seeds: Seeds of the episodes.
       prompt_id: The task's row of the prompt table.
       config: The run.
-      normalisation: The run's scales.
+      codec: The run's vectors: of a state what the model sees, of a predicted chunk what the robot executes.
       action_repeat: Simulator steps of one dataset step.
       key: Seed of the sampling noise.
 
     Returns:
       When each rollout was solved; a solved rollout stops there.
+
+    Raises:
+      ConfigError: States or actions are gathered from several features, and the simulator has one of each.
     """
+    state_key, action_key = _only_features(codec)
     robots = [_Robot(simulator, seed, config, action_repeat) for simulator, seed in zip(simulators, seeds, strict=True)]
 
-    def states() -> np.ndarray:
-        padded = np.zeros((len(robots), config.data.state_dim), np.float32)
-        padded[:, : normalisation.state.num_dims] = normalisation.normalise_state(np.stack([r.state for r in robots]))
-        return padded
+    def states() -> dict[str, np.ndarray]:
+        return {state_key: np.stack([robot.state for robot in robots])}
 
     policy.reset(np.full(len(robots), prompt_id, np.int32))
     frames = np.stack([robot.frame for robot in robots])[:, None]
-    policy.observe(frames, states())
+    policy.observe(frames, codec.encode_state(states()))
     seen, expected, given = [frames[0]], [frames[0]], [True]
     limit = config.evaluate.rollout_max_steps
     with tqdm(total=limit, desc=f"rollouts of {task}", unit="step", disable=None) as progress:
         for turn in range(-(-limit // (derive_geometry(config).steps_per_block * action_repeat))):
             chunk = policy.act(jax.random.fold_in(key, turn))
-            actions = normalisation.denormalise_actions(np.asarray(chunk.actions))
+            actions = codec.decode_actions(np.asarray(chunk.actions), states())[action_key]
             was_running = not robots[0].is_done
             frames = np.stack(
                 [robot.execute(chunk_actions) for robot, chunk_actions in zip(robots, actions, strict=True)]
@@ -164,7 +166,7 @@ def run_rollouts(
             progress.update(min(limit, robots[0].clock) - progress.n)
             if all(robot.is_done for robot in robots):
                 break
-            policy.observe(frames, states())
+            policy.observe(frames, codec.encode_state(states()))
         progress.set_postfix(solved=sum(robot.solved_at >= 0 for robot in robots))
     solved_at = np.array([robot.solved_at for robot in robots])
     outcome = f"solved after {solved_at[0]} steps" if solved_at[0] >= 0 else f"not solved in {limit} steps"
@@ -175,6 +177,17 @@ def run_rollouts(
         title=f"{task}, seed {seeds[0]}: {outcome}",
     )
     return Rollouts(task=task, seeds=seeds, solved_at=solved_at, film=film)
+
+
+def _only_features(codec: VectorCodec) -> tuple[str, str]:
+    """Returns the feature of the state and of the action."""
+    keys = (codec.layout.state_keys, codec.layout.action_keys)
+    if [len(names) for names in keys] != [1, 1]:
+        raise ConfigError(
+            f"closed loop: states come from {len(keys[0])} features and actions from {len(keys[1])} "
+            "(config.data.embodiment); the simulator has one of each"
+        )
+    return keys[0][0], keys[1][0]
 
 
 class _Robot:
@@ -243,7 +256,7 @@ def evaluate_closed_loop(
     open_simulators: Callable[[str, int], AbstractContextManager[Sequence[Simulator]]],
     prompt_of: Callable[[str], str],
     prompts: Sequence[str],
-    normalisation: Normalisation,
+    codec: VectorCodec,
     action_repeat: int,
 ) -> list[Rollouts]:
     """Rolls the policy out on every task of ``config.evaluate.rollout_tasks``.
@@ -254,7 +267,7 @@ def evaluate_closed_loop(
       open_simulators: ``(task, count)`` -> that many simulators, closed when the context is left.
       prompt_of: Prompt of a simulator task.
       prompts: Task strings the model was trained on.
-      normalisation: The run's scales.
+      codec: The run's vectors: of a state what the model sees, of a predicted chunk what the robot executes.
       action_repeat: Simulator steps of one dataset step.
 
     Raises:
@@ -282,7 +295,7 @@ def evaluate_closed_loop(
                     seeds=seeds,
                     prompt_id=prompts.index(prompt_of(task)),
                     config=config,
-                    normalisation=normalisation,
+                    codec=codec,
                     action_repeat=action_repeat,
                     key=jax.random.fold_in(base, row),
                 )

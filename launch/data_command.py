@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 
 from data_pipelines.inspection import QUANTILES, inspect_source, summarise_values, usable_episodes
-from data_pipelines.inspection_pictures import contact_sheet, histograms
+from data_pipelines.inspection_pictures import contact_sheet, histograms, replay, spread
 from data_pipelines.recording.record import RecordConfig, record_dataset
 from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.source import Source
@@ -23,6 +23,7 @@ from launch.command import Command, Verb
 from launch.page import page_template
 from wamjax.errors import ConfigError
 
+REPLAYS = 2  # episodes whose actions are drawn below their frames
 # Tasks and quarantined episodes printed; --json has all of them.
 MAX_PRINTED = 20
 
@@ -120,6 +121,11 @@ def _inspection_page(source: Source, summary: dict[str, Any], lines: list[str]) 
         path=summary["path"],
         text="\n".join(lines),
         sheets=[(camera, contact_sheet(source, camera, usable)) for camera in source.cameras if usable],
+        replays=[
+            (f"episode {episode.index}: {episode.task or '(no task)'}", replay(source, source.cameras[0], episode))
+            for episode in spread(usable, REPLAYS)
+            if source.cameras and source.columns
+        ],
         histograms=[(name, histograms(source, name, usable)) for name in source.columns if usable],
     )
 
@@ -131,6 +137,11 @@ def _checks(summary: dict[str, Any]) -> list[str]:
         lines += [
             f"idle frames: {summary['idle_frames']} of {summary['frames']} (nothing moved since the frame before)",
             f"duplicate episodes: {'; '.join(map(str, summary['duplicates'])) or 'none'}",
+            "actions against the state's motion: "
+            + (
+                ", ".join(f"{f['action']} and {f['state']} ({f['correlation']:.2f})" for f in summary["flips"])
+                or "none"
+            ),
             "values far outside q01 to q99: "
             + (", ".join(f"{name} {count}" for name, count in summary["outliers"].items() if count) or "none"),
         ]

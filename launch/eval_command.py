@@ -21,15 +21,17 @@ import jax
 import numpy as np
 from absl import flags, logging
 
+from data_pipelines.embodiments.apply import prompt_writer
 from data_pipelines.pipeline import Pipeline, build_pipeline, open_dataset
 from launch import distributed, metaworld
 from launch.closed_loop import Rollouts, evaluate_closed_loop
 from launch.figures import FIGURES, summarise
 from launch.film import write_film, write_strip
-from launch.open_loop import Model, OpenLoop, evaluate_open_loop, spread
+from launch.open_loop import Model, OpenLoop, constant_action, evaluate_open_loop, spread
 from launch.report import write_report
 from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
+from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.axes import resolve_axis_sizes
@@ -164,7 +166,8 @@ def describe_evaluation(
 
 def _restore(workdir: WorkDir, program: TrainProgram, step: int | None) -> tuple[Restored, State]:
     """Loads the wanted checkpoint, or the newest that verifies; returns it and the whole state."""
-    base, store = program.load_base(), CheckpointStore(workdir.checkpoints)
+    base = program.load_base() if program.config.finetune.needs_base else None
+    store = CheckpointStore(workdir.checkpoints)
     wanted, base_hash = program.saved(program.abstract_state), base.hash if base else None
     restored = (
         store.restore_latest(wanted, base_hash=base_hash)
@@ -199,36 +202,48 @@ def _sample_losses(
 
 
 class _ActionBefore:
-    """Looks up the normalised action executed before a step of an episode, ``[u]``.
+    """Looks up the action executed before each block of a window, as that block would write it: normalised ``[i u]``.
 
-    Nothing is executed before an episode's first step: there it is the raw action zero.
+    Nothing is executed before an episode's first step: there it is the vector of zeros.
     """
 
     def __init__(self, pipeline: Pipeline, config: RunConfig) -> None:
         self._source = open_dataset(config.data)
-        self._scale = pipeline.normalisation.actions
-        self._config = config
+        self._codec = pipeline.codec
+        self._num_blocks, geometry = config.layout.num_blocks, derive_geometry(config)
+        self._steps_per_block, self._action_stride = geometry.steps_per_block, geometry.action_stride
 
     def __call__(self, episode: int, start: int) -> np.ndarray:
-        raw = np.zeros(self._scale.num_dims, np.float32)
-        if start > 0:
-            raw = self._source.column(self._config.data.action_key, episode)[start - 1]
-        padded = np.zeros(self._config.data.action_dim, np.float32)
-        padded[: self._scale.num_dims] = self._scale.normalise(raw)
-        return padded
+        layout = self._codec.layout
+        executed = {key: self._source.column(key, episode) for key in layout.action_keys}
+        states = {key: self._source.column(key, episode) for key in layout.state_keys}
+        last = min((len(column) for column in executed.values()), default=1) - 1
+        blocks = np.minimum(start + np.arange(self._num_blocks) * self._steps_per_block, last)
+        # Within a window the action before a block is the last one that the block before it has.
+        steps = np.maximum(blocks - np.where(np.arange(self._num_blocks) > 0, self._action_stride, 1), 0)
+        if not layout.actions:
+            return np.zeros((self._num_blocks, self._codec.action_dim), np.float32)
+        before = self._codec.encode_actions(
+            {key: column[steps] for key, column in executed.items()},
+            {key: column[blocks] for key, column in states.items()},
+        )
+        if start == 0:
+            scale = self._codec.normalisation.actions
+            before[0] = constant_action(scale, np.zeros(scale.num_dims), self._codec.action_dim)
+        return before
 
 
 def _roll_out(config: RunConfig, pipeline: Pipeline, params: Any) -> tuple[list[Rollouts] | None, str | None]:
     """Returns the rollouts, or None and why there are none: a missing simulator does not spoil an evaluation."""
     try:
-        setup = metaworld.match_dataset(config)
+        setup, write_prompt = metaworld.match_dataset(config), prompt_writer(config.data)
         rollouts = evaluate_closed_loop(
             config,
             build_policy=lambda: Policy(config, params),
             open_simulators=setup.open,
-            prompt_of=metaworld.prompt_of,
+            prompt_of=lambda task: write_prompt(metaworld.prompt_of(task)),
             prompts=pipeline.prompts,
-            normalisation=pipeline.normalisation,
+            codec=pipeline.codec,
             action_repeat=setup.action_repeat,
         )
     except ConfigError as error:

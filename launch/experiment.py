@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_dict
 
-from data_pipelines.embodiments.spec import apply_embodiment
+from data_pipelines.embodiments.apply import apply_embodiment
 from data_pipelines.mixtures.settings import resolve_mixture, source_config
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.normalisation import QuantileScale
+from data_pipelines.normalisation import Scale
 from launch.film import Comparison
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
@@ -141,7 +141,7 @@ def evaluate_open_loop(
     *,
     config: RunConfig,
     prompts: Sequence[str],
-    scale: QuantileScale,
+    scale: Scale,
     action_before: Callable[[int, int], np.ndarray],
 ) -> OpenLoop:
     """Scores the model on held-out windows.
@@ -152,7 +152,8 @@ def evaluate_open_loop(
       config: The run; ``config.evaluate`` says how many windows, resamples and which seed.
       prompts: Task strings by ``prompt_id``.
       scale: The run's action scale, for the baselines.
-      action_before: ``(episode, start) -> float32 [u]``: normalised action executed before that step.
+      action_before: ``(episode, start) -> float32 [i u]``: the action executed before each block of the window there,
+        normalised as that block's actions are.
 
     Returns:
       Figures with intervals over episodes, and examples.
@@ -197,7 +198,7 @@ def score_batch(
     *,
     before: np.ndarray,
     config: RunConfig,
-    scale: QuantileScale,
+    scale: Scale,
 ) -> dict[str, np.ndarray]:
     """Returns the values of every window of a batch for the model and for every baseline.
 
@@ -207,7 +208,7 @@ def score_batch(
     guesses = {
         "action_error": actions,
         "action_error_mean_baseline": constant_action(scale, np.asarray(scale.mean), batch.actions.shape[-1]),
-        "action_error_repeat_baseline": evaluate.repeat_last_action(batch.actions, before, config.layout.num_blocks),
+        "action_error_repeat_baseline": evaluate.repeat_last_action(before, config.layout.actions_per_block),
         "action_error_zero_baseline": constant_action(scale, np.zeros(scale.num_dims), batch.actions.shape[-1]),
     }
     values: dict[str, np.ndarray] = {}
@@ -224,7 +225,7 @@ def score_batch(
     return values
 
 
-def constant_action(scale: QuantileScale, action: np.ndarray, num_dims: int) -> np.ndarray:
+def constant_action(scale: Scale, action: np.ndarray, num_dims: int) -> np.ndarray:
     """Returns one raw action ``[dims]`` in normalised units with padded dims zero: float32 ``[num_dims]``."""
     padded = np.zeros(num_dims, np.float32)
     padded[: scale.num_dims] = scale.normalise(action)

@@ -99,10 +99,11 @@ def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
     distributed.check_same_everywhere({"the fingerprint of the dataset": pipeline.fingerprint})
     ledger = _build_ledger(config, program, pipeline)
     store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
-    base = program.load_base()
+    kept = program.load_base() if config.finetune.needs_base else None
     restored = store.restore_latest(
-        program.saved(program.abstract_state), base_hash=base.hash if base else None, set_aside=True
+        program.saved(program.abstract_state), base_hash=kept.hash if kept else None, set_aside=True
     )
+    base = kept if kept or restored else program.load_base()
     step, position = (restored.record.step, restored.record.position) if restored else (0, 0)
     if restored:
         ledger.resume(restored.record.ledger)
@@ -120,7 +121,7 @@ def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
         step=program.step,
         batches=_global_batches(stream, mesh, pipeline, picture=workdir.first_batch),
         evaluate=_Validation(program, pipeline, ledger),
-        save=_Saver(store, program, ledger, base.hash if base else None),
+        save=_Saver(store, program, ledger, kept.hash if kept else None),
         last_good_step=lambda: _last_good_step(store),
         hooks=[*hooks, goodput],
         stop=stop,
@@ -134,7 +135,7 @@ def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
     # Closed also when training fails, in this order: a save under way is completed after the logs are whole.
     with _closing(*(hook.close for hook in hooks), stream.close, store.wait, goodput.close), stop.listening():
         if restored:
-            state = program.complete(restored.state, base)
+            state = program.complete(restored.state, kept)
         else:
             state = program.init(None if base else pipeline.video_statistics(), base)
         goodput.start(step)

@@ -1,8 +1,7 @@
 """``Embodiment``: what one robot's data means, read from a TOML file; a new robot is one file and no code.
 
-Owns the fields of a specification, the checks of one by itself and against a dataset, and the settings of a run that
-follow from it. A specification may say more than the pipeline computes yet: what it says beyond that is refused by name
-when a run is to be trained on it (``apply``), never left out.
+Owns the fields of a specification and the checks of one by itself. What follows from it for a run, and whether a
+dataset is what it describes, is ``apply``'s; vectors are made by ``data_pipelines.vectors``.
 
 Slots are places in the action and state vectors a model sees. Robots that share a model share this convention:
 0-6 and 7-13 pose of the left and right hand (a single arm is the left one), 14-20 and 21-27 joints, 28 and 29 grippers.
@@ -13,22 +12,22 @@ Source: LingBot-VA (arXiv 2601.21998), released code: 30 action slots, hands 7 +
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tomllib
 import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from data_pipelines.sources.source import Source
+from data_pipelines.rotations import ROTATION_DIMS, RotationForm
 from wamjax.config.bridge import nearest_name
-from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.config.sources import ViewPlacement
-from wamjax.errors import ConfigError, DataError
+from wamjax.errors import ConfigError
 
 FOLDER = Path(__file__).resolve().parent
 SUFFIX = ".toml"
 
 Reference = Literal["absolute", "chunk_start", "step"]
-Rotation = Literal["none", "euler_xyz", "axis_angle", "quaternion", "rotation_6d"]
 Gripper = Literal["none", "open_is_high", "closed_is_high"]
 Scaling = Literal["quantile", "mean_std", "min_max"]
 
@@ -41,12 +40,13 @@ class VectorField:
       name: What they are; a relative action and the state it is relative to have the same name.
       key: Feature of the dataset that holds them.
       first: The first of them in that feature.
-      slots: Their places in the model's vector, one each.
+      slots: Their places in the model's vector, one each; of an orientation as many as ``shown_as`` has.
       unit: Physical unit, ``1`` for a ratio.
       reference: What the model is to see: the value itself (``absolute``), its difference to the state at the start of
         the chunk (``chunk_start``), or a change per step, as it was recorded (``step``).
-      rotation: How an orientation is written.
-      gripper: Which end of the range is open.
+      rotation: How the dataset writes an orientation (``data_pipelines.rotations`` says what each form is).
+      shown_as: How the model sees that orientation; ``none``: as the dataset writes it.
+      gripper: Which end of the dataset's range is open. The model sees all grippers open at the high end.
     """
 
     name: str
@@ -55,8 +55,34 @@ class VectorField:
     slots: tuple[int, ...]
     unit: str
     reference: Reference = "absolute"
-    rotation: Rotation = "none"
+    rotation: RotationForm = "none"
+    shown_as: RotationForm = "none"
     gripper: Gripper = "none"
+
+    @property
+    def model_form(self) -> RotationForm:
+        """The form of an orientation that the model sees."""
+        return self.rotation if self.shown_as == "none" else self.shown_as
+
+    @property
+    def num_dims(self) -> int:
+        """Dims in the dataset's feature."""
+        return len(self.slots) if self.rotation == "none" else ROTATION_DIMS[self.rotation]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnusedDims:
+    """Dims of a feature that the model does not see; an action sent to the robot has zeros there.
+
+    Attributes:
+      key: The feature.
+      first: The first of them.
+      count: How many.
+    """
+
+    key: str
+    first: int
+    count: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,10 +92,12 @@ class View:
     Attributes:
       camera: Feature of the dataset.
       rectangle: Top, left, height, width in canvas pixels.
+      optional: Whether a dataset may lack it: its rectangle is then black and masked, which is said and counted.
     """
 
     camera: str
     rectangle: tuple[int, int, int, int]
+    optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,13 +108,14 @@ class Embodiment:
       name: Name of the embodiment.
       source: Where these facts come from.
       prompt_template: What the model is told; ``{task}`` is the dataset's task.
-      rate_hz: Steps per second of the dataset: frames, states and actions alike.
+      rate_hz: Steps per second of the dataset: frames, states and actions alike; 0 takes a dataset of any rate.
       frame_stride: Dataset steps between two frames a model sees.
       normalisation: How states and actions are scaled.
       canvas: Height and width of the canvas in pixels.
       views: Cameras on it.
       states: Fields of the state; none for human video.
       actions: Fields of the action; none for human video.
+      unused: Dims of those features that are left out.
     """
 
     name: str
@@ -99,6 +128,7 @@ class Embodiment:
     views: tuple[View, ...]
     states: tuple[VectorField, ...] = ()
     actions: tuple[VectorField, ...] = ()
+    unused: tuple[UnusedDims, ...] = ()
 
     @property
     def has_actions(self) -> bool:
@@ -127,119 +157,38 @@ def load_embodiment(name: str) -> Embodiment:
     """
     path = Path(name) if name.endswith(SUFFIX) else FOLDER / f"{name}{SUFFIX}"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         known = list_embodiments()
         nearest = nearest_name(name, known)
         hint = f"did you mean {nearest}?" if nearest else f"expected a .toml file or one of {', '.join(known)}"
         raise ConfigError(f"there is no embodiment {name!r}; {hint}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"embodiment {path} cannot be read: {error}") from error
+    return _parse(path, text)
+
+
+@functools.lru_cache  # asked for once for each episode of an index
+def _parse(path: Path, text: str) -> Embodiment:
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"embodiment {path} cannot be read: {error}") from error
     embodiment = _build(Embodiment, content, f"embodiment {path}")
     _check(embodiment, path)
     return embodiment
 
 
-def apply_embodiment(config: RunConfig) -> RunConfig:
-    """Returns ``config`` with what follows from ``config.data.embodiment``; itself where that is empty.
-
-    Raises:
-      ConfigError: The specification is wrong, asks for what the pipeline does not compute, or a key of ``config.data``
-        that it decides is set to something else.
-    """
-    if not config.data.embodiment:
-        return config
-    spec = load_embodiment(config.data.embodiment)
-    _refuse_uncomputed(spec)
-    wanted = {
-        "canvas": spec.canvas,
-        "views": spec.placements,
-        "frame_stride": spec.frame_stride,
-        "state_key": spec.states[0].key,
-        "action_key": spec.actions[0].key,
-        "normalisation": spec.normalisation,
-    }
-    defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
-    for name, value in wanted.items():
-        found = getattr(config.data, name)
-        if found not in (defaults[name], value):
-            raise ConfigError(
-                f"config.data.{name}={found!r} and embodiment {spec.name} has {value!r}: leave the key at its "
-                "default, or name another specification in config.data.embodiment"
-            )
-    for name, fields in (("state_dim", spec.states), ("action_dim", spec.actions)):
-        needed = 1 + max(slot for field in fields for slot in field.slots)
-        if getattr(config.data, name) < needed:
-            raise ConfigError(
-                f"config.data.{name}={getattr(config.data, name)} has no room for the {needed} slots of embodiment "
-                f"{spec.name}"
-            )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **wanted))
-
-
-def check_dataset(spec: Embodiment, source: Source) -> None:
-    """Compares a specification with the dataset it is said to describe; reads one episode's columns.
-
-    Raises:
-      DataError: The rate or the number of dims of a feature is another one.
-    """
-    if source.fps is not None and source.fps != spec.rate_hz:
-        raise DataError(
-            f"dataset {source.path} has {source.fps:g} steps per second, embodiment {spec.name} says "
-            f"rate_hz={spec.rate_hz:g}: it describes another dataset; name another one in config.data.embodiment"
-        )
-    if not source.episodes:
-        return
-    for key in sorted({field.key for field in (*spec.states, *spec.actions)}):
-        dims = source.column(key, source.episodes[0].index).shape[1]
-        described = {
-            field.first + place
-            for field in (*spec.states, *spec.actions)
-            if field.key == key
-            for place in range(len(field.slots))
-        }
-        if described != set(range(dims)):
-            beyond, missing = sorted(described - set(range(dims))), sorted(set(range(dims)) - described)
-            what = f"describes dims {beyond} it does not have" if beyond else f"leaves dims {missing} undescribed"
-            raise DataError(f"feature {key!r} of {source.path} has {dims} dims; embodiment {spec.name} {what}")
-
-
-def _refuse_uncomputed(spec: Embodiment) -> None:
-    """Raises ``ConfigError`` for the first thing a specification asks for that windows are not made with."""
-    reasons = []
-    if not spec.has_actions or not spec.states:
-        reasons.append("has no actions or no state")
-    for name, fields in (("states", spec.states), ("actions", spec.actions)):
-        keys = {field.key for field in fields}
-        if len(keys) > 1:
-            reasons.append(f"gathers {name} from {len(keys)} features ({', '.join(sorted(keys))})")
-        dims = [(field.first + place, slot) for field in fields for place, slot in enumerate(field.slots)]
-        if any(dim != slot for dim, slot in dims):
-            reasons.append(f"puts {name} into slots other than their own order")
-    relative = [field.name for field in spec.actions if field.reference == "chunk_start"]
-    if relative:
-        reasons.append(f"has actions relative to the chunk's start ({', '.join(relative)})")
-    if spec.prompt_template != "{task}":
-        reasons.append(f"has the prompt template {spec.prompt_template!r}")
-    if spec.normalisation != "quantile":
-        reasons.append(f"asks for normalisation {spec.normalisation}")
-    if reasons:
-        raise ConfigError(
-            f"embodiment {spec.name} {'; it '.join(reasons)}: windows are not made so yet; train it with a "
-            "specification of what is computed (one feature of states and one of actions, absolute, in order, quantile)"
-        )
-
-
 def _check(spec: Embodiment, path: Path) -> None:
     """Raises ``ConfigError`` where a specification contradicts itself."""
 
-    def refuse(reason: str) -> None:
+    def refuse(reason: str) -> NoReturn:
         raise ConfigError(f"embodiment {path}: {reason}")
 
     if "{task}" not in spec.prompt_template:
         refuse(f"prompt_template {spec.prompt_template!r} has no place for {{task}}")
-    if spec.rate_hz <= 0 or spec.frame_stride < 1:
-        refuse(f"rate_hz={spec.rate_hz:g} and frame_stride={spec.frame_stride}; expected more than 0 and 1 or more")
+    if spec.rate_hz < 0 or spec.frame_stride < 1:
+        refuse(f"rate_hz={spec.rate_hz:g} and frame_stride={spec.frame_stride}; expected 0 or more and 1 or more")
     if not spec.views:
         refuse("views is empty; place at least one camera on the canvas")
     for view in spec.views:
@@ -254,10 +203,37 @@ def _check(spec: Embodiment, path: Path) -> None:
         twice = sorted({slot for slot in slots if slots.count(slot) > 1})
         if twice or any(slot < 0 for slot in slots) or any(not field.slots for field in fields):
             refuse(f"{name} name slots {twice or 'that are negative or none'}; each dim has a place of its own")
-    states = {field.name: len(field.slots) for field in spec.states}
+        for field in fields:
+            _check_rotation(field, refuse)
+            if field.first < 0:
+                refuse(f"{field.name!r} begins at dim {field.first} of {field.key!r}; dims count from 0")
+    states = {field.name: field for field in spec.states}
+    if len(states) < len(spec.states):
+        refuse("two states have one name; an action relative to a state finds it by its name")
+    for field in spec.states:
+        if field.reference != "absolute":
+            refuse(f"state {field.name!r} has reference {field.reference!r}; a state is absolute")
     for field in spec.actions:
-        if field.reference == "chunk_start" and states.get(field.name) != len(field.slots):
+        if field.reference != "chunk_start":
+            continue
+        state = states.get(field.name)
+        if (
+            state is None
+            or (field.rotation == "none") != (state.rotation == "none")
+            or (field.rotation == "none" and state.num_dims != field.num_dims)
+        ):
             refuse(f"action {field.name!r} is relative to a state of that name and size, which states does not have")
+        if state.gripper != field.gripper:
+            refuse(f"action {field.name!r} is relative to a state whose gripper is {state.gripper!r}, its own differs")
+
+
+def _check_rotation(field: VectorField, refuse: Callable[[str], NoReturn]) -> None:
+    """Refuses a field whose orientation and slots do not fit."""
+    if field.rotation == "none" and field.shown_as != "none":
+        refuse(f"{field.name!r} is shown_as {field.shown_as!r} and has no rotation; say how the dataset writes it")
+    if field.rotation != "none" and len(field.slots) != ROTATION_DIMS[field.model_form]:
+        needed = ROTATION_DIMS[field.model_form]
+        refuse(f"{field.name!r} is shown as {field.model_form}, which is {needed} numbers, in {len(field.slots)} slots")
 
 
 def _build(kind: Any, content: Any, where: str) -> Any:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from data_pipelines.embodiments.apply import optional_cameras
 from data_pipelines.filters import data_columns
 from data_pipelines.index import assemble_index
 from data_pipelines.indexing.arrays import (
@@ -73,14 +74,17 @@ def make_index(config: RunConfig, out: Path, *, num_workers: int, part_episodes:
         a file cannot be written.
     """
     path = Path(config.data.path)
-    cameras, columns = camera_features(config.data), data_columns(config.data)
+    columns, optional = data_columns(config.data), optional_cameras(config.data)
+    required = tuple(key for key in camera_features(config.data) if key not in optional)
     in_parts = opens_in_parts(path)
     if out.resolve().is_relative_to(path.resolve()):
         raise ConfigError(f"--out={out} lies inside the dataset {path}: an index is no part of what it indexes")
     if (out / MANIFEST_FILE).exists():
         check_settings(IndexManifest.load(out), config, out)
     stamp = folder_stamp(path)
-    source = open_source(path, cameras=cameras, columns=columns, part=range(0) if in_parts else None)
+    part = range(0) if in_parts else None
+    source = open_source(path, cameras=required, optional_cameras=optional, columns=columns, part=part)
+    cameras = tuple(key for key in camera_features(config.data) if key in source.cameras)
     fingerprint = source.fingerprint()
     if (out / MANIFEST_FILE).exists():
         return _keep(IndexManifest.load(out), fingerprint, stamp, out)

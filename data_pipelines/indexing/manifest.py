@@ -17,10 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.filters import data_columns
+from data_pipelines.embodiments.apply import optional_cameras
+from data_pipelines.filters import data_columns, state_keys
 from data_pipelines.normalisation import write_json
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import DataConfig, RunConfig
+from wamjax.config.sources import AugmentationConfig
 from wamjax.errors import ConfigError, DataError
 
 MANIFEST_FILE = "index.json"
@@ -104,7 +106,7 @@ def index_settings(config: RunConfig) -> dict[str, Any]:
     values = {
         _BLOCK: geometry.steps_per_block,
         _WINDOW: geometry.window_steps if has_idle_filter else None,
-        "config.data.state_key": data.state_key if has_idle_filter else None,
+        "features of the state (config.data.state_key)": list(state_keys(data)) if has_idle_filter else None,
     }
     for name in ("window_stride", "validation_fraction", "split_seed", "broken_budget"):
         values[f"config.data.{name}"] = getattr(data, name)
@@ -151,7 +153,9 @@ def check_settings(found: IndexManifest, config: RunConfig, folder: Path) -> Non
                 f"index {folder} was made with {name}={found.settings.get(name)!r} and this run has {value!r}: go back "
                 "to that, or make another with wamjax data index and name it in config.data.index"
             )
-    wanted = {"camera": (camera_features(config.data), "cameras"), "feature": (data_columns(config.data), "columns")}
+    lacked = [key for key in optional_cameras(config.data) if key not in found.dataset["features"]]
+    cameras = [key for key in camera_features(config.data) if key not in lacked]
+    wanted = {"camera": (cameras, "cameras"), "feature": (data_columns(config.data), "columns")}
     for kind, (names, key) in wanted.items():
         missing = [name for name in names if name not in found.dataset[key]]
         if missing:
@@ -161,8 +165,8 @@ def check_settings(found: IndexManifest, config: RunConfig, folder: Path) -> Non
             )
 
 
-def normalisation_file(config: RunConfig) -> str:
-    """Returns the name under which an index keeps the scales of ``config``.
+def normalisation_file(config: RunConfig, vectors: str) -> str:
+    """Returns the name under which an index keeps the scales of ``config`` and of the vectors of that fingerprint.
 
     Named by every key that is not known to leave them alone, so that a key that is added later is never overlooked.
     """
@@ -171,10 +175,11 @@ def normalisation_file(config: RunConfig) -> str:
         "latents": "",
         "index": "",
         "shuffle_seed": 0,
+        "augmentation": AugmentationConfig(),
         "num_threads": 1,
         "prefetch": 0,
         "decoded_frames_mib": 0,
     }
     parts = [dataclasses.replace(config.data, **neutral), config.layout]
-    content = json.dumps([dataclasses.asdict(part) for part in parts], sort_keys=True)
+    content = json.dumps([vectors, *(dataclasses.asdict(part) for part in parts)], sort_keys=True)
     return f"normalisation-{hashlib.sha256(content.encode()).hexdigest()[:16]}.json"

@@ -139,12 +139,14 @@ class LatentJob:
     def _read_ahead(self, reader: WindowReader, windows: range) -> Iterator[list[WamBatch]]:
         """Yields batches of windows; the next one is read while a batch is encoded."""
         starts = range(windows.start, windows.stop, self._batch_size)
-        pending: collections.deque[list[Future[WamBatch]]] = collections.deque()
+        pending: collections.deque[list[Future[list[WamBatch]]]] = collections.deque()
         with ThreadPoolExecutor(self._num_threads) as pool:
             for start in starts:
-                batch = range(start, min(start + self._batch_size, windows.stop))
-                pending.append([pool.submit(reader.__getitem__, index) for index in batch])
+                batch = np.arange(start, min(start + self._batch_size, windows.stop))
+                # Windows next to each other overlap: those of one thread are decoded in one pass.
+                parts = np.array_split(batch, min(self._num_threads, len(batch)))
+                pending.append([pool.submit(reader.read, part.tolist()) for part in parts])
                 if len(pending) > 1:
-                    yield [future.result() for future in pending.popleft()]
+                    yield [sample for future in pending.popleft() for sample in future.result()]
             while pending:
-                yield [future.result() for future in pending.popleft()]
+                yield [sample for future in pending.popleft() for sample in future.result()]

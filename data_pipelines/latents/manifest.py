@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.embodiments.apply import fingerprint
+from data_pipelines.embodiments.spec import load_embodiment
 from data_pipelines.index import EpisodeIndex
 from data_pipelines.normalisation import write_json
 from wamjax.batch import batch_spec
@@ -184,7 +186,10 @@ def cache_settings(config: RunConfig) -> dict[str, Any]:
     """Returns what of ``config`` its latents depend on, by dotted key, in JSON types."""
     keys = _SETTINGS if config.layout.formulation == "video" else (*_SETTINGS, *_ACTION_SETTINGS)
     values = dict(bridge.iterate_fields(config))
-    return json.loads(json.dumps({key: values[key] for key in keys}))
+    name = config.data.embodiment
+    # What a specification says decides the records, not where it lies.
+    settings = {"data.embodiment": fingerprint(load_embodiment(name)) if name else ""}
+    return json.loads(json.dumps(settings | {key: values[key] for key in keys}))
 
 
 def record_fields(config: RunConfig) -> tuple[Field, ...]:

@@ -90,7 +90,8 @@ class MixturePipeline:
         """Returns the statistics of the frames of the stream's first samples, or None where none are asked for."""
         if self._config.data.video_statistics == "none" or self._config.backbone is not None:
             return None
-        return compute_video_statistics(self._samples().slice(slice(0, NUM_WINDOWS)))
+        first: Any = self._samples().slice(slice(0, NUM_WINDOWS))  # Grain's elements may be None; samples are not
+        return compute_video_statistics(first)
 
     def count_samples(self, position: int) -> dict[str, int]:
         """Returns how many of the first ``position`` samples of the stream come from each source."""
@@ -206,7 +207,9 @@ class _Mixed(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         source, number = self._order.locate(index)
-        return self._adapters[source](self._parents[source][number])
+        sample = self._parents[source][number]
+        assert sample is not None, (source, number)
+        return self._adapters[source](sample)
 
 
 class MixtureWindows:

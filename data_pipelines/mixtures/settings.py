@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from data_pipelines.embodiments.spec import apply_embodiment
+from data_pipelines.embodiments.apply import apply_embodiment
 from wamjax.config.schema import RunConfig
 from wamjax.config.sources import MixtureConfig, MixtureSource
 from wamjax.errors import ConfigError

@@ -59,6 +59,7 @@ class ClipSource(OpenedSource):
         *,
         format_name: str,
         cameras: Sequence[str] | None = None,
+        optional_cameras: Sequence[str] = (),
         columns: Sequence[str] | None = None,
         keep_bytes: int = 0,
         num_threads: int = 4,
@@ -70,6 +71,7 @@ class ClipSource(OpenedSource):
           clips: Its videos in their final order; the position is the episode index.
           format_name: See ``Source.format``.
           cameras: ``("video",)`` or None for the same.
+          optional_cameras: Read as well where the dataset has them.
           columns: There are none: empty or None.
           keep_bytes: See ``FrameReader``.
           num_threads: Files read at once while opening.
@@ -99,7 +101,7 @@ class ClipSource(OpenedSource):
         sizes = {(table.height, table.width) for table in self._tables.values()}
         shape = (*sizes.pop(), 3) if len(sizes) == 1 else ()
         self.features = {CAMERA: Feature(dtype="video", shape=shape)}
-        check_choice(path, cameras=cameras, columns=columns, source=self, vectors=())
+        check_choice(path, cameras=cameras, optional_cameras=optional_cameras, columns=columns, source=self, vectors=())
         self._reader = FrameReader(self._tables.values(), keep_bytes=keep_bytes)
 
     @property

@@ -36,6 +36,7 @@ def open_source(
     path: str | Path,
     *,
     cameras: Sequence[str] | None = None,
+    optional_cameras: Sequence[str] = (),
     columns: Sequence[str] | None = None,
     keep_bytes: int = 0,
     num_threads: int = 4,
@@ -46,6 +47,7 @@ def open_source(
     Args:
       path: Its folder.
       cameras: Cameras that will be read; None for all.
+      optional_cameras: Read as well where the dataset has them; those it lacks are said.
       columns: Numeric features that will be read; None for all floating-point ones.
       keep_bytes: Largest size of all decoded frames together at which they are kept in memory.
       num_threads: Files read at once while opening.
@@ -57,7 +59,13 @@ def open_source(
     reader = _find_reader(Path(path))
     options = {} if part is None else {"part": part}
     return reader(
-        Path(path), cameras=cameras, columns=columns, keep_bytes=keep_bytes, num_threads=num_threads, **options
+        Path(path),
+        cameras=cameras,
+        optional_cameras=optional_cameras,
+        columns=columns,
+        keep_bytes=keep_bytes,
+        num_threads=num_threads,
+        **options,
     )
 
 

@@ -61,6 +61,7 @@ class Hdf5Dataset(OpenedSource):
         path: Path,
         *,
         cameras: Sequence[str] | None = None,
+        optional_cameras: Sequence[str] = (),
         columns: Sequence[str] | None = None,
         keep_bytes: int = 0,
         num_threads: int = 1,
@@ -70,6 +71,7 @@ class Hdf5Dataset(OpenedSource):
         Args:
           path: Its folder.
           cameras: Image arrays that will be read; None for all.
+          optional_cameras: Read as well where the dataset has them.
           columns: Numeric arrays that will be read; None for all floating-point ones.
           keep_bytes: Unused: frames lie uncompressed in the files, and the operating system keeps those it read.
           num_threads: Unused: the HDF5 library reads on one thread at a time.
@@ -108,7 +110,14 @@ class Hdf5Dataset(OpenedSource):
         (self._fps,) = rates
         self.episodes = tuple(episodes)
         vectors = [n for n, f in self.features.items() if f.dtype.startswith("float")]
-        self._cameras, self.columns = check_choice(path, cameras=cameras, columns=columns, source=self, vectors=vectors)
+        self._cameras, self.columns = check_choice(
+            path,
+            cameras=cameras,
+            optional_cameras=optional_cameras,
+            columns=columns,
+            source=self,
+            vectors=vectors,
+        )
         self._read_columns()
 
     @property

@@ -44,6 +44,7 @@ class LeRobotDataset(OpenedSource):
         path: str | Path,
         *,
         cameras: Sequence[str] | None = None,
+        optional_cameras: Sequence[str] = (),
         columns: Sequence[str] | None = None,
         keep_bytes: int = 0,
         num_threads: int = 4,
@@ -54,6 +55,7 @@ class LeRobotDataset(OpenedSource):
         Args:
           path: Its folder.
           cameras: Video and image features that will be read; None for all.
+          optional_cameras: Read as well where the dataset has them.
           columns: Numeric features that will be read; None for all floating-point ones but the clock.
           keep_bytes: See ``FrameReader``.
           num_threads: Files read at once while opening.
@@ -73,7 +75,12 @@ class LeRobotDataset(OpenedSource):
         }
         vectors = [n for n, f in self.features.items() if f.dtype.startswith("float") and n != "timestamp"]
         self._cameras, self.columns = check_choice(
-            self.path, cameras=cameras, columns=columns, source=self, vectors=vectors
+            self.path,
+            cameras=cameras,
+            optional_cameras=optional_cameras,
+            columns=columns,
+            source=self,
+            vectors=vectors,
         )
         self._in_videos = video_features(self._info)
         tables = lerobot_v3 if str(self._info["codebase_version"]).startswith("v3") else lerobot_v2

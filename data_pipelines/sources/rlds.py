@@ -49,6 +49,7 @@ class RldsDataset(OpenedSource):
         path: Path,
         *,
         cameras: Sequence[str] | None = None,
+        optional_cameras: Sequence[str] = (),
         columns: Sequence[str] | None = None,
         keep_bytes: int = 0,
         num_threads: int = 1,
@@ -58,6 +59,7 @@ class RldsDataset(OpenedSource):
         Args:
           path: The folder with features.json, or the one above it.
           cameras: Images that will be read; None for all.
+          optional_cameras: Read as well where the dataset has them.
           columns: Numeric arrays that will be read; None for all floating-point ones.
           keep_bytes: Unused: decoded frames are not kept.
           num_threads: Unused: records are decoded by Python code.
@@ -74,7 +76,14 @@ class RldsDataset(OpenedSource):
         self._steps = _flatten(_step_features(path, self._decoder))
         self.features = {name: _describe(feature) for name, feature in self._steps.items()}
         vectors = [n for n, f in self.features.items() if f.dtype.startswith("float")]
-        self._cameras, self.columns = check_choice(path, cameras=cameras, columns=columns, source=self, vectors=vectors)
+        self._cameras, self.columns = check_choice(
+            path,
+            cameras=cameras,
+            optional_cameras=optional_cameras,
+            columns=columns,
+            source=self,
+            vectors=vectors,
+        )
         self._places: list[tuple[str, RecordFile | None, int]] = []  # (file, its records, number of the record)
         episodes: list[EpisodeRecord] = []
         for name, records, number, problem in _list_records(builder):

@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from absl import logging
 
 from data_pipelines.sources.video import VideoTable
 from wamjax.errors import DataError
@@ -186,20 +187,34 @@ def first_line(error: BaseException) -> str:
 
 
 def check_choice(
-    path: Path, *, cameras: Sequence[str] | None, columns: Sequence[str] | None, source: Source, vectors: Sequence[str]
+    path: Path,
+    *,
+    cameras: Sequence[str] | None,
+    optional_cameras: Sequence[str],
+    columns: Sequence[str] | None,
+    source: Source,
+    vectors: Sequence[str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the cameras and columns to read, all there are for None.
 
     Args:
       path: The dataset, for the message.
       cameras: Cameras asked for.
+      optional_cameras: Cameras that are read where there are; those there are not are named in a warning.
       columns: Numeric features asked for.
       source: Has ``cameras`` and ``features`` already.
       vectors: Floating-point features that None reads.
 
     Raises:
-      DataError: The dataset has no such camera or no such numeric feature.
+      DataError: The dataset has no such camera, none of the optional ones either, or no such numeric feature.
     """
+    present = [camera for camera in optional_cameras if camera in source.cameras]
+    missing = [camera for camera in optional_cameras if camera not in source.cameras]
+    if missing and not cameras and not present:
+        there = ", ".join(source.cameras) or "none"
+        raise DataError(f"dataset {path} has no camera of {', '.join(missing)} (config.data.views); it has {there}")
+    if missing:
+        logging.warning("dataset %s has no camera %s: black and masked in every window", path, ", ".join(missing))
     for camera in cameras or ():
         if camera not in source.cameras:
             there = ", ".join(source.cameras) or "none"
@@ -207,10 +222,10 @@ def check_choice(
     for key in columns or ():
         if key not in source.features or source.features[key].dtype in ("video", "image", "string"):
             raise DataError(
-                f"dataset {path} has no numeric feature {key!r} (config.data.state_key, config.data.action_key); "
-                f"it has {', '.join(vectors) or 'none'}"
+                f"dataset {path} has no numeric feature {key!r} (config.data.state_key, config.data.action_key or "
+                f"config.data.embodiment); it has {', '.join(vectors) or 'none'}"
             )
     return (
-        source.cameras if cameras is None else tuple(cameras),
+        source.cameras if cameras is None else (*cameras, *present),
         tuple(vectors) if columns is None else tuple(columns),
     )

@@ -3,13 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.embodiments.spec import (
-    FOLDER,
-    apply_embodiment,
-    check_dataset,
-    list_embodiments,
-    load_embodiment,
-)
+from data_pipelines.embodiments.apply import apply_embodiment, check_dataset
+from data_pipelines.embodiments.spec import FOLDER, UnusedDims, list_embodiments, load_embodiment
 from data_pipelines.pipeline import open_dataset
 from experiments import quickstart
 from wamjax.config import bridge
@@ -31,7 +26,7 @@ def write(path: Path, old: str = "", new: str = "") -> str:
 
 def test_every_robot_of_the_issue_has_a_specification() -> None:
     robots = {"agibot", "aloha", "bridge", "droid", "human_video", "libero", "metaworld_sawyer"}
-    assert set(list_embodiments()) == robots
+    assert set(list_embodiments()) == robots | {"bridge_rlds", "droid_rlds", "libero_hdf5"}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +39,10 @@ def test_every_robot_of_the_issue_has_a_specification() -> None:
         ("aloha", 50, 4, 14, 14),
         ("metaworld_sawyer", 80, 4, 4, 4),
         ("bridge", 5, 1, 7, 7),
-        ("human_video", 16, 1, 0, 0),
+        ("human_video", 0, 1, 0, 0),
+        ("droid_rlds", 15, 3, 8, 8),
+        ("libero_hdf5", 20, 1, 8, 7),
+        ("bridge_rlds", 5, 1, 7, 7),
     ],
 )
 def test_specification_has_the_dims_and_rate_of_its_dataset(
@@ -89,6 +87,15 @@ def test_quickstart_described_by_its_robot_is_the_same_run() -> None:
         ("canvas = [48, 96]", "canvas = [48]", r"canvas is \[48\]; expected a list of 2 entries"),
         ('"{task}"', '"do it"', "prompt_template 'do it' has no place for {task}"),
         ("rate_hz = 80", "rate_hz = [", "cannot be read"),
+        ('unit = "m"', 'unit = "m"\nshown_as = "rotation_6d"', "'hand' is shown_as 'rotation_6d' and has no rotation"),
+        (
+            'unit = "m"',
+            'unit = "m"\nrotation = "quaternion"',
+            "'hand' is shown as quaternion, which is 4 numbers, in 3",
+        ),
+        ("first = 0", "first = -1", "'hand' begins at dim -1 of 'observation.state'"),
+        ('unit = "m"', 'unit = "m"\nreference = "step"', "state 'hand' has reference 'step'; a state is absolute"),
+        ('name = "gripper"', 'name = "hand"', "two states have one name"),
     ],
 )
 def test_wrong_specification_names_what_is_wrong(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -103,23 +110,13 @@ def test_unknown_robot_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("droid", r"gathers states from 2 features .*relative to the chunk's start \(joints\)"),
-        ("aloha", r"relative to the chunk's start \(left joints, right joints\)"),
-        ("bridge", "puts states into slots other than their own order"),
-        ("human_video", "has no actions or no state"),
-    ],
-)
-def test_what_is_not_computed_yet_is_refused_by_name(name: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        apply_embodiment(RunConfig(data=DataConfig(embodiment=name, state_dim=32, action_dim=32)))
-
-
-@pytest.mark.parametrize(
     ("data", "words"),
     [
         (DataConfig(frame_stride=2), r"config\.data\.frame_stride=2 and embodiment metaworld_sawyer has 4"),
+        (
+            DataConfig(action_key="effort"),
+            r"config\.data\.action_key='effort', and embodiment metaworld_sawyer says which",
+        ),
         (DataConfig(action_dim=3), r"config\.data\.action_dim=3 has no room for the 4 slots"),
     ],
 )
@@ -135,6 +132,9 @@ def test_dataset_of_another_robot_is_refused() -> None:
         check_dataset(dataclasses.replace(spec, rate_hz=20.0), source)
     with pytest.raises(DataError, match=r"'action' of .* has 4 dims; embodiment .* leaves dims \[3\] undescribed"):
         check_dataset(dataclasses.replace(spec, actions=spec.actions[:1]), source)
+    unused = (UnusedDims(key="action", first=3, count=1),)
+    check_dataset(dataclasses.replace(spec, actions=spec.actions[:1], unused=unused), source)
+    check_dataset(dataclasses.replace(spec, rate_hz=0.0), source)
 
 
 def test_relative_action_needs_the_state_it_is_relative_to(tmp_path: Path) -> None:

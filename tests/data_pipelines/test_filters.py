@@ -1,4 +1,3 @@
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +65,6 @@ def test_filters_that_leave_nothing_are_refused(make_config: MakeConfig) -> None
 
 
 def test_idle_filter_without_a_state_is_refused(make_config: MakeConfig) -> None:
-    source = dataclasses.replace(make_source([20, 20]), columns=("action",))
-    with pytest.raises(ConfigError, match=r"max_idle=0\.5 looks at the state, and dataset memory has no feature"):
-        build_index(source, with_filters(make_config, max_idle=0.5))
+    config = make_config(Path("x"), filters=FilterConfig(max_idle=0.5), state_key="", action_key="")
+    with pytest.raises(ConfigError, match=r"max_idle=0\.5 looks at the state, and memory is read without one"):
+        build_index(make_source([20, 20]), config)

@@ -110,3 +110,30 @@ def test_bytes_count_the_files_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "sub/file").write_bytes(b"x" * 123)
     assert inspect_source(MemorySource(tmp_path, {0: noise(0)}))["bytes"] == 123
     shutil.rmtree(tmp_path / "sub")
+
+
+class RobotSource(MemorySource):
+    """States and actions of two dims; the state follows the action of the step before."""
+
+    def __init__(self, path: Path, *, signs: tuple[int, int], commands_change: bool) -> None:
+        super().__init__(path, {i: noise(i) for i in range(3)}, columns=("observation.state", "action"))
+        self._signs, self._commands_change = np.array(signs, np.float32), commands_change
+
+    def column(self, key: str, episode: int) -> npt.NDArray[np.float32]:
+        action = self.values[episode]
+        if key == "action":
+            return action * self._signs
+        followed = np.cumsum(action, axis=0) if self._commands_change else action
+        return np.concatenate([np.zeros((1, 2), np.float32), followed[:-1]])
+
+
+@pytest.mark.parametrize("commands_change", [True, False])
+@pytest.mark.parametrize(("signs", "flipped"), [((1, 1), []), ((1, -1), [1]), ((-1, -1), [0, 1])])
+def test_actions_against_the_motion_are_named(
+    tmp_path: Path, signs: tuple[int, int], flipped: list[int], commands_change: bool
+) -> None:
+    source = RobotSource(tmp_path, signs=signs, commands_change=commands_change)
+    found = inspect_source(source)["flips"]
+    assert [entry["action"] for entry in found] == [f"action[{dim}]" for dim in flipped]
+    assert [entry["state"] for entry in found] == [f"observation.state[{dim}]" for dim in flipped]
+    assert all(entry["correlation"] < -0.5 for entry in found)

@@ -75,7 +75,7 @@ def test_experiment_traces_its_step(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_command_of_a_header_names_its_own_file(path: Path) -> None:
     commands = re.findall(r"--config=(\S+)", path.read_text().split('"""')[1])
-    assert commands == [str(path.relative_to(ROOT))]
+    assert {command.partition(":")[0] for command in commands} == {str(path.relative_to(ROOT))}
 
 
 @pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.stem)

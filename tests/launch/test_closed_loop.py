@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.normalisation import Normalisation, QuantileScale
+from data_pipelines.normalisation import Normalisation, Scale
+from data_pipelines.vectors import VectorCodec, build_layout
 from launch.closed_loop import evaluate_closed_loop, run_rollouts
 from wamjax.config.schema import DataConfig, EvaluateConfig, LayoutConfig, ModelConfig, RunConfig
 from wamjax.errors import ConfigError
@@ -21,9 +22,16 @@ CONFIG = RunConfig(
     layout=LayoutConfig(num_blocks=2, frames_per_block=2, actions_per_block=2),
     evaluate=EvaluateConfig(rollout_tasks=("walk",), rollout_trials=3, rollout_max_steps=10, rollout_first_seed=100),
 )
-ACTION_SCALE = QuantileScale(q01=(-2.0, 0.0), q99=(2.0, 4.0), mean=(0.0, 2.0), clamped=(0.0, 0.0))
-STATE_SCALE = QuantileScale(q01=(0.0,), q99=(100.0,), mean=(50.0,), clamped=(0.0,))
-NORMALISATION = Normalisation(actions=ACTION_SCALE, state=STATE_SCALE, fingerprint="", episodes=1, steps=1)
+ACTION_SCALE = Scale(low=(-2.0, 0.0), high=(2.0, 4.0), mean=(0.0, 2.0), clamped=(0.0, 0.0), outliers=(0, 0))
+STATE_SCALE = Scale(low=(0.0,), high=(100.0,), mean=(50.0,), clamped=(0.0,), outliers=(0,))
+CODEC = VectorCodec(
+    layout=build_layout(CONFIG.data, {"observation.state": 1, "action": 2}.__getitem__),
+    normalisation=Normalisation(
+        actions=ACTION_SCALE, state=STATE_SCALE, fingerprint="", vectors="", episodes=1, steps=1
+    ),
+    state_dim=2,
+    action_dim=3,
+)
 
 
 @dataclasses.dataclass
@@ -93,7 +101,7 @@ def roll_out(action_repeat: int = 1):
         seeds=range(100, 103),
         prompt_id=5,
         config=CONFIG,
-        normalisation=NORMALISATION,
+        codec=CODEC,
         action_repeat=action_repeat,
         key=jax.random.key(0),
     )
@@ -181,6 +189,6 @@ def closed_loop(config: RunConfig, prompts: tuple[str, ...]):
         open_simulators=fake_simulators,
         prompt_of=lambda task: f"{task} slowly",
         prompts=prompts,
-        normalisation=NORMALISATION,
+        codec=CODEC,
         action_repeat=1,
     )

@@ -49,7 +49,8 @@ def test_inspection_page_shows_frames_of_every_camera_and_histograms(tmp_path: P
     assert cli.main(["data", "inspect", str(GOLDEN), f"--html={page}"]) == 0
     text = page.read_text()
     pictures = [Image.open(io.BytesIO(base64.b64decode(part))) for part in re.findall(r"base64,([^\"]+)", text)]
-    assert len(pictures) == 3 + 2  # cameras, then action and state
+    assert len(pictures) == 3 + 2 + 2  # cameras, then two episodes with their curves, then action and state
+    assert "episode 0: lift the cube" in text
     sheet = np.asarray(pictures[2])  # the PNG camera: every tile has the colour of its episode and step
     assert sheet.shape == (3 * 128, 6 * 128, 3)
     np.testing.assert_array_equal(sheet[64::128, 64], [[10, 30, 180], [10, 90, 180], [10, 150, 180]])

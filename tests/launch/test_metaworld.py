@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.normalisation import Normalisation, QuantileScale
+from data_pipelines.normalisation import Normalisation, Scale
 from data_pipelines.pipeline import open_dataset
 from data_pipelines.recording import simulator
+from data_pipelines.vectors import VectorCodec, build_layout
 from launch import eval_command
 from launch.closed_loop import run_rollouts
 from launch.metaworld import match_dataset
@@ -29,8 +30,13 @@ CONFIG = RunConfig(
     layout=LayoutConfig(num_blocks=2),
     evaluate=EvaluateConfig(rollout_tasks=("reach-v3",), rollout_trials=2),
 )
-UNIT = QuantileScale(q01=(-1.0,) * 4, q99=(1.0,) * 4, mean=(0.0,) * 4, clamped=(0.0,) * 4)
-NORMALISATION = Normalisation(actions=UNIT, state=UNIT, fingerprint="", episodes=1, steps=1)
+UNIT = Scale(low=(-1.0,) * 4, high=(1.0,) * 4, mean=(0.0,) * 4, clamped=(0.0,) * 4, outliers=(0,) * 4)
+CODEC = VectorCodec(
+    layout=build_layout(DataConfig(), lambda key: 4),
+    normalisation=Normalisation(actions=UNIT, state=UNIT, fingerprint="", vectors="", episodes=1, steps=1),
+    state_dim=4,
+    action_dim=4,
+)
 
 needs_simulator = pytest.mark.skipif(
     importlib.util.find_spec("metaworld") is None, reason="Meta-World is not installed (pip install 'wamjax[sim]')"
@@ -70,7 +76,7 @@ def test_missing_simulator_leaves_a_reason_that_says_what_to_install(monkeypatch
         raise ConfigError("Meta-World is not installed: pip install 'wamjax[sim]'")
 
     monkeypatch.setattr(simulator, "load_metaworld", fail)
-    pipeline: Any = types.SimpleNamespace(prompts=("reach the green target",), normalisation=NORMALISATION)
+    pipeline: Any = types.SimpleNamespace(prompts=("reach the green target",), codec=CODEC)
     rollouts, reason = eval_command._roll_out(CONFIG, pipeline, params={})
     assert rollouts is None
     assert reason == "Meta-World is not installed: pip install 'wamjax[sim]'"
@@ -114,7 +120,7 @@ def test_policy_that_knows_the_goal_solves_reach_on_held_out_seeds():
             seeds=(10_000, 10_001),
             prompt_id=0,
             config=CONFIG,
-            normalisation=NORMALISATION,
+            codec=CODEC,
             action_repeat=setup.action_repeat,
             key=jax.random.key(0),
         )

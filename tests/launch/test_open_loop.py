@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.normalisation import QuantileScale
+from data_pipelines.normalisation import Scale
 from launch.open_loop import Model, evaluate_open_loop, score_batch, spread_windows
 from wamjax.batch import WamBatch, fake_batch
 from wamjax.config.schema import DataConfig, EvaluateConfig, LayoutConfig, RunConfig, TrainConfig
@@ -22,7 +22,7 @@ CONFIG = RunConfig(
     train=TrainConfig(global_batch_size=4),
     evaluate=EvaluateConfig(num_windows=10, bootstrap=200),
 )
-SCALE = QuantileScale(q01=(-2.0, -1.0), q99=(2.0, 3.0), mean=(0.5, 1.0), clamped=(0.0, 0.0))
+SCALE = Scale(low=(-2.0, -1.0), high=(2.0, 3.0), mean=(0.5, 1.0), clamped=(0.0, 0.0), outliers=(0, 0))
 PROMPTS = ("reach", "press")
 
 
@@ -87,7 +87,7 @@ def evaluate(model: Model, windows: FakeWindows, config: RunConfig = CONFIG):
         config=config,
         prompts=PROMPTS,
         scale=SCALE,
-        action_before=lambda episode, start: np.zeros(3, np.float32),
+        action_before=lambda episode, start: np.zeros((CONFIG.layout.num_blocks, 3), np.float32),
     )
 
 
@@ -153,7 +153,7 @@ def test_score_batch_of_the_baselines_predicting_themselves_is_zero():
     mean[:2] = SCALE.normalise(np.array(SCALE.mean))
     still = dataclasses.replace(batch, actions=np.broadcast_to(mean, batch.actions.shape).copy())
     values = score_batch(
-        still, batch.video[:, 1:], still.actions, before=np.tile(mean, (4, 1)), config=CONFIG, scale=SCALE
+        still, batch.video[:, 1:], still.actions, before=np.tile(mean, (4, 2, 1)), config=CONFIG, scale=SCALE
     )
     for name in ("action_error", "action_error_mean_baseline", "action_error_repeat_baseline"):
         np.testing.assert_array_equal(values[name], 0.0)

@@ -47,15 +47,12 @@ def test_action_error_by_dim_averages_to_the_whole_when_nothing_is_masked(config
 
 def test_repeat_last_action_equals_a_walk_through_the_blocks():
     rng = np.random.default_rng(1)
-    actions, before = rng.normal(size=(2, 12, 3)), rng.normal(size=(2, 3))
-    expected = np.empty_like(actions)
+    before = rng.normal(size=(2, 3, 3))
+    expected = np.empty((2, 12, 3))
     for row in range(2):
-        last = before[row]
         for step in range(12):
-            if step % 4 == 0 and step > 0:
-                last = actions[row, step - 1]
-            expected[row, step] = last
-    np.testing.assert_array_equal(evaluate.repeat_last_action(actions, before, num_blocks=3), expected)
+            expected[row, step] = before[row, step // 4]
+    np.testing.assert_array_equal(evaluate.repeat_last_action(before, actions_per_block=4), expected)
 
 
 def test_copy_last_frame_shows_each_block_the_frame_before_it():

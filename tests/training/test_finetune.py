@@ -177,6 +177,22 @@ def test_a_checkpoint_holds_what_was_trained_and_is_completed_by_its_base(lora_r
 
 
 @pytest.mark.slow
+def test_a_run_that_trained_everything_stands_alone_and_may_be_a_base(base_run, tmp_path):
+    _, workdir, _ = base_run
+    program = program_of(FinetuneConfig(base=str(workdir)))
+    assert not program.config.finetune.needs_base
+    state = program.init(None, program.load_base())
+    store = save(tmp_path, 1, program.saved(state))
+    restored = store.restore_latest(program.saved(program.abstract_state))
+    assert restored is not None
+    again, expected = (host(program.evaluation_params(s)) for s in (program.complete(restored.state, None), state))
+    assert again.keys() == expected.keys()
+    assert all(np.array_equal(again[path], expected[path]) for path in expected)
+    held = host(load_base(tmp_path, program.abstract_params).params)
+    assert all(np.array_equal(value, expected[path]) for path, value in held.items())
+
+
+@pytest.mark.slow
 def test_a_checkpoint_of_another_base_is_refused(base_run, lora_run, tmp_path):
     _, _, base_state = base_run
     program, base, _, state = lora_run
@@ -185,7 +201,7 @@ def test_a_checkpoint_of_another_base_is_refused(base_run, lora_run, tmp_path):
     other = load_base(tmp_path / "other", program.abstract_params)
     with pytest.raises(ConfigError, match=rf"trained on base {base.hash} and this run has base {other.hash}"):
         store.restore_latest(program.saved(program.abstract_state), base_hash=other.hash)
-    with pytest.raises(ConfigError, match=r"is itself a finetuned run"):
+    with pytest.raises(ConfigError, match=r"is a finetuned run that kept parameters"):
         load_base(tmp_path / "run" / "checkpoints" / "1", program.abstract_params)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from wamjax.config.backbone import ActionsConfig, ClipConfig, PrefixConfig, VideoTransformerConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.parallel import ParallelConfig
-from wamjax.config.sources import FilterConfig, MixtureConfig, ViewPlacement
+from wamjax.config.sources import AugmentationConfig, FilterConfig, MixtureConfig, ViewPlacement
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,12 +174,13 @@ class DataConfig:
       index: Folder that ``wamjax data index`` made of the dataset with these settings: starting takes seconds then,
         whatever the dataset's size. Empty: the dataset is looked through at every start.
       embodiment: The robot: one of ``data_pipelines/embodiments`` or the path of such a TOML file. It decides
-        ``canvas``, ``views``, ``state_key``, ``action_key``, ``frame_stride`` and ``normalisation``, which are left at
-        their defaults. Empty: they are set here.
+        ``canvas``, ``views``, ``frame_stride``, ``normalisation`` and which features are states and actions; these keys
+        are left at their defaults. Empty: they are set here.
       canvas: Height and width of the canvas in pixels.
       views: Where each camera lies on the canvas (camera feature, top, left, height, width); a view is resized to its
         rectangle, what no view covers is black.
-      state_key: Feature holding the robot's state.
+      state_key: Feature holding the robot's state; empty, like ``action_key``, for video without actions. Not read
+        where ``embodiment`` is set.
       action_key: Feature holding the actions.
       state_dim: State dims P the model sees; a dataset with fewer is padded and masked.
       action_dim: Action dims U the model sees; a dataset with fewer is padded and masked.
@@ -188,12 +189,14 @@ class DataConfig:
       validation_fraction: Share of episodes held out (by episode, before any shuffling; at least one per task).
       split_seed: Seed of the train/validation split.
       shuffle_seed: Seed of the order of the training windows.
-      normalisation: How actions and states are scaled to [-1, 1]: ``quantile`` maps q01/q99 to -1/1 and clamps.
+      normalisation: How actions and states are scaled: ``quantile`` maps q01/q99 to -1/1 and clamps; ``min_max`` the
+        smallest and largest training value; ``mean_std`` subtracts the mean and divides by the standard deviation.
       video_statistics: ``training_mean`` subtracts the mean canvas of the training windows and divides by their
         standard deviation; ``none`` scales pixels to [-1, 1].
       broken_budget: Share of episodes that may be quarantined before indexing is refused.
       filters: Sound episodes and windows that are not read.
       mixture: Several datasets in place of ``path``.
+      augmentation: Random crops and colours of training frames. Not for a backbone, whose latents are made once.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
       decoded_frames_mib: Decoded frames are kept in host memory when those of the whole dataset fit into this many
@@ -215,11 +218,12 @@ class DataConfig:
     validation_fraction: float = 0.1
     split_seed: int = 0
     shuffle_seed: int = 0
-    normalisation: Literal["quantile"] = "quantile"
+    normalisation: Literal["quantile", "mean_std", "min_max"] = "quantile"
     video_statistics: Literal["training_mean", "none"] = "training_mean"
     broken_budget: float = 0.05
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     num_threads: int = 4
     prefetch: int = 64
     decoded_frames_mib: int = 1024
@@ -297,6 +301,16 @@ class FinetuneConfig:
     lora_targets: tuple[str, ...] = ()
     lora_rank: int = 16
     lora_alpha: float = 16.0
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a run keeps some of its parameters, or trains updates of them."""
+        return bool(self.frozen or self.lora_targets)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether checkpoints lack what the base holds; a run that trains everything only starts from it."""
+        return bool(self.base) and self.is_partial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,38 @@ class FilterConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """How training frames are changed at random, alike for all frames and views of a window; by default not at all.
+
+    Attributes:
+      crop: Sides of the part that is kept of every view, as a share of its own; it lies anywhere and is resized back.
+        1: no crop. openpi and GR00T crop to 0.95.
+      brightness: Largest change of brightness, as a share: 0.3 draws a factor between 0.7 and 1.3. GR00T has 0.3.
+      contrast: As ``brightness``, of the distance to the mean luma. GR00T has 0.4.
+      saturation: As ``brightness``, of the distance to grey. GR00T has 0.5.
+      hue: Largest turn of the colours, in turns of the colour circle. GR00T has 0.08.
+      seed: Seed of the draws.
+    """
+
+    crop: float = 1.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    seed: int = 0
+
+    @property
+    def changes_colour(self) -> bool:
+        """Whether colours are changed."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is changed."""
+        return self.crop < 1 or self.changes_colour
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureSource:
     """One dataset of a mixture. What is None is as in ``config.data``; all else there holds for every source.
 
@@ -79,8 +111,8 @@ class MixtureConfig:
 
     Attributes:
       sources: The datasets; none: the run reads ``config.data.path`` alone.
-      weighting: ``fixed``: shares are proportional to the weights; ``hours``: to weight x hours^(1 / temperature), hours
-        being those of the source's episodes that are read.
+      weighting: ``fixed``: shares are proportional to the weights; ``hours``: to weight x hours^(1 / temperature),
+        hours being those of the source's episodes that are read.
       temperature: 1 follows the hours, larger values come closer to the weights alone.
       stages: Other weights from some step on, in the order of their steps (pretraining to tuning).
     """

@@ -53,6 +53,12 @@ _RULES: dict[str, dict[str, _Rule]] = {
         "max_idle": _FRACTION,
     },
     "data.mixture": {"temperature": _POSITIVE},
+    "data.augmentation": {
+        **dict.fromkeys(("brightness", "contrast", "saturation"), _FRACTION),
+        "crop": (lambda x: 0 < x <= 1, "more than 0, at most 1"),
+        "hue": (lambda x: 0 <= x <= 0.5, "between 0 and 0.5"),
+        "seed": _NOT_NEGATIVE,
+    },
     "optimizer": {
         **dict.fromkeys(("peak_lr", "eps", "clip_norm", "max_skipped"), _POSITIVE),
         **dict.fromkeys(("warmup_steps", "decay_steps", "weight_decay"), _NOT_NEGATIVE),
@@ -94,6 +100,11 @@ def check_values(config: RunConfig) -> None:
             f"config.objective.edm_range = {config.objective.edm_range}; expected two positive noise levels, ascending"
         )
     _check_mixture(config.data.mixture)
+    if config.backbone is not None and config.data.augmentation.is_on:
+        raise ConfigError(
+            "config.data.augmentation changes frames anew every epoch, and config.backbone reads latents that are made "
+            "once: leave it at its defaults"
+        )
     if config.objective.video_residual != "none" and config.objective.video_prediction != "x0":
         raise ConfigError(
             f"config.objective.video_residual = {config.objective.video_residual} needs "

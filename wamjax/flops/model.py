@@ -27,7 +27,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from wamjax.config.choices import Remat
-from wamjax.config.schema import FinetuneConfig, RunConfig
+from wamjax.config.schema import RunConfig
 from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, find_anatomies, needed_attention, tally_model
 from wamjax.flops.execution import Execution, executed_attention
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
@@ -118,7 +118,7 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
         name: _executed_work(config, layout, needed[name], name, anatomy, execution or Execution())
         for name, anatomy in anatomies.items()
     }
-    is_published = config.backbone is not None and not _is_partial(config.finetune)
+    is_published = config.backbone is not None and not config.finetune.is_partial
     model = tally_model(
         [(anatomies[name], work) for name, work in needed.items()], config.finetune, differentiates_data=is_published
     )
@@ -212,11 +212,6 @@ def _executed_work(
     if config.layout.is_plain_clip:
         return dataclasses.replace(work, patches=tokens, predicted=tokens)
     return work
-
-
-def _is_partial(finetune: FinetuneConfig) -> bool:
-    """Returns whether a run keeps some of its parameters, or trains updates of them."""
-    return bool(finetune.frozen or finetune.lora_targets)
 
 
 def _remat(config: RunConfig) -> Remat:

@@ -208,7 +208,7 @@ def _loss_bytes(config: RunConfig, shard: Shard) -> int:
 
 def _state_bytes(config: RunConfig, parameters: Sequence[Placed], own: Sequence[Placed]) -> int:
     """Bytes of the whole state, over all devices: what a checkpoint writes."""
-    kept = own if config.finetune.base else parameters
+    kept = own if config.finetune.needs_base else parameters
     average = _FP32 * sum(p.size for p in own) if config.optimizer.ema_decay else 0
     moments = optimizer_bytes(config.optimizer, [(p.size, p.is_matrix) for p in own])
     return _FP32 * sum(p.size for p in kept) + moments + average

@@ -92,7 +92,8 @@ def _sections(path: Path, record: CheckpointRecord, wanted: PureDict) -> dict[st
     """Returns the part of the state of ``record`` that holds each of ``wanted``."""
     if record.base_hash is not None:
         raise ConfigError(
-            f"config.finetune.base={path} is itself a finetuned run that holds only what it trained; use its own base"
+            f"config.finetune.base={path} is a finetuned run that kept parameters of its own base and holds only what "
+            "it trained; use its own base, or one that trained everything"
         )
     where = {
         name: next((section for section in _SECTIONS if f"{section}.{name}" in record.digests), None)

@@ -54,21 +54,17 @@ def action_error_by_dim(predicted: np.ndarray, true: np.ndarray, mask: np.ndarra
     return masked_mean(np.abs(predicted - true), mask, axis=1)
 
 
-def repeat_last_action(actions: np.ndarray, before: np.ndarray, num_blocks: int) -> np.ndarray:
+def repeat_last_action(before: np.ndarray, actions_per_block: int) -> np.ndarray:
     """Returns the baseline that keeps doing what the robot did last: float32 ``[b a u]``.
 
-    Each block repeats the action before its first: of the block before it, or of ``before`` for the first block. Like
-    the model it sees the true past of every block, never a predicted one.
+    Each block repeats the action before its first. Like the model it sees the true past of every block, never a
+    predicted one.
 
     Args:
-      actions: float32 ``[b a u]``: the true actions.
-      before: float32 ``[b u]``: the action executed before the window.
-      num_blocks: Temporal blocks of the window; ``a`` is a multiple of it.
+      before: float32 ``[b i u]``: the action executed before each block, normalised as the block's actions are.
+      actions_per_block: Actions of one block.
     """
-    batch, steps, dims = actions.shape
-    blocks = actions.reshape(batch, num_blocks, steps // num_blocks, dims)
-    last = np.concatenate([before[:, None, :], blocks[:, :-1, -1, :]], axis=1)
-    return np.repeat(last, steps // num_blocks, axis=1)
+    return np.repeat(before, actions_per_block, axis=1)
 
 
 def copy_last_frame(video: np.ndarray, frames_per_block: int) -> np.ndarray:

@@ -83,13 +83,16 @@ class TrainProgram:
         return join_trees(self.abstract_state["params"], self.abstract_state["frozen"])
 
     def load_base(self) -> Base | None:
-        """Returns what the run starts from; None from scratch. Raises as ``training.base.load_base``."""
+        """Returns what the run starts from; None from scratch. Raises as ``training.base.load_base``.
+
+        A checkpoint is completed by it only where ``config.finetune.needs_base``.
+        """
         folder = self.config.finetune.base
         return load_base(Path(folder), self.abstract_params) if folder else None
 
     def saved(self, state: State) -> State:
-        """Returns what a checkpoint holds of ``state``: without what the base of the run holds for it."""
-        return {**state, "frozen": {}} if self.config.finetune.base else state
+        """Returns what a checkpoint holds of ``state``: without what the base of the run keeps holding for it."""
+        return {**state, "frozen": {}} if self.config.finetune.needs_base else state
 
     def complete(self, state: State, base: Base | None) -> State:
         """Returns the whole of a ``saved`` state."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -54,7 +55,10 @@ def make_train_step(
         parts = config.train.accumulate
         loss, means, grads = accumulate_gradients(loss_fn, state["params"], (batch, noise), parts)
         state, metrics = apply_gradients(state, loss, grads, optimizer, schedule, config.optimizer.ema_decay)
-        return state, {"loss/total": loss, **{f"loss/{name}": mean for name, mean in means.items()}, **metrics}
+        losses = {"loss/total": loss, **{f"loss/{name}": mean for name, mean in means.items()}}
+        if batch.has_action is not None:  # the action loss is a mean over these samples alone
+            metrics["data/has_action"] = jnp.mean(batch.has_action, dtype=jnp.float32)
+        return state, {**losses, **metrics}
 
     return train_step
 

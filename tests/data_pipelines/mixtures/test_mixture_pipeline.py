@@ -39,7 +39,7 @@ def mixed(paths: tuple[Path, Path], make_config: MakeConfig) -> Callable[..., Ru
             MixtureSource(name="small", path=str(paths[0]), weight=weights[0]),
             MixtureSource(name="large", path=str(paths[1]), weight=weights[1], views=(WIDE_RIGHT,), frame_stride=4),
         )
-        mixture = MixtureConfig(**({"sources": sources} | fields))
+        mixture = MixtureConfig(sources=sources, **fields)
         return resolve_mixture(make_config(Path("unused"), mixture=mixture))
 
     return build
@@ -68,7 +68,7 @@ def test_batches_have_the_declared_shapes_and_say_where_they_are_from(mixed: Cal
 
 def test_samples_are_those_of_the_source_alone(mixed: Callable[..., RunConfig], paths: tuple[Path, Path]) -> None:
     pipeline = open_mixture(mixed())
-    windows = {name: part.training_windows() for name, part in pipeline.parts.items()}
+    windows: dict[str, Any] = {name: part.training_windows() for name, part in pipeline.parts.items()}
     for batch in read(pipeline, 1, 0, 3):
         for row in range(BATCH):
             dataset, episode, start = batch.provenance[row].tolist()
@@ -83,7 +83,7 @@ def test_samples_are_those_of_the_source_alone(mixed: Callable[..., RunConfig], 
 
 def test_no_held_out_window_is_trained_on_over_an_epoch_of_every_source(mixed: Callable[..., RunConfig]) -> None:
     pipeline = open_mixture(mixed(weights=(1.0, 1.0)))
-    samples = pipeline._samples()
+    samples: Any = pipeline._samples()
     windows = pipeline.num_windows
     # Twice the larger source is more than an epoch of both, whatever the order.
     seen = [pipeline.order.locate(i) for i in range(3 * max(windows.values()))]
@@ -91,7 +91,8 @@ def test_no_held_out_window_is_trained_on_over_an_epoch_of_every_source(mixed: C
     assert all(count >= size for count, size in zip(counts, windows.values(), strict=True))
     found = {tuple(samples[i].provenance.tolist()) for i in range(len(seen))}
     assert len(found) == sum(windows.values()), "an epoch reads every training window"
-    held_out = {(k, int(e)) for k, part in enumerate(pipeline.parts.values()) for e in part.index.validation_episodes}
+    parts: list[Any] = list(pipeline.parts.values())
+    held_out = {(k, int(e)) for k, part in enumerate(parts) for e in part.index.validation_episodes}
     assert len(held_out) == 4
     assert held_out.isdisjoint((dataset, episode) for dataset, episode, _ in found)
     validation = pipeline.validation_windows()

@@ -158,7 +158,7 @@ def test_missing_row_breaks_its_episode_only(damaged: Path) -> None:
     ("overrides", "message"),
     [
         ({"cameras": ("top",)}, "has no camera 'top' (config.data.views); it has observation.images.left, observat"),
-        ({"columns": ("effort",)}, "has no numeric feature 'effort' (config.data.state_key, config.data.action_key); "),
+        ({"columns": ("effort",)}, "has no numeric feature 'effort' (config.data.state_key, "),
         ({"columns": (LEFT,)}, f"has no numeric feature '{LEFT}'"),
     ],
 )
