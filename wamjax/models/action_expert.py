@@ -128,10 +128,10 @@ class ActionExpertTransformer(nnx.Module):
             for name, part in parts.items()
         }
         blocks = {"video": self.video.blocks, "action": self.expert.blocks}
-        stacks, streams, told = prefixed(
+        stacks, packed, told = prefixed(
             self.prefix, text, layout_pass, {name: (blocks[name], tokens[name], told[name]) for name in blocks}
         )
-        x = run_mixture(stacks, streams, layout_pass, told, remat=self.config.video.remat)
+        x = run_mixture(stacks, packed, layout_pass, told, remat=self.config.video.remat)
         own = told["video"]._replace(runs=role_runs(video.segments, video_runs, Role.NOISY_VIDEO))
         predicted = self.video.head(unpack(video.segments, x["video"], Role.NOISY_VIDEO), own)
         return predicted, self.expert.decode(unpack(expert.segments, x["action"], Role.ACTION))

@@ -241,10 +241,10 @@ class SharedActionTransformer(nnx.Module):
         if self.prefix is None:
             x, _ = self.video.run(x, layout_pass, conditioning)
         else:
-            stacks, streams, told = prefixed(
+            stacks, packed, told = prefixed(
                 self.prefix, text, layout_pass, {"shared": (self.video.blocks, x, conditioning)}
             )
-            x = run_mixture(stacks, streams, layout_pass, told, remat=self.config.video.remat)["shared"]
+            x = run_mixture(stacks, packed, layout_pass, told, remat=self.config.video.remat)["shared"]
         video, actions = (
             (unpack(segments, x, role), conditioning._replace(runs=role_runs(segments, runs, role)))
             for role in (Role.NOISY_VIDEO, Role.ACTION)

@@ -46,7 +46,8 @@ def time_weights(config: ObjectiveConfig) -> np.ndarray:
 def draw_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) -> tuple[jax.Array, jax.Array]:
     """Draws ids of the grid, uniformly or as ``video_beta`` says; returns (times, weights), both fp32 of ``shape``."""
     if config.video_beta:
-        places = jax.random.beta(key, *config.video_beta, shape)
+        alpha, beta = config.video_beta
+        places = jax.random.beta(key, alpha, beta, shape)
         ids = jnp.minimum((places * config.num_timesteps).astype(jnp.int32), config.num_timesteps - 1)
     else:
         ids = jax.random.randint(key, shape, 0, config.num_timesteps)
