@@ -5,8 +5,7 @@
 Two cameras of 256x256 H.264 with a keyframe every 15 frames; windows of 33 frames, three steps apart; every window is
 decoded when it is read. Time is that of the processor, of all threads: what else the machine does counts little. The
 package runs in a process of its own, in the interpreter that WAMJAX_LEROBOT_PYTHON names (default: this one), with its
-PyAV backend where its torchvision still has a video reader (up to 0.23), else with torchcodec, its default. Without the
-package its row is left out and said so.
+PyAV backend (``lerobot_peer.py``). Without the package there is no figure, and the reason is printed.
 """
 
 from __future__ import annotations
@@ -157,12 +156,12 @@ def main(argv: list[str]) -> None:
         bare, ours = max(rows["bare"]), max(rows["ours"])
         peer, how = measure_peer(path, windows)
     print(f"{len(windows)} windows of {_FRAMES} frames, stride {_STRIDE}, two cameras {_SIZE}x{_SIZE}, H.264, g = 15")
-    print(f"bare PyAV {av.__version__:22s}{bare:8.2f} samples per core-second")
-    print(f"wamjax{'':26s}{ours:8.2f} samples per core-second, {ours / bare:.2f} x bare PyAV")
+    print(f"bare PyAV {av.__version__:30s}{bare:8.2f} samples per core-second")
+    print(f"wamjax{'':34s}{ours:8.2f} samples per core-second, {ours / bare:.2f} x bare PyAV")
     if peer is None:
         print(f"lerobot: no figure ({how}); name an interpreter that has it in WAMJAX_LEROBOT_PYTHON")
     else:
-        print(f"{how:32s}{peer:8.2f} samples per core-second; wamjax reads {ours / peer:.2f} x as many")
+        print(f"{how:40s}{peer:8.2f} samples per core-second; wamjax reads {ours / peer:.2f} x as many")
 
 
 if __name__ == "__main__":

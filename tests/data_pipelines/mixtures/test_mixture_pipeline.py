@@ -12,6 +12,7 @@ from data_pipelines.mixtures.order import BLOCK
 from data_pipelines.mixtures.pipeline import MixturePipeline, open_data
 from data_pipelines.mixtures.settings import resolve_mixture
 from tests.data_pipelines.conftest import write_episodes
+from tests.data_pipelines.sources.test_clips import encode, write_folder
 from tests.data_pipelines.test_pipeline import assert_equal, order, read
 from wamjax.batch import batch_spec
 from wamjax.config.schema import RunConfig
@@ -172,3 +173,26 @@ def test_canvas_of_another_size_is_refused(mixed: Callable[..., RunConfig]) -> N
     mixture = MixtureConfig(sources=(spec,))
     with pytest.raises(ConfigError, match=r"^source 'small' of config\.data\.mixture"):
         resolve_mixture(dataclasses.replace(config, data=dataclasses.replace(config.data, mixture=mixture)))
+
+
+def test_video_without_actions_joins_a_robot_and_says_so(
+    paths: tuple[Path, Path], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    files = {f"{i}.mp4": encode(".mp4", frames=30, level=20 + 40 * i) for i in range(3)}
+    people = MixtureSource(
+        name="people",
+        path=str(write_folder(tmp_path / "people", files)),
+        views=(("video", 0, 0, 32, 64),),
+        state_key="",
+        action_key="",
+    )
+    robot = MixtureSource(name="robot", path=str(paths[0]))
+    config = resolve_mixture(make_config(Path("unused"), mixture=MixtureConfig(sources=(robot, people))))
+    batch = read(open_mixture(config), 1, 0, 1)[0]
+    is_robot = batch.provenance[:, 0] == 0
+    assert 0 < is_robot.sum() < BATCH
+    np.testing.assert_array_equal(batch.has_action, is_robot)
+    assert not batch.actions[~is_robot].any()
+    assert not batch.state_mask[~is_robot].any()
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+    assert shapes == batch_spec(config, BATCH)
