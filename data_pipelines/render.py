@@ -48,7 +48,7 @@ def render_batch(batch: WamBatch, path: Path, *, prompts: Sequence[str], num_sam
         _draw_values(axes[row, 1], batch.actions[row], step_mask[:, None] & batch.action_dim_mask[row], name="actions")
         _draw_values(axes[row, 2], batch.state[row], batch.state_mask[row], name="state")
     for column in (1, 2):
-        if axes[0, column].get_legend_handles_labels()[0]:  # video without actions has none
+        if axes[0, column].get_legend_handles_labels()[0]:  # video without actions has no values to name
             axes[0, column].legend(fontsize=6, ncols=4, loc="upper right", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -141,12 +141,24 @@ class LeRobotDataset(OpenedSource):
         Raises:
           DataError: The file can no longer be read as it was when the dataset was opened.
         """
+        return self._read(camera, episode, steps, None)
+
+    def frames_into(self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        """As ``frames``, written to ``out`` ``[len(steps), h, w, 3]``."""
+        found = self._read(camera, episode, steps, out)
+        if found is not out:
+            out[:] = found
+
+    def _read(
+        self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8]:
+        """Returns frames; those of a video are in ``out`` if given."""
         place = self._places[episode]
         try:
             if camera not in self._in_videos:
                 return self._images.decode(self.path / place.data_file, camera, self._rows[episode][steps])
             name, first = place.videos[camera]
-            return self._reader.read(self._tables[name], first + steps)
+            return self._reader.read(self._tables[name], first + steps, out)
         except (VideoError, ImageError) as error:
             raise DataError(f"dataset {self.path}: episode {episode}: {error}") from error
 

@@ -153,9 +153,12 @@ def _read_packets(
 
 def frame_numbers(pts: npt.NDArray[np.int64], time_base: Fraction, fps: Fraction) -> npt.NDArray[np.int64]:
     """Returns ``round(pts * time_base * fps)`` in integer arithmetic (exact for any length of file)."""
-    scale = time_base * fps
-    numerator, denominator = scale.numerator, scale.denominator
-    return (2 * pts * numerator + denominator) // (2 * denominator)
+    return _round_frames(pts, time_base * fps)
+
+
+def _round_frames(pts: Any, scale: Fraction) -> Any:
+    """Returns ``round(pts * scale)`` of an integer or an array of them, halves upwards."""
+    return (2 * pts * scale.numerator + scale.denominator) // (2 * scale.denominator)
 
 
 class VideoDecoder:
@@ -164,7 +167,9 @@ class VideoDecoder:
     def __init__(self) -> None:
         self._local = threading.local()
 
-    def decode(self, table: VideoTable, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    def decode(
+        self, table: VideoTable, numbers: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Returns frames ``[len(numbers), h, w, 3]`` in RGB.
 
         Decoding starts at the last keyframe at or before a wanted frame and skips ahead to a later keyframe when one
@@ -173,13 +178,16 @@ class VideoDecoder:
         Args:
           table: From ``scan_video``.
           numbers: Ascending, distinct, within ``0 .. num_frames - 1``.
+          out: Where the frames are written, of their shape; None for an array of their own.
 
         Raises:
           VideoError: The file cannot be opened or decoded, or lacks a frame.
         """
         assert len(numbers) == 0 or (numbers[0] >= 0 and numbers[-1] < table.num_frames), (table.path, numbers)
         assert np.all(np.diff(numbers) > 0), numbers
-        out = np.empty((len(numbers), table.height, table.width, 3), np.uint8)
+        if out is None:
+            out = np.empty((len(numbers), table.height, table.width, 3), np.uint8)
+        assert out.shape == (len(numbers), table.height, table.width, 3), (table.path, out.shape)
         try:
             retry_read(lambda: self._decode_all(table, numbers, out), table.name)
         except (FFmpegError, OSError) as error:
@@ -257,10 +265,11 @@ class _OpenVideo:
 def _frames_from(opened: _OpenVideo, table: VideoTable, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yields ``(number, frame)`` from keyframe ``key`` on."""
     opened.container.seek(int(table.keyframe_pts[key]), stream=opened.stream, backward=True)
+    scale = opened.stream.time_base * table.fps  # once: fractions cost more than a small frame's conversion
     for frame in opened.container.decode(opened.stream):
         if frame.pts is None:
             raise VideoError(f"{table.name}: a frame has no timestamp")
-        yield int(frame_numbers(np.asarray(frame.pts - table.first_pts), opened.stream.time_base, table.fps)), frame
+        yield _round_frames(frame.pts - table.first_pts, scale), frame
 
 
 def _reason(error: Exception) -> str:

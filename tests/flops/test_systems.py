@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.flops.steps import build, closed_form, vary, walk_evaluation, walk_step
 from tests.flops.test_steps import CLIP, COSMOS
-from wamjax.config.backbone import ActionsConfig
+from wamjax.config.backbone import ActionsConfig, PrefixConfig
 from wamjax.config.schema import DataConfig, FinetuneConfig, LayoutConfig, ParallelConfig, RunConfig
 from wamjax.flops.model import count_flops
 from wamjax.flops.parameters import list_parameters
@@ -50,6 +50,18 @@ COSMOS_POLICY = vary(
     ),
     data=DataConfig(action_dim=7, state_dim=17),
 )
+# A language tower beside a video tower without cross-attention, both with fewer heads of keys.
+TOWER = vary(
+    FIRST_FRAME,
+    backbone={
+        "block": {
+            "cross_attention": False, "num_key_heads": 2, "gated_mlp": True, "qk_norm": "head", "context_width": 16
+        },
+        "text_embedding": "none",
+    },
+    actions={"modules": "linear"},
+    prefix=PrefixConfig(width=16, ffn_width=26, num_key_heads=2),
+)  # fmt: skip
 KINDS = {
     "linear, alternating": ALTERNATING,
     "expert, alternating": vary(ALTERNATING, actions={"modules": "expert"}),
@@ -62,6 +74,15 @@ KINDS = {
     ),
     "linear, first frame": vary(FIRST_FRAME, actions={"modules": "linear"}, layout={"states_per_block": 0}),
     "latent frames": COSMOS_POLICY,
+    "linear, tower": vary(
+        TOWER,
+        layout={"formulation": "joint", "family": "joint", "states_per_block": 0},
+        objective={"action_shift": 0.0},
+    ),
+    "expert, tower alone": vary(TOWER, actions={"modules": "expert"}, layout={"states_per_block": 0}),
+    "expert, tower": vary(
+        TOWER, actions={"modules": "expert"}, backbone=FIRST_FRAME.backbone, prefix={"is_causal": False}
+    ),
 }
 FINETUNED = {
     "whole": {},
@@ -79,7 +100,9 @@ def check(config: RunConfig) -> None:
     assert walk_step(program) == config.train.global_batch_size * closed_form(program).hardware_total
 
 
-@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame", "latent frames"])
+@pytest.mark.parametrize(
+    "kind", ["linear, alternating", "expert, first frame", "latent frames", "linear, tower", "expert, tower alone"]
+)
 def test_hardware_flops_equal_the_jaxpr(kind: str) -> None:
     check(KINDS[kind])
 
@@ -105,7 +128,7 @@ def test_validation_executes_the_forward_closed_form(kind: str) -> None:
     assert walk_evaluation(program) == 8 * sum(closed_form(program).hardware_forward.values())
 
 
-@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame"])
+@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame", "linear, tower", "expert, tower alone"])
 def test_parameters_and_their_places_are_those_of_the_real_model(kind: str) -> None:
     program = build(KINDS[kind])
     variables = abstract_model(build_objective(KINDS[kind]))[1]

@@ -121,6 +121,18 @@ def test_embedded_slots_count_through_the_groups() -> None:
     assert runs == ((0, 4), (1, 8), (0, 4), (2, 8), (3, 5))
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_prefix_sees_itself_alone_and_is_seen_by_all(is_causal: bool) -> None:
+    bare = first_frame()
+    layout = bare.with_prefix(6, is_causal=is_causal)
+    mask = layout.dense_mask()
+    np.testing.assert_array_equal(mask[:6, :6], np.tri(6, dtype=bool) if is_causal else True)
+    assert not mask[:6, 6:].any()
+    assert mask[6:, :6].all()
+    np.testing.assert_array_equal(mask[6:, 6:], bare.dense_mask())
+    assert layout.cacheable_roles() >= {Role.TEXT, Role.CLEAN_VIDEO}
+
+
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="num_chunks=0"):
         alternating(num_chunks=0)

@@ -12,7 +12,7 @@ from flax import nnx
 from tests.tiny import QUICK_COMPILE
 from wamjax.config.backbone import BlockConfig
 from wamjax.layout import Layout, Role, alternating_layout
-from wamjax.models.block import Conditioning
+from wamjax.models.block import Block, Conditioning
 from wamjax.models.mixture import scan_mixture
 from wamjax.models.stack import scan_blocks, stack_blocks
 from wamjax.nn.rotary import rotary_table
@@ -25,7 +25,7 @@ VIDEO = {Role.NOISY_VIDEO: "video", Role.CLEAN_VIDEO: "video", Role.ACTION: "act
 PIECES = {Role.NOISY_VIDEO: "video", Role.CLEAN_VIDEO: "action", Role.ACTION: "video", Role.CLEAN_ACTION: "action"}
 
 
-def randomised(config: BlockConfig, seed: int) -> nnx.Module:
+def randomised(config: BlockConfig, seed: int) -> Block:
     blocks, rng = stack_blocks(jax.random.key(seed), config, 2), np.random.default_rng(seed)
     for _, variable in nnx.to_flat_state(nnx.state(blocks)):
         variable.set_value(jnp.asarray(rng.normal(0, 0.3, variable.shape), jnp.float32))
@@ -56,7 +56,7 @@ def test_equal_widths_and_shared_weights_are_the_single_model(experts: dict[Role
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
     def both(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         single, _ = scan_blocks(blocks, x, LAYOUT.full_pass(), whole, None, remat="none", return_cache=False)
-        names = ("video", "action")
+        names: tuple[str, ...] = ("video", "action")
         mixed = scan_mixture(
             dict.fromkeys(names, blocks),
             {name: x[:, rows(layout, name)] for name in names},

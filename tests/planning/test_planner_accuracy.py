@@ -10,8 +10,8 @@ def test_page_is_what_the_planner_says_now() -> None:
     assert PAGE.read_text() == render(load), "python -m launch.planner_accuracy writes it anew; look at what moved"
 
 
-def test_planned_memory_is_within_a_tenth_of_the_compilers() -> None:
+def test_planned_memory_is_within_a_tenth_of_the_compilers_or_the_gap_is_told_by_kind() -> None:
     for row in COMPILED:
         config = load(row.experiment, row.overrides)
         memory = plan_on(config, build_layout(config), machine_of_topology(row.topology)).memory
-        assert abs(memory.total / 2**30 / row.peak_gib - 1) < 0.1, row
+        assert abs(memory.total / 2**30 / row.peak_gib - 1) < 0.1 or row.gap, row

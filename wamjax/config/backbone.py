@@ -17,12 +17,14 @@ from wamjax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One transformer block: self-attention, cross-attention to text (and an image), feed-forward.
+    """One transformer block: self-attention, cross-attention to text (and an image) if any, feed-forward.
 
     Attributes:
       width: Residual stream width D.
       num_heads: Attention heads K; the head dimension is ``attention_width / num_heads`` and must be even.
       ffn_width: Hidden width of the feed-forward layer.
+      num_key_heads: Heads of keys and values, each read by as many query heads; None for ``num_heads``.
+      cross_attention: Whether there is cross-attention; without it, text is read as tokens of the sequence, if at all.
       attention_width: Width of all heads together; None means ``width``. Experts of different widths that attend
         jointly have it in common.
       context_width: Width of the text tokens that the blocks read; None means ``width``.
@@ -31,7 +33,9 @@ class BlockConfig:
       qk_norm_eps: Epsilon of that norm.
       norm_eps: Epsilon of the layer norms.
       use_bias: Whether projections have biases.
-      modulation: ``table``: a learned offset per block on six vectors that all blocks share (Wan). ``low_rank``: every
+      gated_mlp: Whether the feed-forward layer is down(gelu(gate(x)) up(x)).
+      modulation: ``none``: norms are RMS norms with a learned scale, and timesteps are not read (language models).
+        ``table``: a learned offset per block on six vectors that all blocks share (Wan). ``low_rank``: every
         block projects the timestep through ``modulation_rank`` dims, for each of its three parts (Cosmos, AdaLN-LoRA).
       modulation_rank: Rank of ``low_rank``.
       cross_norm: Layer norm before cross-attention: ``affine``, or ``none`` at all. ``low_rank`` modulates (and gates)
@@ -45,6 +49,8 @@ class BlockConfig:
     width: int
     num_heads: int
     ffn_width: int
+    num_key_heads: int | None = None
+    cross_attention: bool = True
     attention_width: int | None = None
     context_width: int | None = None
     image_branch: bool = False
@@ -52,7 +58,8 @@ class BlockConfig:
     qk_norm_eps: float = 1e-6
     norm_eps: float = 1e-6
     use_bias: bool = True
-    modulation: Literal["table", "low_rank"] = "table"
+    gated_mlp: bool = False
+    modulation: Literal["table", "low_rank", "none"] = "table"
     modulation_rank: int = 256
     cross_norm: Literal["affine", "none"] = "affine"
     gelu: Literal["tanh", "exact"] = "tanh"
@@ -67,6 +74,22 @@ class BlockConfig:
                 f"{name} {inner} over {self.num_heads} heads must give an even head dimension; change {name} or "
                 "num_heads of the model"
             )
+        if self.num_heads % self.key_heads:
+            raise ConfigError(
+                f"num_key_heads {self.key_heads} does not divide the {self.num_heads} heads; change num_key_heads"
+            )
+        if self.image_branch and not self.cross_attention:
+            raise ConfigError("image_branch is a part of cross_attention, which is off; set image_branch to False")
+        if self.modulation == "none" and self.cross_attention:
+            raise ConfigError(
+                "modulation=none with cross_attention: a tower without timesteps reads no text beside its tokens; set "
+                "cross_attention to False"
+            )
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_heads if self.num_key_heads is None else self.num_key_heads
 
     @property
     def inner_width(self) -> int:
@@ -203,6 +226,25 @@ class ClipConfig:
     text_tokens: int = 512
     image_tokens: int = 257
     masks_text: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefixConfig:
+    """A language tower that attends jointly with a backbone (``models.prefix``). Its tokens are ``clip.text_tokens``.
+
+    Its depth, its heads and their dim are the backbone's.
+
+    Attributes:
+      width: Residual width; 0 for no tower.
+      ffn_width: Hidden width of its gated feed-forward layers.
+      num_key_heads: Heads of keys and values.
+      is_causal: Whether its tokens see each other one by one (a language model), or all (a prefix).
+    """
+
+    width: int = 0
+    ffn_width: int = 8192
+    num_key_heads: int = 8
+    is_causal: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

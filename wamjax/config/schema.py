@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from wamjax.config.backbone import ActionsConfig, ClipConfig, VideoTransformerConfig
+from wamjax.config.backbone import ActionsConfig, ClipConfig, PrefixConfig, VideoTransformerConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.parallel import ParallelConfig
 from wamjax.config.sources import AugmentationConfig, FilterConfig, MixtureConfig, ViewPlacement
@@ -123,13 +123,15 @@ class ObjectiveConfig:
       weighting: Loss weight over t: ``uniform``, or ``gaussian`` (Wan / DreamZero: exp(-2 ((id - 500) / 1000)^2) less
         its minimum, mean 1 on the shifted grid of ``num_timesteps``).
       action_shift: The same for actions with timesteps of their own; 0 for that of the video.
+      video_beta: Parameters (a, b) of a Beta distribution from which the place of the video's timesteps on the grid is
+        drawn, 1 being noise; empty: uniform. DreamZero-Flash has (7, 1), with ``config.layout.action_times = own``.
       num_timesteps: Number of timestep ids on the shifted grid.
       history_noise: Probability that noise is added to a sample's clean video (``alternating``), or to the copy of it
         that actions are read from (``first_frame``, ``inverse_dynamics``).
       history_max_time: Largest t at which that noise is added.
       video_weight: Factor on the video loss.
       action_weight: Factor on the action loss.
-      value_weight: Factor on the loss of the value of ``latent_frames``; there ``video_weight`` is the later state's.
+      value_weight: Factor on the loss of the value (``latent_frames``; a later state counts as video there).
       edm_log_mean: Mean of log sigma, with ``latent_frames``, where t = sigma / (sigma + 1).
       edm_log_std: Standard deviation of log sigma.
       edm_uniform: Share of samples whose sigma is uniform instead.
@@ -144,6 +146,7 @@ class ObjectiveConfig:
     shift: float = 5.0
     action_shift: float = 0.0
     weighting: Literal["uniform", "gaussian"] = "gaussian"
+    video_beta: tuple[float, ...] = ()
     num_timesteps: int = 1000
     history_noise: float = 0.0
     history_max_time: float = 0.5
@@ -400,6 +403,7 @@ class RunConfig:
       backbone: A video transformer on latents (``config.presets`` has the published ones); None for ``model``.
       clip: What a backbone reads.
       actions: Action modules of a backbone.
+      prefix: A language tower beside a backbone.
     """
 
     name: str = "unnamed"
@@ -407,6 +411,7 @@ class RunConfig:
     backbone: VideoTransformerConfig | None = None
     clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     actions: ActionsConfig = dataclasses.field(default_factory=ActionsConfig)
+    prefix: PrefixConfig = dataclasses.field(default_factory=PrefixConfig)
     layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

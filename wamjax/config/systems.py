@@ -47,10 +47,12 @@ class SharedActionConfig:
     Attributes:
       video: The video transformer.
       action_dim: Dims u of an action.
+      prefix: Block of a language tower; None without.
     """
 
     video: VideoTransformerConfig
     action_dim: int = 30
+    prefix: BlockConfig | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self, "action_dim")
@@ -65,12 +67,14 @@ class ActionExpertConfig:
       expert: Block of the action stack: its width is its own, its ``attention_width`` and heads are the video's.
       action_dim: Dims u of an action.
       state_dim: Dims p of the state that enters as one more text token; None without.
+      prefix: Block of a language tower; None without.
     """
 
     video: VideoTransformerConfig
     expert: BlockConfig
     action_dim: int
     state_dim: int | None = None
+    prefix: BlockConfig | None = None
 
     def __post_init__(self) -> None:
         _check_positive(self, "action_dim", *(() if self.state_dim is None else ("state_dim",)))
@@ -121,7 +125,7 @@ def find_system(config: RunConfig) -> ActionSystem:
             f"does, not {backbone.block.modulation}; use modules=category"
         )
     if modules == "linear":
-        return SharedActionConfig(video=backbone, action_dim=config.data.action_dim)
+        return SharedActionConfig(video=backbone, action_dim=config.data.action_dim, prefix=prefix_block(config))
     return ActionExpertConfig(
         video=backbone,
         expert=dataclasses.replace(
@@ -133,6 +137,39 @@ def find_system(config: RunConfig) -> ActionSystem:
         ),
         action_dim=config.data.action_dim,
         state_dim=config.data.state_dim if sizes.states_per_block else None,
+        prefix=prefix_block(config),
+    )
+
+
+def prefix_block(config: RunConfig) -> BlockConfig | None:
+    """Returns the block of a run's language tower; None without one.
+
+    Raises:
+      ConfigError: The run has a tower and nothing that attends with it.
+    """
+    if not config.prefix.width:
+        return None
+    if config.backbone is None or config.layout.is_plain_clip or config.actions.modules == "category":
+        raise ConfigError(
+            f"config.prefix.width={config.prefix.width}: a language tower attends with a backbone whose "
+            "config.actions.modules are linear or expert; set it to 0"
+        )
+    block = config.backbone.block
+    return BlockConfig(
+        width=config.prefix.width,
+        num_heads=block.num_heads,
+        num_key_heads=config.prefix.num_key_heads,
+        ffn_width=config.prefix.ffn_width,
+        attention_width=block.inner_width,
+        cross_attention=False,
+        gated_mlp=True,
+        modulation="none",
+        qk_norm="head",
+        qk_norm_eps=block.qk_norm_eps,
+        norm_eps=block.norm_eps,
+        use_bias=False,
+        compute_dtype=block.compute_dtype,
+        matmul=block.matmul,
     )
 
 
@@ -141,22 +178,23 @@ def check_mixture_is_whole(context: int) -> None:
     if context > 1:
         raise ConfigError(
             f"config.parallel.context={context} splits the sequence, which a mixture of transformers "
-            "(config.actions.modules=expert) keeps whole; set it to 1 and use fsdp"
+            "(config.actions.modules=expert, or config.prefix) keeps whole; set it to 1 and use fsdp"
         )
 
 
 def _check_states(config: RunConfig) -> None:
     """Refuses states that no module of a system reads, and modules that have none to read."""
     sizes, modules = config.layout, config.actions.modules
+    reads_text = config.backbone is not None and config.backbone.block.cross_attention
     wanted = {
         "category": None if sizes.formulation == "joint" else 0,
         "linear": 0,
-        "expert": 1 if sizes.formulation == "first_frame" else 0,
+        "expert": 1 if sizes.formulation == "first_frame" and reads_text else 0,
     }[modules]
     reason = {
         "category": f"formulation={sizes.formulation} has no place for states",
         "linear": "it has no module for states",
-        "expert": "a state is a text token of the whole sample, which only formulation=first_frame has",
+        "expert": "a state is a text token of the whole sample, for cross-attention and formulation=first_frame alone",
     }[modules]
     if modules == "category" and wanted is None and not sizes.states_per_block:
         raise ConfigError("config.layout.states_per_block=0 with config.actions.modules=category; it reads 1 or more")

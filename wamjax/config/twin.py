@@ -35,6 +35,9 @@ def tiny_twin(config: RunConfig) -> RunConfig:
         actions=dataclasses.replace(
             config.actions, hidden_width=16, expert_width=_EXPERT_WIDTH, expert_ffn_width=_EXPERT_FFN
         ),
+        prefix=dataclasses.replace(
+            config.prefix, width=_EXPERT_WIDTH if config.prefix.width else 0, ffn_width=_EXPERT_FFN, num_key_heads=1
+        ),
         layout=layout,
         data=dataclasses.replace(config.data, action_dim=4, state_dim=4),
         optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=2, schedule="constant", ema_decay=0.0),
@@ -50,6 +53,7 @@ def _twin_backbone(backbone: VideoTransformerConfig) -> VideoTransformerConfig:
         num_heads=_HEADS,
         ffn_width=_FFN,
         context_width=_TEXT_WIDTH if backbone.block.context_width else None,
+        num_key_heads=1 if backbone.block.num_key_heads else None,
         modulation_rank=8,
         compute_dtype="float32",
     )

@@ -33,10 +33,10 @@ _RULES: dict[str, dict[str, _Rule]] = {
     },
     "clip": dict.fromkeys(("num_frames", "height", "width", "text_tokens", "image_tokens"), _POSITIVE),
     "actions": dict.fromkeys(("hidden_width", "num_categories", "expert_width", "expert_ffn_width"), _POSITIVE),
-    "layout": dict.fromkeys(
-        ("num_blocks", "frames_per_block", "actions_per_block", "pad_multiple", "pad_unit"), _POSITIVE
-    )
-    | dict.fromkeys(("states_per_block", "window"), _NOT_NEGATIVE),
+    "layout": {
+        **dict.fromkeys(("num_blocks", "frames_per_block", "actions_per_block", "pad_multiple", "pad_unit"), _POSITIVE),
+        **dict.fromkeys(("states_per_block", "window"), _NOT_NEGATIVE),
+    },
     "objective": {
         **dict.fromkeys(("shift", "num_timesteps", "min_time", "edm_log_std"), _POSITIVE),
         **dict.fromkeys(("video_weight", "action_weight", "value_weight", "action_shift"), _NOT_NEGATIVE),
@@ -89,6 +89,11 @@ def check_values(config: RunConfig) -> None:
             value = operator.attrgetter(f"{section}.{name}")(config)
             if not is_valid(value):
                 raise ConfigError(f"config.{section}.{name} = {value} is out of range; expected {expected}")
+    beta = config.objective.video_beta
+    if beta and (len(beta) != 2 or min(beta) <= 0):
+        raise ConfigError(
+            f"config.objective.video_beta = {beta}; expected two positive numbers (a, b), or () for uniform"
+        )
     low, high = config.objective.edm_range
     if not 0 < low < high:
         raise ConfigError(

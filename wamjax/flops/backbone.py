@@ -15,7 +15,7 @@ from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.choices import Remat
 from wamjax.config.schema import FinetuneConfig, RunConfig
-from wamjax.config.systems import ActionExpertConfig, find_system
+from wamjax.config.systems import ActionExpertConfig, find_system, prefix_block
 from wamjax.flops import layers
 from wamjax.flops.execution import AttentionWork
 from wamjax.flops.parameters import Parameter, list_parameters, video_parameters
@@ -75,6 +75,7 @@ class Work:
       decoded: Action tokens that are predicted.
       action_slots: Timesteps of an embedding that actions have for themselves.
       text_states: States that enter as text tokens; they are among ``text``.
+      prefix: Tokens of a language tower, which are embedded.
     """
 
     tokens: int
@@ -89,6 +90,7 @@ class Work:
     decoded: int = 0
     action_slots: int = 0
     text_states: int = 0
+    prefix: int = 0
 
 
 def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
@@ -100,12 +102,16 @@ def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
         return {"shared": own}
     root = "" if config.layout.is_plain_clip else "video."
     video = Anatomy(block=backbone.block, num_layers=backbone.num_layers, parameters=parameters, root=root)
-    if config.layout.is_plain_clip or config.actions.modules != "expert":
+    if config.layout.is_plain_clip:
         return {"shared": video}
-    system = find_system(config)
-    assert isinstance(system, ActionExpertConfig)
-    expert = dataclasses.replace(video, block=system.expert, root="expert.", modules="expert.")
-    return {"video": video, "action": expert}
+    system, found = find_system(config), {"shared": video}
+    if isinstance(system, ActionExpertConfig):
+        expert = dataclasses.replace(video, block=system.expert, root="expert.", modules="expert.")
+        found = {"video": video, "action": expert}
+    tower = prefix_block(config)
+    if tower is not None:
+        found["prefix"] = dataclasses.replace(video, block=tower, root="prefix.")
+    return found
 
 
 def video_transformer_flops(
@@ -226,6 +232,7 @@ def _tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool)
     tokens = [
         work.patches > 0 and tally.chain("patch", [f"{root}patch_embed"], work.patches, needs=data),
         tally.trains("grid_embedding"),
+        work.prefix > 0 and tally.chain("text_embed", [f"{root}embed_tokens"], work.prefix, needs=data),
         work.actions > 0 and tally.chain("action_state", ways(_ACTION_ENCODER), work.actions, needs=data),
         work.states > 0 and tally.chain("action_state", ways(_STATE_ENCODER), work.states, needs=data),
     ]
@@ -297,16 +304,24 @@ class _Block:
         own, cross, mlp = begun.parts
         path = f"{self.path}.self_attention.out_kernel"
         x = tally.linear("self_projections", path, self.work.tokens, needs=attended) or begun.tokens or own
-        norm = tally.trains(f"{self.path}.cross_norm_scale", f"{self.path}.cross_norm_bias")
-        x = self._cross_attention(tally, into, needs=x or norm or cross) or x or cross
-        tokens = self.work.tokens
+        if self.block.cross_attention:
+            norm = tally.trains(f"{self.path}.cross_norm_scale", f"{self.path}.cross_norm_bias")
+            x = self._cross_attention(tally, into, needs=x or norm or cross) or x or cross
+        tokens, is_modulated = self.work.tokens, self.block.modulation != "none"
         hidden = tally.linear("ffn", f"{self.path}.mlp.up.kernel", tokens, needs=x or mlp)
+        if self.block.gated_mlp:
+            hidden |= tally.linear("ffn", f"{self.path}.mlp.gate.kernel", tokens, needs=x or mlp)
         # The last value of a block is needed by the gradient of its gate alone.
-        out = tally.linear("ffn", f"{self.path}.mlp.down.kernel", tokens, needs=hidden, is_output_used=mlp)
+        out = tally.linear(
+            "ffn", f"{self.path}.mlp.down.kernel", tokens, needs=hidden, is_output_used=mlp and is_modulated
+        )
         return x or out or mlp
 
     def _modulations(self, tally: Tally, into: _Gradients) -> tuple[bool, bool, bool]:
         """Adds what modulates self-attention, cross-attention and feed-forward; returns which need gradients."""
+        if self.block.modulation == "none":
+            own, mlp = (tally.trains(f"{self.path}.{part}_norm_scale") for part in ("self", "mlp"))
+            return own, False, mlp
         if self.block.modulation == "table":
             needs = into.vectors or tally.trains(f"{self.path}.modulation")
             return needs, False, needs

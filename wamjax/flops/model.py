@@ -119,12 +119,14 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
         for name, anatomy in anatomies.items()
     }
     is_published = config.backbone is not None and not config.finetune.is_partial
-    model, hardware = (
-        tally_model([(anatomies[name], each) for name, each in work.items()], config.finetune, **how)
-        for work, how in (
-            (needed, {"differentiates_data": is_published}),
-            (executed, {"is_executed": True, "remat": _remat(config)}),
-        )
+    model = tally_model(
+        [(anatomies[name], work) for name, work in needed.items()], config.finetune, differentiates_data=is_published
+    )
+    hardware = tally_model(
+        [(anatomies[name], work) for name, work in executed.items()],
+        config.finetune,
+        is_executed=True,
+        remat=_remat(config),
     )
     attention = next(iter(executed.values())).attention
     return FlopCount(
@@ -145,12 +147,14 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
     """Returns what the stack of ``expert`` needs for one sample: no padding, attended pairs alone."""
     own = [s for s in layout.segments if s.expert == expert and s.role is not Role.PADDING]
     tokens, backbone = _count(own, *Role), config.backbone
-    is_first = expert == layout.segments[0].expert
+    is_first = expert in ("shared", "video")
     text, image, states = config.model.text_tokens, 0, 0
     if backbone is not None:
         text = config.clip.text_tokens
         image = config.clip.image_tokens if is_first and backbone.image_width is not None else 0
         states = config.layout.states_per_block if config.actions.modules == "expert" else 0
+    if not find_anatomies(config)[expert].block.cross_attention:
+        text = states = 0
     attention = needed_attention(tokens, layout.num_pairs, text + states, image)
     has_own_times = config.actions.modules == "linear"
     return Work(
@@ -164,8 +168,9 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
         actions=_count(own, *ACTION_ROLES),
         states=_count(own, Role.STATE),
         decoded=_count(own, Role.ACTION),
-        action_slots=len(layout.slots_of(ACTION_ROLES)) if has_own_times else 0,
+        action_slots=len(layout.slots_of(ACTION_ROLES)) if has_own_times and is_first else 0,
         text_states=states if is_first else 0,  # made once, read by all
+        prefix=_count(own, Role.TEXT),
     )
 
 
@@ -180,6 +185,8 @@ def _num_slots(config: RunConfig, layout: Layout, expert: str) -> int:
         return 1  # a clip that is denoised as a whole has one time, and nothing clean
     if config.backbone is None or config.actions.modules == "category":
         return layout.num_slots
+    if expert == "prefix":
+        return 0
     return len(layout.slots_of(ACTION_ROLES if expert == "action" else VIDEO_ROLES))
 
 

@@ -52,6 +52,8 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
             found = _category_parameters(system)
         else:
             found = _shared_parameters(system) if isinstance(system, SharedActionConfig) else _expert_parameters(system)
+            if system.prefix is not None:
+                found |= _prefix_parameters(system.prefix, system.video)
     return found | _updates(found, config.finetune)
 
 
@@ -135,12 +137,19 @@ def _expert_parameters(config: ActionExpertConfig) -> dict[str, Parameter]:
     video, block = config.video, config.expert
     d = block.width
     found = _linear("action_embed", config.action_dim, d) | _linear("action_out", d, config.action_dim)
-    found |= _linear("text_embedding.hidden", video.text_width, d) | _linear("text_embedding.out", d, d)
+    if block.cross_attention:
+        found |= _linear("text_embedding.hidden", video.text_width, d) | _linear("text_embedding.out", d, d)
     found |= _time_embedding(video.time_width, d) | _stack("blocks", block, video.num_layers)
     own = {f"expert.{path}": parameter for path, parameter in found.items()}
     if config.state_dim is not None:
         own |= _linear("state_embed", config.state_dim, video.text_width)
     return video_parameters(video, "video.") | own
+
+
+def _prefix_parameters(block: BlockConfig, video: VideoTransformerConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.prefix.PrefixTower``."""
+    embed = _linear("prefix.embed_tokens", video.text_width, block.width)
+    return embed | _stack("prefix.blocks", block, video.num_layers)
 
 
 def _action_modules(
@@ -165,15 +174,20 @@ def _stack(path: str, block: BlockConfig, num_layers: int) -> dict[str, Paramete
     """Returns the parameters of ``num_layers`` of ``models.block.Block``."""
     d, use_bias = block.width, block.use_bias
     found = _attention("self_attention", block, d)
-    found |= _attention("cross_attention", block, block.context_width or d, image=block.image_branch)
+    if block.cross_attention:
+        found |= _attention("cross_attention", block, block.context_width or d, image=block.image_branch)
+    if block.gated_mlp:
+        found |= _linear("mlp.gate", d, block.ffn_width, use_bias=use_bias)
     found |= _linear("mlp.up", d, block.ffn_width, use_bias=use_bias)
     found |= _linear("mlp.down", block.ffn_width, d, use_bias=use_bias)
     if block.modulation == "low_rank":
         for part in ("self", "cross", "mlp"):
             found |= _low_rank(f"{part}_modulation", d, block.modulation_rank, 3)
+    elif block.modulation == "none":
+        found |= {f"{part}_norm_scale": Parameter((d,)) for part in ("self", "mlp")}
     else:
         found["modulation"] = Parameter((6, d))
-        if block.cross_norm == "affine":
+        if block.cross_attention and block.cross_norm == "affine":
             found |= {f"cross_norm_{name}": Parameter((d,)) for name in ("scale", "bias")}
     return {f"{path}.{name}": parameter._replace(copies=num_layers) for name, parameter in found.items()}
 
@@ -181,16 +195,17 @@ def _stack(path: str, block: BlockConfig, num_layers: int) -> dict[str, Paramete
 def _attention(path: str, block: BlockConfig, seen: int, *, image: bool = False) -> dict[str, Parameter]:
     """Returns the parameters of ``nn.multihead.Attention`` to tokens of width ``seen``."""
     d, inner, use_bias = block.width, block.inner_width, block.use_bias
-    scale = Parameter((inner if block.qk_norm == "width" else block.head_dim,))
-    found = {f"{path}.query_scale": scale, f"{path}.key_scale": scale}
+    keys = block.key_heads * block.head_dim
+    scale, key_scale = (Parameter((w if block.qk_norm == "width" else block.head_dim,)) for w in (inner, keys))
+    found = {f"{path}.query_scale": scale, f"{path}.key_scale": key_scale}
     found[f"{path}.out_kernel"] = Parameter((inner, d), takes_update=True)
     if use_bias:
         found[f"{path}.out_bias"] = Parameter((d,))
     fans = {"query": d, "key": seen, "value": seen} | ({"image_key": d, "image_value": d} if image else {})
     for name, fan_in in fans.items():
-        found |= _linear(f"{path}.{name}", fan_in, inner, use_bias=use_bias)
+        found |= _linear(f"{path}.{name}", fan_in, inner if name == "query" else keys, use_bias=use_bias)
     if image:
-        found[f"{path}.image_key_scale"] = scale
+        found[f"{path}.image_key_scale"] = key_scale
     return found
 
 

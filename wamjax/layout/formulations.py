@@ -140,10 +140,12 @@ def build_layout(config: RunConfig) -> Layout:
     if config.backbone is not None and sizes.is_plain_clip:
         return video_layout(token_grid(config), sizes.pad_multiple)
     layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
-    if config.actions.modules != "expert":
-        return layout
-    vectors = (*ACTION_ROLES, Role.STATE)
-    return layout.with_experts({role: "action" if role in vectors else "video" for role in layout.roles})
+    if config.actions.modules == "expert":
+        vectors = (*ACTION_ROLES, Role.STATE)
+        layout = layout.with_experts({role: "action" if role in vectors else "video" for role in layout.roles})
+    if config.prefix.width:
+        return layout.with_prefix(config.clip.text_tokens, is_causal=config.prefix.is_causal)
+    return layout
 
 
 def _joint(config: RunConfig) -> Layout:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from wamjax.layout.schedule import Schedule, build_schedule
-from wamjax.layout.segments import RelationKind, Role, Rotary, Segment, Visibility
+from wamjax.layout.segments import CAUSAL, SAME, UP_TO, RelationKind, Role, Rotary, Segment, Visibility
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +131,19 @@ class Layout:
     def slots_of(self, roles: Sequence[Role]) -> tuple[int, ...]:
         """Returns the timestep slots that tokens of ``roles`` carry, ascending."""
         return tuple(sorted({s.timestep_slot for s in self.segments if s.role in roles}))
+
+    def with_prefix(self, num_tokens: int, *, is_causal: bool) -> Layout:
+        """Returns the layout with text tokens in front, which see each other alone and which all others see.
+
+        Args:
+          num_tokens: Text tokens, of the expert ``prefix``.
+          is_causal: Whether a text token sees only text up to itself.
+        """
+        text = Segment(role=Role.TEXT, order=0, num_tokens=num_tokens, expert="prefix")
+        # Text is of order 0, before or beside everything: no relation looks ahead, so that text can be cached.
+        seen = {(role, Role.TEXT): UP_TO for role in self.roles if role is not Role.PADDING}
+        own = {(Role.TEXT, Role.TEXT): CAUSAL if is_causal else SAME}
+        return Layout((text, *self.segments), {**self.visibility, **seen, **own})
 
     def with_experts(self, experts: Mapping[Role, str]) -> Layout:
         """Returns the layout whose roles are processed by ``experts``; padding by that of the tokens before it."""

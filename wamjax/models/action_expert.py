@@ -18,12 +18,12 @@ from wamjax.layout.packing import pack, unpack
 from wamjax.models.action_transformers import role_runs
 from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
 from wamjax.models.mixture import run_mixture
+from wamjax.models.prefix import make_prefix, prefixed
 from wamjax.models.stack import stack_blocks
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
 from wamjax.nn.linear import Linear
 from wamjax.nn.rotary import rotary_table
-from wamjax.parallel.rules import constrain
 from wamjax.types import Actions, PRNGKey, Tokens
 
 
@@ -39,7 +39,9 @@ class ActionExpert(nnx.Module):
         video, block = config.video, config.expert
         width, dtype = block.width, block.compute_dtype
         self.action_embed = Linear(keys[0], (config.action_dim, width), (None, "embed"), dtype=dtype)
-        self.text_embedding = TextEmbedding(keys[1], video.text_width, width, dtype=dtype)
+        self.text_embedding = nnx.data(None)
+        if block.cross_attention:
+            self.text_embedding = TextEmbedding(keys[1], video.text_width, width, dtype=dtype)
         self.time_embedding = TimeEmbedding(keys[2], video.time_width, width, NUM_TABLE_VECTORS)
         self.blocks = stack_blocks(keys[3], block, video.num_layers)
         self.action_out = Linear(keys[4], (width, config.action_dim), ("embed", None), dtype=dtype)
@@ -63,7 +65,7 @@ class ActionExpert(nnx.Module):
             modulation=modulation,
             runs=runs,
             rotation=rotary_table(layout_pass, self.config.expert.head_dim, self.config.video.rotary.theta),
-            text=self.text_embedding(text),
+            text=text if self.text_embedding is None else self.text_embedding(text),
             text_mask=text_mask,
         )
 
@@ -87,6 +89,7 @@ class ActionExpertTransformer(nnx.Module):
         self.state_embed = nnx.data(None)
         if config.state_dim is not None:
             self.state_embed = Linear(keys[2], (config.state_dim, text_width), (None, None), dtype=dtype)
+        self.prefix = nnx.data(make_prefix(key, config.prefix, config.video))
 
     def predict(
         self,
@@ -124,14 +127,11 @@ class ActionExpertTransformer(nnx.Module):
             name: pack(part.segments, {r: embed[name](streams[r]) for r in roles[name] if r in streams})
             for name, part in parts.items()
         }
-        dtype = self.config.video.block.compute_dtype
-        x = run_mixture(
-            {"video": self.video.blocks, "action": self.expert.blocks},
-            {name: constrain(part.astype(dtype), "batch", "stream", None) for name, part in tokens.items()},
-            layout_pass,
-            told,
-            remat=self.config.video.remat,
+        blocks = {"video": self.video.blocks, "action": self.expert.blocks}
+        stacks, packed, told = prefixed(
+            self.prefix, text, layout_pass, {name: (blocks[name], tokens[name], told[name]) for name in blocks}
         )
+        x = run_mixture(stacks, packed, layout_pass, told, remat=self.config.video.remat)
         own = told["video"]._replace(runs=role_runs(video.segments, video_runs, Role.NOISY_VIDEO))
         predicted = self.video.head(unpack(video.segments, x["video"], Role.NOISY_VIDEO), own)
         return predicted, self.expert.decode(unpack(expert.segments, x["action"], Role.ACTION))

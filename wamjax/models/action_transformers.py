@@ -21,10 +21,13 @@ from wamjax.errors import DataError
 from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Pass, Role, Segment, joint_layout
 from wamjax.layout.packing import pack, unpack
 from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
+from wamjax.models.mixture import run_mixture
+from wamjax.models.prefix import make_prefix, prefixed
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.nn.category import CategoryActionEncoder, CategoryMlp
 from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
 from wamjax.nn.linear import Linear
+from wamjax.nn.modulation import Runs
 from wamjax.types import Actions, PRNGKey, States, Tokens
 
 
@@ -204,6 +207,7 @@ class SharedActionTransformer(nnx.Module):
         self.action_time = TimeEmbedding(keys[2], video.time_width, width, NUM_TABLE_VECTORS)
         self.action_text = TextEmbedding(keys[3], video.text_width, width, dtype=dtype)
         self.action_out = Linear(keys[4], (width, config.action_dim), ("embed", None), dtype=dtype)
+        self.prefix = nnx.data(make_prefix(key, config.prefix, video))
 
     def predict(
         self,
@@ -220,21 +224,27 @@ class SharedActionTransformer(nnx.Module):
 
         There is one set of weights for all embodiments: ``category`` is not read.
         """
-        segments = layout_pass.segments
-        (video_slots, action_slots), runs = layout_pass.embedded_slots(VIDEO_ROLES, ACTION_ROLES)
+        own = layout_pass.of_expert("shared")
+        segments = own.segments
+        (video_slots, action_slots), runs = own.embedded_slots(VIDEO_ROLES, ACTION_ROLES)
         tokens = {
             role: self.video.patch_embed(x) if role in VIDEO_ROLES else self.embed_actions(x)
             for role, x in streams.items()
         }
-        conditioning = self.video.condition(
-            ids[:, video_slots], text, layout_pass, runs=runs, image=image, text_mask=text_mask
-        )
+        conditioning = self.video.condition(ids[:, video_slots], text, own, runs=runs, image=image, text_mask=text_mask)
         embedding, modulation = self.embed_action_times(ids[:, action_slots])
         conditioning = conditioning._replace(
             embedding=jnp.concatenate([conditioning.embedding, embedding], axis=1),
             modulation=jnp.concatenate([conditioning.modulation, modulation], axis=1),
         )
-        x, _ = self.video.run(pack(segments, tokens), layout_pass, conditioning)
+        x = pack(segments, tokens)
+        if self.prefix is None:
+            x, _ = self.video.run(x, layout_pass, conditioning)
+        else:
+            stacks, packed, told = prefixed(
+                self.prefix, text, layout_pass, {"shared": (self.video.blocks, x, conditioning)}
+            )
+            x = run_mixture(stacks, packed, layout_pass, told, remat=self.config.video.remat)["shared"]
         video, actions = (
             (unpack(segments, x, role), conditioning._replace(runs=role_runs(segments, runs, role)))
             for role in (Role.NOISY_VIDEO, Role.ACTION)
@@ -259,8 +269,9 @@ class SharedActionTransformer(nnx.Module):
         return self.action_out(self.video.modulate_out(tokens, conditioning)).astype(jnp.float32)
 
 
-def role_runs(segments: Sequence[Segment], runs: Sequence[tuple[int, int]], role: Role) -> tuple[tuple[int, int], ...]:
+def role_runs(segments: Sequence[Segment], runs: Runs, role: Role) -> tuple[tuple[int, int], ...]:
     """Returns the (slot, tokens) runs of the tokens of ``role`` among ``segments``, whose runs are ``runs``."""
+    assert isinstance(runs, Sequence), "runs are told by the layout, not token by token"
     slots = np.concatenate([np.full(count, slot) for slot, count in runs])
     is_role = np.concatenate([np.full(s.num_tokens, s.role is role) for s in segments])
     return tuple((slot, len(list(run))) for slot, run in itertools.groupby(slots[is_role].tolist()))

@@ -9,7 +9,7 @@ attention follows a layout's schedule, keys of earlier tokens may come from a ca
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from wamjax.nn.init import named
 from wamjax.nn.linear import Mlp
 from wamjax.nn.modulation import LowRankModulation, Modulation, Runs, gate, modulate
 from wamjax.nn.multihead import Attention, KeysValues
-from wamjax.nn.norm import layer_norm
+from wamjax.nn.norm import layer_norm, rms_norm
 from wamjax.nn.rotary import Rotation, apply_rotary
 from wamjax.parallel.rules import constrain
 from wamjax.types import Heads, PRNGKey, TextTokens, Tokens
@@ -57,6 +57,9 @@ class Conditioning(NamedTuple):
     positions: jax.Array | None = None
 
 
+Parts = tuple[Modulation | None, Modulation | None, Modulation | None]
+
+
 class Begun(NamedTuple):
     """A block up to its self-attention.
 
@@ -64,13 +67,13 @@ class Begun(NamedTuple):
       tokens: ``[b n d]``, learned positions added.
       query: Rotated queries ``[b k n e]``.
       own: Rotated keys, and values.
-      parts: Modulation of self-attention, of cross-attention (None: not modulated) and of the feed-forward layer.
+      parts: Modulation of self-attention, of cross-attention and of the feed-forward layer; None: not modulated.
     """
 
     tokens: Tokens
     query: Heads
     own: KeysValues
-    parts: tuple[Modulation, Modulation | None, Modulation]
+    parts: Parts
 
 
 class Block(nnx.Module):
@@ -83,10 +86,26 @@ class Block(nnx.Module):
         self.kind, self.num_heads = config.modulation, config.num_heads
         self.matmul: Matmul = config.matmul
         self.self_attention = Attention(keys[0], config)
-        self.cross_attention = Attention(
-            keys[1], config, context_width=config.context_width, image_branch=config.image_branch
+        self.cross_attention = nnx.data(None)
+        if config.cross_attention:
+            self.cross_attention = Attention(
+                keys[1], config, context_width=config.context_width, image_branch=config.image_branch
+            )
+        self.mlp = Mlp(
+            keys[2],
+            width,
+            config.ffn_width,
+            dtype=self.dtype,
+            gelu=config.gelu,
+            use_bias=config.use_bias,
+            is_gated=config.gated_mlp,
         )
-        self.mlp = Mlp(keys[2], width, config.ffn_width, dtype=self.dtype, gelu=config.gelu, use_bias=config.use_bias)
+        if config.modulation == "none":
+            self.self_norm_scale, self.mlp_norm_scale = (
+                named(key, jax.nn.initializers.ones, (width,), (None,)) for _ in range(2)
+            )
+            self.cross_norm_scale = self.cross_norm_bias = nnx.data(None)
+            return
         self.cross_norm_scale = self.cross_norm_bias = nnx.data(None)
         if config.modulation == "low_rank":
             self.self_modulation, self.cross_modulation, self.mlp_modulation = (
@@ -94,7 +113,7 @@ class Block(nnx.Module):
                 for k in jax.random.split(keys[3], 3)
             )
             return
-        if config.cross_norm == "affine":
+        if config.cross_attention and config.cross_norm == "affine":
             self.cross_norm_scale = named(key, jax.nn.initializers.ones, (width,), (None,))
             self.cross_norm_bias = named(key, jax.nn.initializers.zeros, (width,), (None,))
         offsets = jax.nn.initializers.normal(width**-0.5)
@@ -129,7 +148,7 @@ class Block(nnx.Module):
         parts = self._modulations(conditioning)
         if conditioning.positions is not None:
             x = self._add(x, conditioning.positions)
-        h, layer = self._modulated(x, parts[0], conditioning), self.self_attention
+        h, layer = self._normed(x, "self", parts[0], conditioning), self.self_attention
         query = apply_rotary(layer.queries(h), conditioning.rotation, self.dtype)
         key, value = layer.keys_values(h)
         return Begun(x, query, KeysValues(apply_rotary(key, conditioning.rotation, self.dtype), value), parts)
@@ -138,16 +157,19 @@ class Block(nnx.Module):
         """Returns the new tokens ``[b n d]`` from what self-attention gave ``[b k n e]``."""
         x, (self_part, cross_part, mlp_part) = begun.tokens, begun.parts
         attended = constrain(self.self_attention.project_out(attended), "batch", "stream", None)
-        x = self._add(x, gate(attended, self_part.gate, conditioning.runs))
-        h = self._cross_input(x) if cross_part is None else self._modulated(x, cross_part, conditioning)
-        attended = self._attend_context(h, conditioning)
-        x = self._add(x, attended if cross_part is None else gate(attended, cross_part.gate, conditioning.runs))
-        h = self._modulated(x, mlp_part, conditioning)
-        return self._add(x, gate(self.mlp(h), mlp_part.gate, conditioning.runs))
+        x = self._add(x, _gated(attended, self_part, conditioning))
+        if self.cross_attention is not None:
+            h = self._cross_input(x) if cross_part is None else self._modulated(x, cross_part, conditioning)
+            attended = self._attend_context(self.cross_attention, h, conditioning)
+            x = self._add(x, _gated(attended, cross_part, conditioning))
+        h = self._normed(x, "mlp", mlp_part, conditioning)
+        return self._add(x, _gated(self.mlp(h), mlp_part, conditioning))
 
-    def _modulations(self, conditioning: Conditioning) -> tuple[Modulation, Modulation | None, Modulation]:
-        """Returns the vectors of self-attention, of cross-attention (None: not modulated) and of the feed-forward."""
+    def _modulations(self, conditioning: Conditioning) -> Parts:
+        """Returns the vectors of self-attention, of cross-attention and of the feed-forward; None: not modulated."""
         shared = conditioning.modulation
+        if self.kind == "none":
+            return None, None, None
         if self.kind == "low_rank":
             layers = (self.self_modulation, self.cross_modulation, self.mlp_modulation)
             parts = (layer(conditioning.embedding, shared) for layer in layers)
@@ -156,6 +178,15 @@ class Block(nnx.Module):
         vectors = shared + self.modulation[...]
         self_part, mlp_part = (Modulation(*(vectors[:, :, j + i] for j in range(3))) for i in (0, 3))
         return self_part, None, mlp_part
+
+    def _normed(
+        self, x: Tokens, name: Literal["self", "mlp"], part: Modulation | None, conditioning: Conditioning
+    ) -> Tokens:
+        """Returns what self-attention or the feed-forward layer reads: modulated, or by an RMS norm of its own."""
+        if part is not None:
+            return self._modulated(x, part, conditioning)
+        scale = self.self_norm_scale if name == "self" else self.mlp_norm_scale
+        return rms_norm(x, scale[...], self.eps).astype(self.dtype)
 
     def _modulated(self, x: Tokens, part: Modulation, conditioning: Conditioning) -> Tokens:
         return modulate(layer_norm(x, self.eps), part.shift, part.scale, conditioning.runs).astype(self.dtype)
@@ -166,9 +197,8 @@ class Block(nnx.Module):
             return x
         return (layer_norm(x, self.eps) * self.cross_norm_scale[...] + self.cross_norm_bias[...]).astype(self.dtype)
 
-    def _attend_context(self, h: Tokens, conditioning: Conditioning) -> Tokens:
+    def _attend_context(self, layer: Attention, h: Tokens, conditioning: Conditioning) -> Tokens:
         """Attends to all text tokens and, in a sum before the output projection, to all image tokens."""
-        layer = self.cross_attention
         query = layer.queries(h).astype(self.dtype)
         out = self._attend_all(query, layer.keys_values(conditioning.text), conditioning.text_mask)
         if conditioning.image is not None:
@@ -194,3 +224,7 @@ class Block(nnx.Module):
         """Adds in fp32, stores in the compute dtype, keeps the residual stream split by tokens."""
         total = (x.astype(jnp.float32) + update.astype(jnp.float32)).astype(self.dtype)
         return constrain(total, "batch", "stream", None)
+
+
+def _gated(update: jax.Array, part: Modulation | None, conditioning: Conditioning) -> jax.Array:
+    return update if part is None else gate(update, part.gate, conditioning.runs)

@@ -64,7 +64,7 @@ class Linear(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Feed-forward layer: ``down(gelu(up(x)))``."""
+    """Feed-forward layer: ``down(gelu(up(x)))``, or gated, ``down(gelu(gate(x)) up(x))``."""
 
     def __init__(
         self,
@@ -75,14 +75,22 @@ class Mlp(nnx.Module):
         dtype: str,
         gelu: Literal["tanh", "exact"] = "tanh",
         use_bias: bool = True,
+        is_gated: bool = False,
     ) -> None:
         """Makes the layer with ``hidden`` units between two projections of ``width``."""
         up_key, down_key = jax.random.split(key)
         self.is_approximate = gelu == "tanh"
         self.up = Linear(up_key, (width, hidden), ("embed", "mlp"), dtype=dtype, use_bias=use_bias)
         self.down = Linear(down_key, (hidden, width), ("mlp", "embed"), dtype=dtype, use_bias=use_bias)
+        self.gate: Linear | None = nnx.data(None)
+        if is_gated:
+            gate_key = jax.random.fold_in(key, 1)
+            self.gate = Linear(gate_key, (width, hidden), ("embed", "mlp"), dtype=dtype, use_bias=use_bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[b n d]`` to ``[b n d]``."""
-        hidden = jax.nn.gelu(self.up(x), approximate=self.is_approximate)
+        if self.gate is None:
+            hidden = jax.nn.gelu(self.up(x), approximate=self.is_approximate)
+        else:
+            hidden = jax.nn.gelu(self.gate(x), approximate=self.is_approximate) * self.up(x)
         return self.down(checkpoint_name(hidden, MLP_HIDDEN))

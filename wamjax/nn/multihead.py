@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from wamjax.config.backbone import BlockConfig
@@ -64,13 +65,15 @@ class Attention(nnx.Module):
         width, self.dtype, self.eps = config.width, config.compute_dtype, config.qk_norm_eps
         shape, use_bias = (config.num_heads, config.head_dim), config.use_bias
         fans = (width, context_width or width, context_width or width)
+        key_shape = (config.key_heads, config.head_dim)
+        self.repeats = config.num_heads // config.key_heads
         self.query, self.key, self.value = (
-            HeadProjection(k, fan, shape, use_bias=use_bias, dtype=self.dtype)
-            for k, fan in zip(keys[:3], fans, strict=True)
+            HeadProjection(k, fan, heads, use_bias=use_bias, dtype=self.dtype)
+            for k, fan, heads in zip(keys[:3], fans, (shape, key_shape, key_shape), strict=True)
         )
         self.norm_axes = (-3, -1) if config.qk_norm == "width" else (-1,)
         self.query_scale = self._scale(key, shape)
-        self.key_scale = self._scale(key, shape)
+        self.key_scale = self._scale(key, key_shape)
         init = fan_in(in_axis=(0, 1), out_axis=2)
         self.out_kernel = named(keys[3], init, (*shape, width), ("heads", None, "embed"))
         self.out_bias = named(key, zeros, (width,), (None,)) if use_bias else nnx.data(None)
@@ -78,21 +81,21 @@ class Attention(nnx.Module):
         if image_branch:
             image_keys = jax.random.split(jax.random.fold_in(key, 1))
             self.image_key, self.image_value = (
-                HeadProjection(k, width, shape, use_bias=use_bias, dtype=self.dtype) for k in image_keys
+                HeadProjection(k, width, key_shape, use_bias=use_bias, dtype=self.dtype) for k in image_keys
             )
-            self.image_key_scale = self._scale(key, shape)
+            self.image_key_scale = self._scale(key, key_shape)
 
     def queries(self, x: Tokens) -> Heads:
         """Returns normed queries ``[b k n e]`` in fp32."""
         return self._norm(self.query(x), self.query_scale)
 
     def keys_values(self, x: Tokens) -> KeysValues:
-        """Returns normed keys in fp32 and values, both ``[b k m e]``."""
-        return KeysValues(self._norm(self.key(x), self.key_scale), self.value(x))
+        """Returns normed keys in fp32 and values, both ``[b k m e]``, as often as query heads read them."""
+        return self._repeated(KeysValues(self._norm(self.key(x), self.key_scale), self.value(x)))
 
     def image_keys_values(self, x: Tokens) -> KeysValues:
-        """Returns normed keys in fp32 and values of image tokens, both ``[b k m e]``."""
-        return KeysValues(self._norm(self.image_key(x), self.image_key_scale), self.image_value(x))
+        """Returns normed keys in fp32 and values of image tokens, both ``[b k m e]``, as ``keys_values``."""
+        return self._repeated(KeysValues(self._norm(self.image_key(x), self.image_key_scale), self.image_value(x)))
 
     def project_out(self, heads: Heads) -> Tokens:
         """Returns ``[b n d]`` of attended heads ``[b k n e]``."""
@@ -100,6 +103,9 @@ class Attention(nnx.Module):
         if self.out_lora is not None:
             x = x + self.out_lora(heads)
         return x if self.out_bias is None else x + self.out_bias[...].astype(self.dtype)
+
+    def _repeated(self, found: KeysValues) -> KeysValues:
+        return found if self.repeats == 1 else KeysValues(*(jnp.repeat(part, self.repeats, axis=1) for part in found))
 
     def _norm(self, heads: Heads, scale: nnx.Param) -> Heads:
         """Norms ``[b k n e]`` with a scale ``[k e]``, over the full width, or ``[e]``, within each head."""

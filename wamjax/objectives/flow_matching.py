@@ -44,8 +44,13 @@ def time_weights(config: ObjectiveConfig) -> np.ndarray:
 
 
 def draw_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) -> tuple[jax.Array, jax.Array]:
-    """Draws times uniformly over the ids of the grid; returns (times, weights), both fp32 of ``shape``."""
-    ids = jax.random.randint(key, shape, 0, config.num_timesteps)
+    """Draws ids of the grid, uniformly or as ``video_beta`` says; returns (times, weights), both fp32 of ``shape``."""
+    if config.video_beta:
+        alpha, beta = config.video_beta
+        places = jax.random.beta(key, alpha, beta, shape)
+        ids = jnp.minimum((places * config.num_timesteps).astype(jnp.int32), config.num_timesteps - 1)
+    else:
+        ids = jax.random.randint(key, shape, 0, config.num_timesteps)
     return jnp.asarray(time_grid(config))[ids], jnp.asarray(time_weights(config))[ids]
 
 

@@ -152,7 +152,7 @@ class LatentFramesObjective:
         """Returns which frames each sample is given: bool ``[b t]``."""
         index, action = np.arange(self._num_frames), self._action_frame
         last = np.array([action - 1, action, self._num_frames - 2])  # by question
-        return index <= jnp.asarray(last)[batch.question][:, None]
+        return jnp.asarray(index) <= jnp.asarray(last)[batch.question][:, None]
 
     @property
     def _action_frame(self) -> int:

@@ -75,7 +75,7 @@ def draw_slot_times(key: PRNGKey, batch_size: int, config: RunConfig, layout: La
     times, weights = draw_times(key, (batch_size, layout.num_slots), objective)
     own = sorted(set(layout.slots_of((Role.ACTION,))) - set(layout.slots_of((Role.NOISY_VIDEO,))))
     if own:
-        shifted = dataclasses.replace(objective, shift=objective.action_shift or objective.shift)
+        shifted = dataclasses.replace(objective, shift=objective.action_shift or objective.shift, video_beta=())
         drawn = draw_times(jax.random.fold_in(key, 1), (batch_size, len(own)), shifted)
         times, weights = (whole.at[:, own].set(part) for whole, part in zip((times, weights), drawn, strict=True))
     history = history_slots(layout)

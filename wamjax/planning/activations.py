@@ -26,6 +26,7 @@ _NONE: tuple[Remat, ...] = ("none",)
 _PRODUCTS: tuple[Remat, ...] = ("none", "products", "exchanged")
 _OUTPUTS: tuple[Remat, ...] = (*_PRODUCTS, "attention", "offload")
 _OWN_OUTPUTS: tuple[Remat, ...] = (*_OUTPUTS, "self_attention")
+_NOTHING = Schedule(0, 0, ())
 _EVERY: tuple[Remat, ...] = (*_OWN_OUTPUTS, "full")
 
 
@@ -82,13 +83,19 @@ def plan_activations(shard: Shard, schedule: Schedule) -> Activations:
       shard: One device's part.
       schedule: Attention of the whole sequence.
     """
-    table = block_arrays(shard, schedule)
+    parts = shard.by_expert()
+    # What attention returns of the whole schedule is the first expert's.
+    seen = (schedule, *(_NOTHING,) * (len(parts) - 1))
+    table = [row for part, own in zip(parts, seen, strict=True) for row in block_arrays(part, own)]
     layers, remat = shard.num_layers, shard.remat
-    kept = {row.name: layers * row.num_bytes for row in table if remat in row.kept_by}
+    kept: dict[str, int] = {}
+    for row in table:
+        if remat in row.kept_by:
+            kept[row.name] = kept.get(row.name, 0) + layers * row.num_bytes
     offloaded = kept.pop("block input") if remat == "offload" else 0
     again = [row for row in table if remat not in row.kept_by and row.is_product]
     repeated = sum(row.num_bytes for row in again)
-    before_mlp = repeated + _mlp_workspace(shard)
+    before_mlp = repeated + sum(_mlp_workspace(part) for part in parts)
     before_attention = sum(row.num_bytes for row in again if row.part == "attention")
     return Activations(
         kept=sum(kept.values()),
@@ -104,11 +111,13 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
     """Returns the arrays of one block, in the order in which its forward pass makes them."""
     size, rows = shard.itemsize, shard.tokens
     stream = shard.stream_tokens * shard.block.width * size
+    block = shard.block
     heads = rows * shard.inner * size
+    keys = heads * block.key_heads // block.num_heads  # as projected; attention reads them as often as queries do
     hidden = rows * shard.hidden * size
     own, cross = _kernel_output(shard, schedule), _kernel_output(shard, None)
     context_tokens = shard.context_tokens + shard.image_tokens
-    per_key = shard.batch * shard.inner * size
+    per_key = shard.batch * shard.inner * size * block.key_heads // block.num_heads
 
     def kept(name: str, num_bytes: int, by: tuple[Remat, ...], part: str) -> Array:
         return Array(name=name, num_bytes=num_bytes, kept_by=by, is_product=True, part=part)
@@ -116,15 +125,15 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
     arrays = [
         kept("block input", stream, _EVERY, "attention"),
         kept("query", heads, _PRODUCTS, "attention"),
-        kept("key", heads, _PRODUCTS, "attention"),
+        kept("key", keys, _PRODUCTS, "attention"),
         # Exchanged values stand in for the projected ones, whose product then has nothing left to give.
-        kept("value", heads, ("none", "products"), "attention"),
+        kept("value", keys, ("none", "products"), "attention"),
         *_exchanged(heads),
         kept("attention output", own.output, _OWN_OUTPUTS, "attention"),
         kept("attention normaliser", own.normaliser, _OWN_OUTPUTS, "attention"),
         kept("attention scores", _scores(shard, schedule), _PRODUCTS, "attention"),
         kept("output projection", stream, _PRODUCTS, "attention"),
-        kept("cross query", heads, _PRODUCTS, "cross"),
+        kept("cross query", heads * block.cross_attention, _PRODUCTS, "cross"),
     ]
     by_cross = _OWN_OUTPUTS if shard.kernel == "cudnn" else _OUTPUTS  # whose calls cannot be told apart
     for name, count in (("text", shard.context_tokens), ("image", shard.image_tokens)):
@@ -135,8 +144,8 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
                 kept(f"{name} attention normaliser", cross.normaliser, by_cross, "cross"),
             ]
     arrays += [
-        kept("cross projection", stream, _PRODUCTS, "cross"),
-        kept("feed-forward product", hidden, _PRODUCTS, "mlp"),
+        kept("cross projection", stream * block.cross_attention, _PRODUCTS, "cross"),
+        kept("feed-forward product", hidden * (2 if block.gated_mlp else 1), _PRODUCTS, "mlp"),
         Array(name="feed-forward units", num_bytes=hidden, kept_by=_NONE, is_product=False, part="mlp"),
         kept("feed-forward output", stream, _PRODUCTS, "mlp"),
         # Means and inverse deviations of three layer norms, rates of norms of queries and keys.

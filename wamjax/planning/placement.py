@@ -34,6 +34,8 @@ _KERNELS: Mapping[str, Names] = {
     "head_modulation.down": _OUT,
     "head_modulation.up": _IN,
     "state_embed": (None, None),
+    "embed_tokens": _IN,
+    "mlp.gate": ("embed", "mlp"),
     "mlp.up": ("embed", "mlp"),
     "mlp.down": ("mlp", "embed"),
     "state_encoder.hidden": (None, "mlp"),
@@ -88,7 +90,8 @@ def place_parameters(config: RunConfig, mesh: Mapping[str, int], rules: Rules) -
     placed = []
     for path, parameter in list_parameters(config).items():
         names = _names(path, parameter, config)
-        if path.endswith("_scale") and "attention" in path and is_per_head and parameter.shape == (head_dim,):
+        is_head_scale = path.endswith("_scale") and "attention" in path and parameter.shape == (head_dim,)
+        if is_head_scale and (is_per_head or path.startswith("prefix.")):
             names = (None,)
         placed.append(_place(path, parameter, names, mesh, rules, config))
     if config.backbone is None:  # statistics of the codec: saved with the parameters, never trained
@@ -112,7 +115,7 @@ def _place(
     ]
     by_name = dict(zip(names, ways, strict=True))
     gather = by_name.get("embed", 1)
-    is_in_blocks = path.removeprefix("video.").removeprefix("expert.").startswith("blocks.")
+    is_in_blocks = path.startswith(("blocks.", "video.blocks.", "expert.blocks.", "prefix.blocks."))
     return Placed(
         path=path,
         size=parameter.size,

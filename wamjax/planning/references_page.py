@@ -82,7 +82,7 @@ def _compiled_row(row: Compiled, on: OnMachine) -> str:
     step = None if on.time is None else on.time.step_s.mid
     cells.append("-" if step is None else f"{step:.2f}")
     cells += ["-", "-"] if row.step_s is None or step is None else [f"{row.step_s:.2f}", _error(step, row.step_s)]
-    return _line([*cells, row.note])
+    return _line([*cells, f"{row.note}; {row.gap}" if row.gap else row.note])
 
 
 def _kinds_row(row: Compiled, on: OnMachine) -> str:

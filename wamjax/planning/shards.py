@@ -17,6 +17,7 @@ from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import check_mixture_is_whole
 from wamjax.errors import ConfigError
+from wamjax.flops.backbone import find_anatomies
 from wamjax.layout import Layout, Schedule
 from wamjax.layout.balance import balance_order, imbalance
 from wamjax.layout.kernels import pick_kernel
@@ -46,6 +47,8 @@ class Shard:
       context_tokens: Text tokens that cross-attention reads; and of the image, if there is one.
       image_tokens: See ``context_tokens``.
       imbalance: Work of the busiest device in self-attention over that of all on average.
+      experts: Of a mixture of transformers, the block and the tokens of a whole sample of each expert, the video's
+        first; empty where there is one.
     """
 
     mesh: dict[str, int]
@@ -61,6 +64,21 @@ class Shard:
     context_tokens: int
     image_tokens: int
     imbalance: float
+    experts: tuple[tuple[BlockConfig, int], ...] = ()
+
+    def by_expert(self) -> tuple[Shard, ...]:
+        """Returns the part of each expert: its block and its tokens alone."""
+        return tuple(
+            dataclasses.replace(
+                self,
+                block=block,
+                num_tokens=tokens,
+                context_tokens=self.context_tokens if block.cross_attention else 0,
+                image_tokens=0 if place else self.image_tokens,
+                experts=(),
+            )
+            for place, (block, tokens) in enumerate(self.experts)
+        ) or (self,)
 
     @property
     def num_devices(self) -> int:
@@ -124,7 +142,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     check_batch_divides(batch, mesh, accumulate)
     check_tokens_divide(layout.num_tokens, mesh["context"], "tokens")
     _check_whole(block, mesh, config)
-    if config.actions.modules == "expert":
+    if len(find_anatomies(config)) > 1:
         check_mixture_is_whole(mesh["context"])
     backbone = config.backbone
     context = plan_context(config.parallel.context_method, block.num_heads, mesh)
@@ -145,9 +163,29 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         batch=batch // (mesh["data"] * mesh["fsdp"] * accumulate),
         parts=accumulate,
         num_tokens=layout.num_tokens,
-        context_tokens=config.model.text_tokens if backbone is None else config.clip.text_tokens,
+        context_tokens=_context_tokens(config),
         image_tokens=config.clip.image_tokens if backbone is not None and backbone.image_width else 0,
         imbalance=_imbalance(layout.full_pass().schedule, context, config.parallel.token_placement),
+        experts=_experts(config, layout),
+    )
+
+
+def _context_tokens(config: RunConfig) -> int:
+    """Returns the text tokens that blocks read; a state may be one of them."""
+    if config.backbone is None:
+        return config.model.text_tokens
+    if not config.backbone.block.cross_attention:
+        return 0
+    return config.clip.text_tokens + (config.layout.states_per_block if config.actions.modules == "expert" else 0)
+
+
+def _experts(config: RunConfig, layout: Layout) -> tuple[tuple[BlockConfig, int], ...]:
+    """Returns the block and the tokens of each expert of a mixture; none where there is one stack."""
+    stacks = find_anatomies(config)
+    if len(stacks) == 1:
+        return ()
+    return tuple(
+        (stack.block, sum(s.num_tokens for s in layout.segments if s.expert == name)) for name, stack in stacks.items()
     )
 
 
