@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -96,12 +97,12 @@ def test_windows_of_one_episode_are_decoded_in_one_pass(
     wanted = [3, len(reader) - 1, 0, 3, 1]
     alone = [reader[index] for index in wanted]
     passes: list[tuple[int, str]] = []
-    frames = LeRobotDataset.frames
+    read = LeRobotDataset._read
 
-    def count(self: LeRobotDataset, camera: str, episode: int, steps: np.ndarray) -> np.ndarray:
+    def count(self: LeRobotDataset, camera: str, episode: int, *rest: Any) -> np.ndarray:
         passes.append((episode, camera))
-        return frames(self, camera, episode, steps)
+        return read(self, camera, episode, *rest)
 
-    monkeypatch.setattr(LeRobotDataset, "frames", count)
+    monkeypatch.setattr(LeRobotDataset, "_read", count)
     jax.tree.map(np.testing.assert_array_equal, reader.read(wanted), alone)
     assert len(passes) == len(set(passes)) == 4  # two episodes, two cameras
