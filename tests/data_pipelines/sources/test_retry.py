@@ -86,5 +86,5 @@ def test_decoding_goes_on_when_the_server_comes_back(tmp_path: Path, monkeypatch
     monkeypatch.setattr(video.VideoDecoder, "_decode_run", again)
     np.testing.assert_array_equal(source.frames(CAMERA, 0, steps), expected)
     attempt = failing(99, errno.EIO, decode)
-    with pytest.raises(DataError, match="episode 0: .* cannot be decoded: the server is gone"):
+    with pytest.raises(DataError, match=r"episode 0: .* cannot be decoded: the server is gone"):
         source.frames(CAMERA, 0, steps)
