@@ -1,10 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from data_pipelines.pipeline import build_pipeline
+from data_pipelines.sources.lerobot import LeRobotDataset
 from tests.data_pipelines.conftest import LENGTHS, TASKS, make_episode
 from wamjax.config.schema import LayoutConfig, RunConfig
 
@@ -82,3 +85,24 @@ def test_camera_names_decide_the_place_on_the_canvas(dataset_path: Path, make_co
     usual = build_pipeline(make_config(dataset_path), workdir=None).validation_windows().batch([3])
     other = build_pipeline(make_config(dataset_path, views=swapped), workdir=None).validation_windows().batch([3])
     np.testing.assert_array_equal(usual.video[..., :32, :], other.video[..., 32:, :])
+
+
+def test_windows_of_one_episode_are_decoded_in_one_pass(
+    dataset_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = build_pipeline(make_config(dataset_path, decoded_frames_mib=0), workdir=None)
+    reader = pipeline.training_windows()
+    first, last = reader.windows.episodes[0], reader.windows.episodes[-1]
+    assert first != last
+    wanted = [3, len(reader) - 1, 0, 3, 1]
+    alone = [reader[index] for index in wanted]
+    passes: list[tuple[int, str]] = []
+    read = LeRobotDataset._read
+
+    def count(self: LeRobotDataset, camera: str, episode: int, *rest: Any) -> np.ndarray:
+        passes.append((episode, camera))
+        return read(self, camera, episode, *rest)
+
+    monkeypatch.setattr(LeRobotDataset, "_read", count)
+    jax.tree.map(np.testing.assert_array_equal, reader.read(wanted), alone)
+    assert len(passes) == len(set(passes)) == 4  # two episodes, two cameras
