@@ -189,7 +189,8 @@ def main(argv: list[str]) -> None:
         without = measure(path, "")
         report(rows, without)
         print(
-            f"{values.num_workers} processes, {os.cpu_count()} cores, {values.steps} steps per episode, two 64x64 cameras"
+            f"{values.num_workers} processes, {os.cpu_count()} cores, {values.steps} steps per episode, "
+            "two 64x64 cameras"
         )
 
 

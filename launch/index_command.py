@@ -71,7 +71,7 @@ def _read_config(argv: list[str]) -> RunConfig:
     if values.config:
         config = select_source(config_from_flags())
     else:
-        config = bridge.apply_overrides(RunConfig(), values[OVERRIDE_FLAG].value or ())
+        config = select_source(bridge.apply_overrides(RunConfig(), values[OVERRIDE_FLAG].value or ()))
     if argv:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=argv[0]))
     if config.data.views:

@@ -152,12 +152,30 @@ class StoredSource:
         Raises:
           DataError: The file can no longer be read as it was when the index was made.
         """
+        return self._read(camera, episode, steps, None)
+
+    def find_video(self, camera: str, episode: int) -> tuple[VideoTable, int] | None:
+        """Returns the video of an episode's camera and the number of its first frame there, where it has one."""
         side = self._read_cameras.index(camera)
         video, first = (int(value) for value in self._places[self.episodes.find(episode), side])
-        if video < 0:
+        return None if video < 0 else (self._table(video), first)
+
+    def frames_into(self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        """As ``frames``, written to ``out`` ``[len(steps), h, w, 3]``."""
+        found = self._read(camera, episode, steps, out)
+        if found is not out:
+            out[:] = found
+
+    def _read(
+        self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8]:
+        """Returns frames; those of a video are in ``out`` if given."""
+        place = self.find_video(camera, episode)
+        if place is None:
             return self._open().frames(camera, episode, steps)
+        table, first = place
         try:
-            return self._reader.read(self._table(video), first + steps)
+            return self._reader.read(table, first + steps, out)
         except VideoError as error:
             raise DataError(f"dataset {self.path}: episode {episode}: {error}") from error
 

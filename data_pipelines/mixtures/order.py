@@ -48,7 +48,9 @@ class MixtureOrder:
         self._seed = seed
         self.shares = [shares_of(weights, names) for _, weights in stages]
         self._block = functools.lru_cache(_KEPT_BLOCKS)(self._deal)
-        self._before = [np.zeros(len(names), np.int64)]  # samples of each source before each stage
+        self._before: list[npt.NDArray[np.int64]] = [
+            np.zeros(len(names), np.int64)
+        ]  # samples of each source before each stage
         for stage, (begin, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
             self._before.append(self._before[-1] + self._count(stage, end - begin))
 

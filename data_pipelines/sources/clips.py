@@ -134,9 +134,18 @@ class ClipSource(OpenedSource):
         Raises:
           DataError: The file can no longer be read as it was when the dataset was opened.
         """
+        return self._read(camera, episode, steps, None)
+
+    def frames_into(self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        """As ``frames``, written to ``out`` ``[len(steps), h, w, 3]``."""
+        self._read(camera, episode, steps, out)
+
+    def _read(
+        self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8]:
         assert camera == CAMERA, camera
         try:
-            return self._reader.read(self._tables[episode], steps)
+            return self._reader.read(self._tables[episode], steps, out)
         except VideoError as error:
             raise DataError(f"dataset {self.path}: episode {episode}: {error}") from error
 

@@ -35,15 +35,21 @@ class FrameReader:
         self.keeps_frames = 0 < self.decoded_bytes <= keep_bytes
         self._kept = {(table.path, table.member): _KeptVideo(table) for table in tables} if self.keeps_frames else {}
 
-    def read(self, table: VideoTable, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Returns frames ``[len(numbers), h, w, 3]`` of ascending, distinct ``numbers``.
+    def read(
+        self, table: VideoTable, numbers: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Returns frames ``[len(numbers), h, w, 3]`` of ascending, distinct ``numbers``, written to ``out`` if given.
 
         Raises:
           VideoError: As ``VideoDecoder.decode``.
         """
         if not self.keeps_frames:
-            return self._decoder.decode(table, numbers)
-        return self._kept[table.path, table.member].read(numbers, self._decoder)
+            return self._decoder.decode(table, numbers, out)
+        frames = self._kept[table.path, table.member].read(numbers, self._decoder)
+        if out is None:
+            return frames
+        out[:] = frames
+        return out
 
 
 class _KeptVideo:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import EpisodeRecord, Feature, OpenedSource, check_choice, first_line
 from wamjax.errors import DataError
 
@@ -137,9 +138,13 @@ class Hdf5Dataset(OpenedSource):
           DataError: The file can no longer be read as it was when the dataset was opened.
         """
         demo = self._demos[episode]
-        try:
+
+        def read() -> npt.NDArray[np.uint8]:
             with _open(self.path / demo.file) as opened:
-                frames = opened["data"][demo.group][camera][steps]
+                return opened["data"][demo.group][camera][steps]
+
+        try:
+            frames = retry_read(read, f"dataset {self.path}: {demo.file}")
         except (OSError, RuntimeError, KeyError) as error:
             raise DataError(f"dataset {self.path}: episode {episode}: {demo.file}: {first_line(error)}") from error
         return np.ascontiguousarray(frames[:, ::-1]) if demo.is_flipped else frames

@@ -23,12 +23,15 @@ from data_pipelines.sources import lerobot_v2, lerobot_v3
 from data_pipelines.sources.frame_reader import FrameReader
 from data_pipelines.sources.lerobot_tables import read_info, video_features
 from data_pipelines.sources.parquet_images import ImageError, ParquetImages
+from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import Feature, OpenedSource, check_choice, first_line
 from data_pipelines.sources.video import VideoError, VideoTable, scan_video
 from wamjax.errors import DataError
 
 # Distance of a timestamp from frame_index / fps, in frames, beyond which it belongs to a neighbouring frame.
 MAX_TIMESTAMP_OFFSET = 0.5
+# Columns that say which step of which episode a row is; the first two must be there.
+_NUMBERS = ("episode_index", "frame_index", "timestamp", "task_index")
 
 
 class LeRobotDataset(OpenedSource):
@@ -138,12 +141,24 @@ class LeRobotDataset(OpenedSource):
         Raises:
           DataError: The file can no longer be read as it was when the dataset was opened.
         """
+        return self._read(camera, episode, steps, None)
+
+    def frames_into(self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        """As ``frames``, written to ``out`` ``[len(steps), h, w, 3]``."""
+        found = self._read(camera, episode, steps, out)
+        if found is not out:
+            out[:] = found
+
+    def _read(
+        self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | None
+    ) -> npt.NDArray[np.uint8]:
+        """Returns frames; those of a video are in ``out`` if given."""
         place = self._places[episode]
         try:
             if camera not in self._in_videos:
                 return self._images.decode(self.path / place.data_file, camera, self._rows[episode][steps])
             name, first = place.videos[camera]
-            return self._reader.read(self._tables[name], first + steps)
+            return self._reader.read(self._tables[name], first + steps, out)
         except (VideoError, ImageError) as error:
             raise DataError(f"dataset {self.path}: episode {episode}: {error}") from error
 
@@ -181,15 +196,9 @@ class LeRobotDataset(OpenedSource):
         """Reads the asked-for columns of the file's episodes; notes the episodes it does not hold whole."""
         expected = self._of_data_file[name]
         try:
-            with pq.ParquetFile(self.path / name) as file:
-                there = file.schema_arrow.names
-                needed = ["episode_index", "frame_index", *self.columns, *self._image_cameras()]
-                missing = [column for column in needed if column not in there]
-                if missing:
-                    raise ValueError(f"it has no column {missing[0]!r}")
-                checked = [column for column in ("timestamp", "task_index") if column in there]
-                table = file.read(columns=["episode_index", "frame_index", *self.columns, *checked])
-            numbers = {key: table[key].to_numpy() for key in ("episode_index", "frame_index", *checked)}
+            table = retry_read(lambda: self._read_table(self.path / name), f"dataset {self.path}: {name}")
+            there = [key for key in _NUMBERS if key in table.column_names]
+            numbers = {key: table[key].to_numpy() for key in there}
             columns = {key: _matrix(table[key]) for key in self.columns}
         except (OSError, KeyError, pa.ArrowException, ValueError) as error:
             for index in expected:
@@ -206,6 +215,20 @@ class LeRobotDataset(OpenedSource):
                 continue
             self._rows[index] = rows
             self._values[index] = {key: np.ascontiguousarray(column[rows]) for key, column in columns.items()}
+
+    def _read_table(self, path: Path) -> pa.Table:
+        """Returns the columns that are read of a data file.
+
+        Raises:
+          ValueError: It lacks one.
+        """
+        with pq.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            needed = [*_NUMBERS[:2], *self.columns, *self._image_cameras()]
+            missing = [column for column in needed if column not in there]
+            if missing:
+                raise ValueError(f"it has no column {missing[0]!r}")
+            return file.read(columns=[*[key for key in _NUMBERS if key in there], *self.columns])
 
     def _image_cameras(self) -> list[str]:
         return [camera for camera in self._cameras if camera not in self._in_videos]

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
+from data_pipelines.sources.retry import retry_read
+
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
 _CASTAGNOLI = 0x82F63B78  # reflected CRC-32C polynomial, RFC 3720 appendix B.4
@@ -76,11 +78,15 @@ class TfRecordFile:
           RecordError: The file is shorter than it was.
         """
         offset, length = self._places[number]
-        descriptor = os.open(self._path, os.O_RDONLY)
-        try:
-            content = os.pread(descriptor, length, offset)
-        finally:
-            os.close(descriptor)
+
+        def read() -> bytes:
+            descriptor = os.open(self._path, os.O_RDONLY)
+            try:
+                return os.pread(descriptor, length, offset)
+            finally:
+                os.close(descriptor)
+
+        content = retry_read(read, str(self._path))
         if len(content) < length:
             raise RecordError(f"record {number} is cut off")
         return content

@@ -123,6 +123,10 @@ class VideoSource(Protocol):
         """
         ...
 
+    def frames_into(self, camera: str, episode: int, steps: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        """Writes the frames that ``Source.frames`` would return to ``out``, whose shape is theirs."""
+        ...
+
 
 class Quarantine:
     """The episodes that cannot be read, each with the reasons found, in the order they were found."""

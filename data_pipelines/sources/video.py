@@ -22,6 +22,8 @@ import numpy.typing as npt
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
+from data_pipelines.sources.retry import retry_read
+
 # Containers one thread keeps open; beyond it the least recently used is closed.
 MAX_OPEN_CONTAINERS = 8
 
@@ -92,19 +94,7 @@ def scan_video(path: Path, fps: float | None, member: ArchiveMember | None = Non
     """
     name = _name(path, member)
     try:
-        with _open_container(path, member) as container:
-            if not container.streams.video:
-                raise VideoError(f"{name} has no video stream")
-            stream = container.streams.video[0]
-            if getattr(stream, "codec_context", None) is None:  # what a cut-off header leaves of a stream
-                raise VideoError(f"{name} has a video stream of no known codec: its header is damaged")
-            packets = [
-                (packet.pts, packet.is_keyframe, packet.is_corrupt)
-                for packet in container.demux(stream)
-                if packet.size  # the last packet of a demuxer is an empty flush
-            ]
-            time_base, height, width = stream.time_base, stream.height, stream.width
-            own_rate = stream.average_rate
+        packets, time_base, own_rate, (height, width) = retry_read(lambda: _read_packets(path, member), name)
     except (FFmpegError, OSError) as error:
         raise VideoError(f"{name} cannot be read: {_reason(error)}") from error
     if not packets or time_base is None:
@@ -115,9 +105,10 @@ def scan_video(path: Path, fps: float | None, member: ArchiveMember | None = Non
     pts = np.array([p for p, _, _ in packets], np.int64)
     order = np.argsort(pts, kind="stable")
     pts, is_key = pts[order], np.array([k for _, k, _ in packets], np.bool_)[order]
-    if fps is None and not own_rate:
+    declared = own_rate if fps is None else fps
+    if not declared:
         raise VideoError(f"{name} declares no frame rate")
-    rate = Fraction(own_rate if fps is None else fps).limit_denominator(100_000)  # pyright: ignore[reportArgumentType]
+    rate = Fraction(declared).limit_denominator(100_000)
     first_pts = int(pts[0]) if fps is None else 0
     numbers = frame_numbers(pts - first_pts, time_base, rate)
     if not np.array_equal(numbers, np.arange(len(numbers))):
@@ -141,11 +132,33 @@ def scan_video(path: Path, fps: float | None, member: ArchiveMember | None = Non
     )
 
 
+def _read_packets(
+    path: Path, member: ArchiveMember | None
+) -> tuple[list[tuple[Any, bool, bool]], Fraction | None, Fraction | None, tuple[int, int]]:
+    """Returns (timestamp, is keyframe, is damaged) of every packet, time base, declared rate, height and width."""
+    name = _name(path, member)
+    with _open_container(path, member) as container:
+        if not container.streams.video:
+            raise VideoError(f"{name} has no video stream")
+        stream = container.streams.video[0]
+        if getattr(stream, "codec_context", None) is None:  # what a cut-off header leaves of a stream
+            raise VideoError(f"{name} has a video stream of no known codec: its header is damaged")
+        packets = [
+            (packet.pts, packet.is_keyframe, packet.is_corrupt)
+            for packet in container.demux(stream)
+            if packet.size  # the last packet of a demuxer is an empty flush
+        ]
+        return packets, stream.time_base, stream.average_rate, (stream.height, stream.width)
+
+
 def frame_numbers(pts: npt.NDArray[np.int64], time_base: Fraction, fps: Fraction) -> npt.NDArray[np.int64]:
     """Returns ``round(pts * time_base * fps)`` in integer arithmetic (exact for any length of file)."""
-    scale = time_base * fps
-    numerator, denominator = scale.numerator, scale.denominator
-    return (2 * pts * numerator + denominator) // (2 * denominator)
+    return _round_frames(pts, time_base * fps)
+
+
+def _round_frames(pts: Any, scale: Fraction) -> Any:
+    """Returns ``round(pts * scale)`` of an integer or an array of them, halves upwards."""
+    return (2 * pts * scale.numerator + scale.denominator) // (2 * scale.denominator)
 
 
 class VideoDecoder:
@@ -154,7 +167,9 @@ class VideoDecoder:
     def __init__(self) -> None:
         self._local = threading.local()
 
-    def decode(self, table: VideoTable, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    def decode(
+        self, table: VideoTable, numbers: npt.NDArray[np.int64], out: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Returns frames ``[len(numbers), h, w, 3]`` in RGB.
 
         Decoding starts at the last keyframe at or before a wanted frame and skips ahead to a later keyframe when one
@@ -163,21 +178,31 @@ class VideoDecoder:
         Args:
           table: From ``scan_video``.
           numbers: Ascending, distinct, within ``0 .. num_frames - 1``.
+          out: Where the frames are written, of their shape; None for an array of their own.
 
         Raises:
           VideoError: The file cannot be opened or decoded, or lacks a frame.
         """
         assert len(numbers) == 0 or (numbers[0] >= 0 and numbers[-1] < table.num_frames), (table.path, numbers)
         assert np.all(np.diff(numbers) > 0), numbers
-        out = np.empty((len(numbers), table.height, table.width, 3), np.uint8)
+        if out is None:
+            out = np.empty((len(numbers), table.height, table.width, 3), np.uint8)
+        assert out.shape == (len(numbers), table.height, table.width, 3), (table.path, out.shape)
         try:
-            opened = self._open(table)
-            row = 0
-            while row < len(numbers):
-                row = self._decode_run(opened, table, numbers, row, out)
+            retry_read(lambda: self._decode_all(table, numbers, out), table.name)
         except (FFmpegError, OSError) as error:
             raise VideoError(f"{table.name} cannot be decoded: {_reason(error)}") from error
         return out
+
+    def _decode_all(self, table: VideoTable, numbers: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+        """Fills ``out``; a container that failed is not used again."""
+        try:
+            opened, row = self._open(table), 0
+            while row < len(numbers):
+                row = self._decode_run(opened, table, numbers, row, out)
+        except OSError:
+            self._local.containers.pop((table.path, table.member), None)
+            raise
 
     def _decode_run(
         self,
@@ -240,10 +265,11 @@ class _OpenVideo:
 def _frames_from(opened: _OpenVideo, table: VideoTable, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yields ``(number, frame)`` from keyframe ``key`` on."""
     opened.container.seek(int(table.keyframe_pts[key]), stream=opened.stream, backward=True)
+    scale = opened.stream.time_base * table.fps  # once: fractions cost more than a small frame's conversion
     for frame in opened.container.decode(opened.stream):
         if frame.pts is None:
             raise VideoError(f"{table.name}: a frame has no timestamp")
-        yield int(frame_numbers(np.asarray(frame.pts - table.first_pts), opened.stream.time_base, table.fps)), frame
+        yield _round_frames(frame.pts - table.first_pts, scale), frame
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipelines.sources.captions import CAPTION_SUFFIXES, CaptionError, parse_caption
 from data_pipelines.sources.clips import VIDEO_SUFFIXES, Clip, ClipSource
+from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import first_line
 from data_pipelines.sources.video import ArchiveMember
 
@@ -82,6 +83,10 @@ def _sample_clips(shard_name: str, shard: Path, parts: dict[str, list[ArchiveMem
 
 
 def _read_at(path: Path, offset: int, size: int) -> bytes:
+    return retry_read(lambda: _pread(path, offset, size), str(path))
+
+
+def _pread(path: Path, offset: int, size: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.pread(descriptor, size, offset)

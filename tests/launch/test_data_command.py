@@ -68,6 +68,22 @@ def test_stats_agree_with_the_columns(tmp_path: Path) -> None:
         np.testing.assert_allclose(stats[name]["q99"], np.quantile(values.astype(np.float64), 0.99, axis=0), rtol=1e-6)
 
 
+def test_index_of_a_folder_is_made_once_and_said(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["data", "index", str(GOLDEN), f"--out={tmp_path / 'index'}", "--num_workers=1"]
+    sizes = ["--config.data.state_dim=8", "--config.data.action_dim=8", "--config.layout.frames_per_block=1"]
+    blocks = ["--config.layout.actions_per_block=1", "--config.data.frame_stride=1"]
+    assert cli.main([*arguments, *sizes, *blocks, f"--json={tmp_path / 'found.json'}"]) == 0
+    first = capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert f"training: {found['counts']['train']['windows']:,} windows of" in first
+    assert f"complete, fingerprint {found['fingerprint']}" in first
+    made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index").glob("*.npy")}
+    assert cli.main([*arguments, *sizes, *blocks]) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index").glob("*.npy")} == made
+    assert cli.main([*arguments, *sizes, *blocks, "--config.data.window_stride=3"]) == 2
+    assert "config.data.window_stride=1 and this run has 3" in capsys.readouterr().err
+
+
 def test_record_has_one_documented_flag_for_each_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "record", "--help"]) == 0
     described = capsys.readouterr().out
@@ -85,6 +101,9 @@ def test_record_has_one_documented_flag_for_each_field(capsys: pytest.CaptureFix
         (["inspect", str(GOLDEN), "--json=/nowhere/at/all.json"], 2, "cannot be written"),
         (["inspect", str(GOLDEN), "--html=/nowhere/at/all.html"], 2, "cannot be written"),
         (["stats", "a", "b"], 2, "got 2"),
+        (["index", "--out=x"], 2, "expected the folder of one dataset or --config, got neither"),
+        (["index", "nowhere", "--out=x"], 3, "nowhere does not exist"),
+        (["index", str(DATASET), "--out=x", "--source=a"], 2, "--source=a: one dataset at a time"),
         (["record"], 2, "out"),
         (["record", "--out=x", "--episodes=many"], 2, "--episodes=many"),
         (["record", "--out=x", "--tasks=reach-v4"], 2, "reach-v4"),

@@ -142,7 +142,7 @@ def test_bytes_of_a_compiled_step_equal_a_hand_count(generation: str) -> None:
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_every_start_has_its_done_in_the_same_computation(generation: str) -> None:
     module, num_starts = compiled(generation), 0
-    for computation, _, _ in visit_computations(module)[0]:
+    for computation, *_ in visit_computations(module)[0]:
         events = find_events(module, computation, 8).values()
         starts = [event.key for event in events if event.phase is Phase.START]
         dones = [event.key for event in events if event.phase is Phase.DONE]

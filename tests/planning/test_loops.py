@@ -110,11 +110,11 @@ ENTRY %main (x: (s32[]), i: s32[]) -> (s32[]) {
 }
 """
     visits, unknown = visit_computations(parse_module(text))
-    assert [(v.computation.name, v.times, v.depth) for v in visits] == [
-        ("main", 1, 0),
-        ("outer", 3, 1),
-        ("inner", 15, 2),
-        ("taken", 1, 0),
-        ("inner", 1, 0),
+    assert [(v.computation.name, v.times, v.depth, v.ways) for v in visits] == [
+        ("main", 1, 0, 1),
+        ("outer", 3, 1, 1),
+        ("inner", 15, 2, 1),
+        ("taken", 1, 0, 2),
+        ("inner", 1, 0, 2),
     ]
     assert unknown == []

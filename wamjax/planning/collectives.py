@@ -97,7 +97,7 @@ def list_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Use]
     """Returns every collective of ``module`` once, in program order."""
     num_devices = int(np.prod(list(mesh_shape.values())))
     uses = []
-    for computation, times, depth in visit_computations(module)[0]:
+    for computation, times, depth, _ in visit_computations(module)[0]:
         for event in find_events(module, computation, num_devices).values():
             if event.collective is not None:
                 axes = name_axes(event.collective, mesh_shape)

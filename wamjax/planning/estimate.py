@@ -11,6 +11,9 @@ FLOPs at a fraction of the peak, collectives by ring formulas, host transfers by
 ``exposed``
     The sum: nothing hides anything.
 
+Of a conditional, such as a ring's on the part a device holds, one branch is taken: on average over devices, each as
+often as the others; in the order of the schedule the longest, for which the others wait.
+
 Not priced: latency, contention, copies between HBM and on-chip memory (asynchronous, taken to hide), infeed. Expect an
 absolute error of some 20 %; ratios between programs under equal assumptions are better. Beside ``other`` (what is no
 matrix product) stands ``roof``: the bytes of the same instructions at streaming speed. The compiler charges unfused
@@ -73,8 +76,8 @@ def estimate_step(module: Module, generation: TpuGeneration, torus: Torus) -> St
     prices = _Prices(module, generation, torus)
     sums = dict.fromkeys(("matmul", "other", "attention", "ici", "ici_synchronous", "host", "other_roof"), 0.0)
     kernels: dict[str, Kernel] = {}
-    for computation, times, _ in visit_computations(module)[0]:
-        events = prices.events(computation)
+    for computation, runs, _, ways in visit_computations(module)[0]:
+        events, times = prices.events(computation), runs / ways
         for instruction in computation.instructions:
             if event := events.get(instruction.name):
                 wire = times * prices.wire(event)
@@ -187,7 +190,7 @@ class _Replay:
             elif instruction.opcode == "while":
                 now += self._loop(computation, instruction)
             elif called := branches(prices.module, instruction):
-                now += sum(self.run(branch) for branch in called)
+                now += max(self.run(branch) for branch in called)
             else:
                 now += prices.compute(computation, instruction, at_roof=self._at_roof)
         return max(now, *free.values())

@@ -45,11 +45,13 @@ class Visit(NamedTuple):
       computation: The computation.
       times: Executions per execution of the module.
       depth: Loops around it.
+      ways: Of so many branches one is taken at a time: those of the conditionals around it, multiplied.
     """
 
     computation: Computation
     times: int
     depth: int
+    ways: int = 1
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
@@ -89,12 +91,12 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
 def visit_computations(module: Module) -> tuple[list[Visit], list[str]]:
     """Returns the computations that run under control flow, the entry first, and the loops of unknown trip count.
 
-    A loop of unknown count is taken to run once, and every branch of a conditional to be taken.
+    A loop of unknown count is taken to run once. Every branch of a conditional is visited; ``Visit.ways`` tells.
     """
     unknown: list[str] = []
 
-    def visit(computation: Computation, times: int, depth: int) -> Iterator[Visit]:
-        yield Visit(computation, times, depth)
+    def visit(computation: Computation, times: int, depth: int, ways: int) -> Iterator[Visit]:
+        yield Visit(computation, times, depth, ways)
         for instruction in computation.instructions:
             if instruction.opcode == "while":
                 trips = trip_count(module, computation, instruction)
@@ -102,11 +104,12 @@ def visit_computations(module: Module) -> tuple[list[Visit], list[str]]:
                     unknown.append(instruction.name)
                 body = module.called(instruction, "body")
                 if body is not None:
-                    yield from visit(body, times * (1 if trips is None else trips), depth + 1)
-            for branch in branches(module, instruction):
-                yield from visit(branch, times, depth)
+                    yield from visit(body, times * (1 if trips is None else trips), depth + 1, ways)
+            called = branches(module, instruction)
+            for branch in called:
+                yield from visit(branch, times, depth, ways * len(called))
 
-    return list(visit(module.entry, 1, 0)), unknown
+    return list(visit(module.entry, 1, 0, 1)), unknown
 
 
 def branches(module: Module, instruction: Instruction) -> list[Computation]:

@@ -92,7 +92,7 @@ COMPILED: tuple[Compiled, ...] = (
         step_s=2.622,
         note=_LATER,
     ),
-    Compiled(experiment="pretrain/wan_14b_720p.py", topology="v6e:16x16", peak_gib=8.81, step_s=6.894, note=_LATER),
+    Compiled(experiment="pretrain/wan_14b_720p.py", topology="v6e:16x16", peak_gib=8.81, step_s=4.644, note=_LATER),
     Compiled(
         experiment="systems/dreamzero_14b_droid.py",
         overrides=("backbone.remat=attention",),
