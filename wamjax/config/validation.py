@@ -33,6 +33,7 @@ _RULES: dict[str, dict[str, _Rule]] = {
     },
     "clip": dict.fromkeys(("num_frames", "height", "width", "text_tokens", "image_tokens"), _POSITIVE),
     "actions": dict.fromkeys(("hidden_width", "num_categories", "expert_width", "expert_ffn_width"), _POSITIVE),
+    "prefix": {"width": _NOT_NEGATIVE, **dict.fromkeys(("ffn_width", "num_key_heads"), _POSITIVE)},
     "layout": {
         **dict.fromkeys(("num_blocks", "frames_per_block", "actions_per_block", "pad_multiple", "pad_unit"), _POSITIVE),
         **dict.fromkeys(("states_per_block", "window"), _NOT_NEGATIVE),
@@ -40,6 +41,7 @@ _RULES: dict[str, dict[str, _Rule]] = {
     "objective": {
         **dict.fromkeys(("shift", "num_timesteps", "min_time", "edm_log_std"), _POSITIVE),
         **dict.fromkeys(("video_weight", "action_weight", "value_weight", "action_shift"), _NOT_NEGATIVE),
+        "edm_log_mean": (lambda x: -6 <= x <= 6, "between -6 and 6"),
         **dict.fromkeys(("history_noise", "history_max_time", "edm_uniform"), _FRACTION),
     },
     "data": {

@@ -71,24 +71,9 @@ def joint_layout(
     """
     if num_blocks < 1 or frames_per_block < 1:
         raise ValueError(f"num_blocks={num_blocks} and frames_per_block={frames_per_block} must both be 1 or more")
-    per_frame = grid[0] * grid[1]
 
     def video(role: Role, block: int) -> Segment:
-        first_frame, frames = (1 + (block - 1) * frames_per_block, frames_per_block) if block else (0, 1)
-        skipped = 1 if role is Role.NOISY_VIDEO and not noisy_first_frame else 0
-        noisy = role is Role.NOISY_VIDEO
-        return Segment(
-            role=role,
-            order=block,
-            num_tokens=frames * per_frame,
-            start=(first_frame - skipped) * per_frame,
-            grid=(frames, *grid),
-            first_frame=first_frame,
-            rotary=Rotary.VIDEO,
-            noised=noisy,
-            has_loss=noisy,
-            is_whole=not block,
-        )
+        return _frames_of_block(role, block, frames_per_block, grid, noisy_first_frame=noisy_first_frame)
 
     def vector(role: Role, block: int, count: int) -> list[Segment]:
         noised = role is Role.ACTION
@@ -114,6 +99,28 @@ def joint_layout(
     if token_causal_context:
         visibility[Role.CLEAN_VIDEO, Role.CLEAN_VIDEO] = CAUSAL
     return Layout(tuple(segments), visibility)
+
+
+def _frames_of_block(
+    role: Role, block: int, frames_per_block: int, grid: tuple[int, int], *, noisy_first_frame: bool
+) -> Segment:
+    """Returns the frames of one block of the joint layout; block 0 is the first frame."""
+    per_frame = grid[0] * grid[1]
+    first_frame, frames = (1 + (block - 1) * frames_per_block, frames_per_block) if block else (0, 1)
+    skipped = 1 if role is Role.NOISY_VIDEO and not noisy_first_frame else 0
+    noisy = role is Role.NOISY_VIDEO
+    return Segment(
+        role=role,
+        order=block,
+        num_tokens=frames * per_frame,
+        start=(first_frame - skipped) * per_frame,
+        grid=(frames, *grid),
+        first_frame=first_frame,
+        rotary=Rotary.VIDEO,
+        noised=noisy,
+        has_loss=noisy,
+        is_whole=not block,
+    )
 
 
 def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
