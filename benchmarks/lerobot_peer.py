@@ -37,7 +37,7 @@ class AvReader:
     def __next__(self) -> dict[str, object]:
         frame = next(self._frames)
         data = torch.as_tensor(frame.to_rgb().to_ndarray()).permute(2, 0, 1)
-        return {"pts": float(frame.pts * frame.time_base), "data": data}
+        return {"pts": frame.time, "data": data}
 
 
 def main() -> None:

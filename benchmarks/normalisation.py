@@ -31,7 +31,10 @@ _ACTION_AND_STATE = ("action", "observation.state")
 
 
 class _Synthetic(OpenedSource):
-    """Random walks of joints with heavy tails; actions follow them with some noise."""
+    """Random walks of joints with heavy tails; actions follow them with some noise. There is no camera."""
+
+    format = "synthetic"
+    fps = 15.0
 
     def __init__(self, steps: int) -> None:
         super().__init__(Path("synthetic"))
@@ -47,8 +50,14 @@ class _Synthetic(OpenedSource):
                 for part, dims in (("joint", slice(0, 7)), ("gripper", slice(7, 8)))
             }
 
+    def frames(self, camera: str, episode: int, steps: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        raise KeyError(camera)
 
-def _all_rows(source: _Synthetic, actions: int) -> Iterator[npt.NDArray[np.float32]]:
+    def fingerprint(self) -> str:
+        return f"random walks, {len(self.episodes)} episodes"
+
+
+def _all_rows(source: _Synthetic, actions: int) -> Iterator[npt.NDArray[np.float64]]:
     """Yields the relative values of the first joint, from the columns themselves."""
     for record in source.episodes:
         action, state = (source.column(f"{n}.joint_position", record.index)[:, 0] for n in _ACTION_AND_STATE)
