@@ -1,6 +1,6 @@
 # Every target installs what it needs into .venv first. Needs only make, git and Python 3.11 to 3.13; uses uv when present.
 
-.PHONY: help quickstart test test-slow lint bench
+.PHONY: help quickstart test fast-tests test-slow lint bench
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -25,7 +25,11 @@ quickstart: $(RUN_STAMP)
 	$(BIN)/wamjax train --config=experiments/quickstart.py --workdir=$(QUICKSTART) $(DEVICES)
 	$(BIN)/wamjax eval --workdir=$(QUICKSTART) $(DEVICES)
 
-test: lint
+# Types are checked while the tests run: neither uses all cores all the time.
+test: $(DEV_STAMP)
+	@$(MAKE) --no-print-directory -j2 lint fast-tests
+
+fast-tests: $(DEV_STAMP)
 	XLA_FLAGS="$$XLA_FLAGS $(QUICK_COMPILE)" $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(DEV_STAMP)

@@ -1,20 +1,20 @@
 """Orientations between the forms in which datasets write them and models see them, by ``scipy``'s ``Rotation``.
 
-Owns the names and sizes of the forms. ``euler_xyz``: angles in rad about the fixed axes x, y, z in this order (DROID's
+``euler_xyz``: angles in rad about the fixed axes x, y, z in this order (DROID's
 and BridgeData's way). ``quaternion``: x, y, z, w. ``rotation_6d``: the first two columns of the matrix, one after the
 other. Source of the last: Zhou et al. 2019, arXiv 1812.07035, section 4.2; PyTorch3D takes the first two rows instead.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial.transform import Rotation
 
-RotationForm = Literal["none", "euler_xyz", "axis_angle", "quaternion", "rotation_6d"]
-ROTATION_DIMS: dict[RotationForm, int] = {"euler_xyz": 3, "axis_angle": 3, "quaternion": 4, "rotation_6d": 6}
+from data_pipelines.embodiments.rotation_forms import ROTATION_DIMS, RotationForm
+
 # Two columns that are this short, or this close to one line, give no orientation.
 _MIN_LENGTH = 1e-6
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from data_pipelines.rotations import ROTATION_DIMS, RotationForm
+from data_pipelines.embodiments.rotation_forms import ROTATION_DIMS, RotationForm
 from wamjax.config.bridge import nearest_name
 from wamjax.config.sources import ViewPlacement
 from wamjax.errors import ConfigError

@@ -25,7 +25,7 @@ def get_config(stage: str = "video") -> config_dict.ConfigDict:
     if stage not in STAGES:
         raise ValueError(f"stage {stage!r} is none of {', '.join(STAGES)}; write --config=FILE:STAGE")
     config = from_config_dict(quickstart.get_config())
-    return to_config_dict(dataclasses.replace(_stage(config, stage), name=f"campaign_{stage}"))
+    return to_config_dict(dataclasses.replace(_stage(config, stage), name=f"video_then_actions_{stage}"))
 
 
 def _stage(config: RunConfig, stage: str) -> RunConfig:

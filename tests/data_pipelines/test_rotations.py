@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from data_pipelines.rotations import ROTATION_DIMS, RotationForm, format_rotations, parse_rotations
+from data_pipelines.embodiments.rotation_forms import ROTATION_DIMS, RotationForm
+from data_pipelines.rotations import format_rotations, parse_rotations
 
 FORMS: tuple[RotationForm, ...] = tuple(ROTATION_DIMS)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from data_pipelines.embodiments.rotation_forms import ROTATION_DIMS, RotationForm
 from data_pipelines.embodiments.spec import UnusedDims, VectorField
 from data_pipelines.normalisation import Normalisation, Scale
-from data_pipelines.rotations import ROTATION_DIMS, RotationForm
 from data_pipelines.vectors import VectorCodec, VectorLayout, build_layout, vector_keys
 from wamjax.config.schema import DataConfig
 

@@ -236,6 +236,7 @@ def test_plan_of_the_quickstart_compiles_and_has_every_key(tmp_path: Path, capsy
     assert "memory of one device: planned" in printed
 
 
+@pytest.mark.slow
 def test_machine_that_needs_the_batch_in_parts_is_not_called_impossible(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "search", WAN_480P, "--machines=v4:16"]) == 0
     printed = capsys.readouterr().out

@@ -75,7 +75,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("as_parts", [False, True])
+@pytest.mark.parametrize("as_parts", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_splash_completes_the_last_128_tokens(as_parts):
     layout = joint_layout(num_blocks=2, frames_per_block=1, grid=(2, 5), actions_per_block=3, states_per_block=1)
     schedule = layout.full_pass().schedule
