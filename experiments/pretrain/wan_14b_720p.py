@@ -6,33 +6,13 @@ Sequence:  21 x 45 x 80 = 75,600 tokens, padded to 76,800
 Mesh:      64 chips of TPU v5p: fsdp 16 x context 4
 """
 
-import dataclasses
-
 from ml_collections import config_dict
 
-from wamjax.config.backbone import ClipConfig
-from wamjax.config.bridge import to_config_dict
-from wamjax.config.presets import WAN_2_1_T2V_14B
-from wamjax.config.schema import (
-    LayoutConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TrainConfig,
-)
+from experiments.pretrain import wan_14b_480p
 
 
 def get_config() -> config_dict.ConfigDict:
-    block = dataclasses.replace(WAN_2_1_T2V_14B.block, compute_dtype="bfloat16")
-    config = RunConfig(
-        name="wan_14b_720p",
-        backbone=dataclasses.replace(WAN_2_1_T2V_14B, block=block, remat="attention"),
-        clip=ClipConfig(num_frames=81, height=720, width=1280),
-        layout=LayoutConfig(formulation="video", pad_multiple=2560),
-        objective=ObjectiveConfig(shift=5.0, weighting="gaussian"),
-        optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=2000, b1=0.9, b2=0.95, ema_decay=0.0),
-        parallel=ParallelConfig(fsdp=-1, context=0, rules="fsdp_context", blocks="explicit"),
-        train=TrainConfig(num_steps=100_000, global_batch_size=16),
-    )
-    return to_config_dict(config)
+    config = wan_14b_480p.get_config()
+    sizes = {"clip": {"height": 720, "width": 1280}, "layout": {"pad_multiple": 2560}}
+    config.update({"name": "wan_14b_720p", "backbone": {"remat": "attention"}, **sizes})
+    return config

@@ -8,48 +8,15 @@ Differs:   the learning rate falls along a cosine to 0.06 of its peak, where the
            steps and then steps down to 0.06. No dataset reader makes these samples yet: it plans and builds.
 """
 
-import dataclasses
-
 from ml_collections import config_dict
 
-from wamjax.config.backbone import ClipConfig
-from wamjax.config.bridge import to_config_dict
-from wamjax.config.presets import COSMOS_PREDICT2_2B_VIDEO2WORLD
-from wamjax.config.schema import (
-    DataConfig,
-    LayoutConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TrainConfig,
-)
+from experiments.systems import cosmos_policy_libero
 
 
 def get_config() -> config_dict.ConfigDict:
-    block = dataclasses.replace(COSMOS_PREDICT2_2B_VIDEO2WORLD.block, compute_dtype="bfloat16")
-    config = RunConfig(
-        name="cosmos_policy_robocasa",
-        backbone=dataclasses.replace(COSMOS_PREDICT2_2B_VIDEO2WORLD, block=block, remat="attention"),
-        # 3 views of 224 x 224, now and after the chunk; every picture is a latent frame of its own.
-        clip=ClipConfig(num_frames=6, height=224, width=224, stride=(1, 8, 8)),
-        layout=LayoutConfig(
-            formulation="latent_frames",
-            num_blocks=1,
-            frames_per_block=3,
-            actions_per_block=32,
-            states_per_block=2,
-        ),
-        data=DataConfig(action_dim=7, state_dim=9),
-        optimizer=OptimizerConfig(
-            peak_lr=1e-4,
-            warmup_steps=1000,
-            final_lr_fraction=0.06,
-            b1=0.9,
-            b2=0.99,
-            weight_decay=0.1,
-            ema_decay=0.0,
-        ),
-        parallel=ParallelConfig(fsdp=-1, context=0, blocks="explicit"),
-        train=TrainConfig(num_steps=45_000, global_batch_size=800),
-    )
-    return to_config_dict(config)
+    config = cosmos_policy_libero.get_config()
+    # 3 views of 224 x 224, now and after the chunk; every picture is a latent frame of its own.
+    sizes = {"clip": {"num_frames": 6}, "layout": {"frames_per_block": 3, "actions_per_block": 32}}
+    run = {"train": {"num_steps": 45_000, "global_batch_size": 800}}
+    config.update({"name": "cosmos_policy_robocasa", **sizes, **run})
+    return config

@@ -7,52 +7,14 @@ Mesh:      64 chips of TPU v5p: fsdp 64
 Differs:   the paper's steps and batch are RoboTwin's; those of LIBERO are assumed equal.
 """
 
-import dataclasses
-
 from ml_collections import config_dict
 
-from wamjax.config.backbone import ActionsConfig, ClipConfig
-from wamjax.config.bridge import to_config_dict
-from wamjax.config.presets import WAN_2_2_TI2V_5B
-from wamjax.config.schema import (
-    DataConfig,
-    LayoutConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TrainConfig,
-)
+from experiments.systems import fast_wam_robotwin
 
 
 def get_config() -> config_dict.ConfigDict:
-    block = dataclasses.replace(WAN_2_2_TI2V_5B.block, compute_dtype="bfloat16")
-    config = RunConfig(
-        name="fast_wam_libero",
-        backbone=dataclasses.replace(WAN_2_2_TI2V_5B, block=block, remat="attention"),
-        # 33 frames of LIBERO, every fourth, two views side by side: 3 latent frames of 14 x 28 latents; 32 actions.
-        clip=ClipConfig(num_frames=9, height=224, width=448, stride=(4, 16, 16), text_tokens=128, masks_text=True),
-        actions=ActionsConfig(modules="expert", expert_width=1024, expert_ffn_width=4096),
-        layout=LayoutConfig(
-            formulation="first_frame",
-            family="representation",
-            num_blocks=1,
-            frames_per_block=2,
-            actions_per_block=32,
-        ),
-        objective=ObjectiveConfig(shift=5.0, weighting="gaussian"),
-        data=DataConfig(action_dim=7, state_dim=8),
-        optimizer=OptimizerConfig(
-            peak_lr=1e-4,
-            warmup_steps=1500,
-            final_lr_fraction=0.01,
-            b1=0.9,
-            b2=0.95,
-            weight_decay=0.01,
-            clip_norm=1.0,
-            ema_decay=0.0,
-        ),
-        parallel=ParallelConfig(fsdp=-1, blocks="explicit"),
-        train=TrainConfig(num_steps=30_000, global_batch_size=1024),
-    )
-    return to_config_dict(config)
+    config = fast_wam_robotwin.get_config()
+    # Two views side by side: 3 latent frames of 14 x 28 latents.
+    sizes = {"clip": {"height": 224, "width": 448}, "data": {"action_dim": 7, "state_dim": 8}}
+    config.update({"name": "fast_wam_libero", **sizes})
+    return config

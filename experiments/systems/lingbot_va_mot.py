@@ -9,49 +9,14 @@ Differs:   a cost preset, as lingbot_va_robotwin. The paper gives the width of t
            cross-attention to text that all blocks have here the action stream is larger than the paper's.
 """
 
-import dataclasses
-
 from ml_collections import config_dict
 
-from wamjax.config.backbone import ActionsConfig, ClipConfig
-from wamjax.config.bridge import to_config_dict
-from wamjax.config.presets import WAN_2_2_TI2V_5B
-from wamjax.config.schema import (
-    DataConfig,
-    LayoutConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    RunConfig,
-    TrainConfig,
-)
+from experiments.systems import lingbot_va_robotwin
 
 
 def get_config() -> config_dict.ConfigDict:
-    block = dataclasses.replace(WAN_2_2_TI2V_5B.block, compute_dtype="bfloat16")
-    config = RunConfig(
-        name="lingbot_va_mot",
-        backbone=dataclasses.replace(WAN_2_2_TI2V_5B, block=block, remat="attention"),
-        clip=ClipConfig(num_frames=125, height=384, width=320, stride=(4, 16, 16)),
-        actions=ActionsConfig(modules="expert", expert_width=768, expert_ffn_width=3072),
-        layout=LayoutConfig(
-            formulation="alternating", num_blocks=8, frames_per_block=4, actions_per_block=64, states_per_block=0
-        ),
-        objective=ObjectiveConfig(
-            shift=5.0, action_shift=1.0, weighting="gaussian", history_noise=0.5, history_max_time=0.5
-        ),
-        data=DataConfig(action_dim=30),
-        optimizer=OptimizerConfig(
-            schedule="constant",
-            peak_lr=1e-5,
-            warmup_steps=10,
-            b1=0.9,
-            b2=0.95,
-            weight_decay=0.1,
-            clip_norm=2.0,
-            ema_decay=0.0,
-        ),
-        parallel=ParallelConfig(fsdp=-1, blocks="explicit"),
-        train=TrainConfig(num_steps=50_000, global_batch_size=64),
-    )
-    return to_config_dict(config)
+    config = lingbot_va_robotwin.get_config()
+    actions = {"modules": "expert", "expert_width": 768, "expert_ffn_width": 3072}
+    # The sequence of a mixture is not split.
+    config.update({"name": "lingbot_va_mot", "actions": actions, "parallel": {"context": 1}})
+    return config
