@@ -104,7 +104,7 @@ def golden_layer() -> tuple[GatedDeltaNet, np.lib.npyio.NpzFile]:
 def test_layer_is_that_of_transformers():
     layer, golden = golden_layer()
     x = jnp.asarray(golden["layer_in"])
-    np.testing.assert_allclose(layer(x, ((0, x.shape[1]),)), golden["layer_out"], atol=2e-6)
+    np.testing.assert_allclose(layer(x, ((0, x.shape[1]),)), golden["layer_out"], atol=2e-5)
 
 
 def test_padding_is_not_read_and_later_tokens_change_nothing():
@@ -112,9 +112,7 @@ def test_padding_is_not_read_and_later_tokens_change_nothing():
     x = jnp.asarray(golden["layer_in"])
     holes = jnp.concatenate([x[:, :9], jnp.full_like(x[:, :4], 7.0), x[:, 9:], jnp.full_like(x[:, :3], 7.0)], axis=1)
     out = layer(holes, ((0, 9), (13, x.shape[1] + 4)))
-    np.testing.assert_allclose(
-        jnp.concatenate([out[:, :9], out[:, 13:-3]], axis=1), golden["layer_out"], atol=2e-6
-    )
+    np.testing.assert_allclose(jnp.concatenate([out[:, :9], out[:, 13:-3]], axis=1), golden["layer_out"], atol=2e-5)
     assert np.isfinite(out).all()
     grad = jax.grad(lambda y: jnp.sum(layer(y, ((0, y.shape[1]),))[:, 20]))(x)
     assert np.abs(grad[:, :21]).sum(axis=-1).all()

@@ -7,8 +7,9 @@ One class per way in which actions enter (see ``models.action_transformers``); w
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
-from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
+from wamjax.config.backbone import BlockConfig, LayerAttention, VideoTransformerConfig
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 
@@ -184,9 +185,9 @@ def check_mixture_is_whole(context: int) -> None:
         )
 
 
-def check_layers_are_whole(block: BlockConfig, context: int) -> None:
+def check_layers_are_whole(attention: Iterable[LayerAttention], context: int) -> None:
     """Raises ``ConfigError`` if ``context`` devices would split the sequence of layers that need it whole."""
-    if context > 1 and any(each.kind != "full" for each in block.attention):
+    if context > 1 and any(each.kind != "full" for each in attention):
         raise ConfigError(
             f"config.parallel.context={context} splits the sequence, which the window and gated_delta layers of "
             "config.backbone.block.attention keep whole; set it to 1 and use fsdp"

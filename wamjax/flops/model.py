@@ -26,12 +26,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from wamjax.config.backbone import BlockConfig, LayerAttention
 from wamjax.config.choices import Remat
 from wamjax.config.schema import RunConfig
 from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, find_anatomies, needed_attention, tally_model
 from wamjax.flops.execution import Execution, executed_attention
+from wamjax.flops.layers import delta_rule
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
-from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Segment
+from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Schedule, Segment
+from wamjax.layout.windows import joint_schedule
 
 __all__ = ["COMPONENTS", "FlopCount", "count_flops"]
 
@@ -46,8 +49,8 @@ class FlopCount:
       hardware: One training step, as executed.
       hardware_forward: One forward pass, as executed (what an evaluation costs).
       tokens: Tokens by stream, padding included under ``padding``.
-      num_pairs: Attended query-key pairs of self-attention, per layer.
-      num_executed_pairs: Pairs the attention kernel computes in a forward pass.
+      num_pairs: Attended query-key pairs of self-attention in a layer; of layers that differ, in the one with most.
+      num_executed_pairs: Pairs the attention kernel computes in a forward pass, likewise.
       num_dense_pairs: Pairs of dense attention over the same tokens.
       num_parameters: Parameters of the model.
       num_trained_parameters: Those of them that are trained.
@@ -128,15 +131,15 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
         is_executed=True,
         remat=_remat(config),
     )
-    attention = next(iter(executed.values())).attention
+    (attends, *_), (computes, *_) = ([work.attention for work in works.values()] for works in (needed, executed))
     return FlopCount(
         forward=model.forward,
         model=model.training(),
         hardware=hardware.training(),
         hardware_forward=hardware.forward,
         tokens=layout.tokens_by_stream(),
-        num_pairs=layout.num_pairs,
-        num_executed_pairs=attention.num_pairs,
+        num_pairs=max(attention.num_pairs for attention in attends),
+        num_executed_pairs=max(attention.num_pairs for attention in computes),
         num_dense_pairs=layout.num_dense_pairs,
         num_parameters=sum(count_parameters(config).values()),
         num_trained_parameters=count_trained_parameters(config),
@@ -155,7 +158,11 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
         states = config.layout.states_per_block if config.actions.modules == "expert" else 0
     if not find_anatomies(config)[expert].block.cross_attention:
         text = states = 0
-    attention = needed_attention(tokens, layout.num_pairs, text + states, image)
+    layers = find_anatomies(config)[expert].block.layers
+    attention = tuple(
+        needed_attention(tokens, schedule.num_pairs, text + states, image, recurrence=_needed_recurrence(layer, tokens))
+        for layer, schedule in zip(layers, layer_schedules(config, layout), strict=True)
+    )
     has_own_times = config.actions.modules == "linear"
     return Work(
         tokens=tokens,
@@ -172,6 +179,21 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
         text_states=states if is_first else 0,  # made once, read by all
         prefix=_count(own, Role.TEXT),
     )
+
+
+def layer_schedules(config: RunConfig, layout: Layout) -> tuple[Schedule, ...]:
+    """Returns what experts attend to in each layer of one period; one schedule where all layers are alike."""
+    pattern = () if config.backbone is None else config.backbone.block.attention
+    return tuple(joint_schedule(layout.full_pass(), each) for each in pattern or (LayerAttention(),))
+
+
+def _needed_recurrence(layer: BlockConfig, tokens: int) -> tuple[int, int]:
+    """Returns the FLOPs of a recurrent layer, forward and backward; none of another."""
+    if not layer.is_recurrent:
+        return 0, 0
+    own = layer.own_attention
+    forward = delta_rule(tokens, layer.num_heads, own.key_dim, own.value_dim)
+    return forward, 2 * forward
 
 
 def _count(segments: Iterable[Segment], *roles: Role) -> int:
@@ -198,15 +220,19 @@ def _executed_work(
     Padding goes through the blocks, and of a clip in and out of them too.
     """
     tokens = sum(s.num_tokens for s in layout.segments if s.expert == expert)
-    attention = executed_attention(
-        config.parallel,
-        anatomy.block,
-        layout.full_pass().schedule,
-        needed.text,
-        needed.image,
-        execution,
-        tokens=tokens,
-        masks_text=config.backbone is not None and config.clip.masks_text,
+    attention = tuple(
+        executed_attention(
+            config.parallel,
+            layer,
+            schedule,
+            needed.text,
+            needed.image,
+            execution,
+            tokens=tokens,
+            masks_text=config.backbone is not None and config.clip.masks_text,
+            recurrent_tokens=needed.tokens,
+        )
+        for layer, schedule in zip(anatomy.block.layers, layer_schedules(config, layout), strict=True)
     )
     work = dataclasses.replace(needed, tokens=tokens, attention=attention)
     if config.layout.is_plain_clip:

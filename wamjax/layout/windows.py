@@ -35,6 +35,16 @@ def layer_schedule(layout_pass: Pass, attention: LayerAttention) -> Schedule:
     return _windowed(layout_pass.segments, layout_pass.past, schedule, attention.reach, attention.dilation)
 
 
+def joint_schedule(layout_pass: Pass, attention: LayerAttention) -> Schedule:
+    """Returns what the experts of a mixture attend to in a layer of which the video's has ``attention``.
+
+    Where that is a recurrence, it is what the others see of one another.
+    """
+    if attention.kind != "gated_delta":
+        return layer_schedule(layout_pass, attention)
+    return schedule_beside(layout_pass, ("video", "shared"))
+
+
 def schedule_beside(layout_pass: Pass, recurrent: Sequence[str]) -> Schedule:
     """Returns what experts other than ``recurrent`` see of one another, their tokens alone in the order of the pass."""
     spans = merge_spans(span for span, s in _placed(layout_pass.segments) if s.expert not in recurrent)

@@ -8,8 +8,8 @@ Computed in chunks: within one, the corrections of all its tokens solve a unit l
 representation), whose inverse is made of products; the state goes from chunk to chunk by a scan. So all work is matrix
 products. Time and memory grow as the number of tokens, and a backward pass computes the chunks again.
 
-Source: Gated Delta Networks (Yang et al., arXiv 2412.06464), equations 8-10 and appendix A; DeltaNet (Yang et al., arXiv
-2406.06484) for the chunks.
+Source: Gated Delta Networks (Yang et al., arXiv 2412.06464), its gated delta rule and section on hardware-efficient
+training; DeltaNet (Yang et al., arXiv 2406.06484) for the chunks.
 """
 
 from __future__ import annotations

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
 
 from wamjax.config.backbone import BlockConfig
+from wamjax.layout.kernels import DELTA_TAPS
 from wamjax.layout.schedule import Span
 from wamjax.nn.gated_delta import gated_delta_rule
 from wamjax.nn.init import fan_in, named
@@ -27,11 +29,11 @@ from wamjax.nn.rectangles import lay_out, take
 from wamjax.parallel.explicit import gather_kernel
 from wamjax.types import PRNGKey, Tokens
 
-TAPS = 4  # tokens that a short convolution reads, the newest its own
 _L2_EPS = 1e-6
 
-# Range of the step sizes, and largest rate, from which decays are initialised.
-_MIN_STEP, _MAX_STEP, _MAX_RATE = 0.001, 0.1, 16.0
+# Ranges of step sizes and rates from which decays are initialised: flash-linear-attention's, rates kept from 0 as in
+# transformers' Qwen3-Next.
+_STEPS, _RATES = (0.001, 0.1), (0.01, 16.0)
 
 
 class GatedDeltaNet(nnx.Module):
@@ -64,7 +66,7 @@ class GatedDeltaNet(nnx.Module):
             for k, dim in zip(keys[:4], dims.values(), strict=True)
         )
         self.query_taps, self.key_taps, self.value_taps = (
-            named(k, _uniform(-(TAPS**-0.5), TAPS**-0.5), (TAPS, heads, dim), (None, "heads", None))
+            named(k, _uniform(-(DELTA_TAPS**-0.5), DELTA_TAPS**-0.5), (DELTA_TAPS, heads, dim), (None, "heads", None))
             for k, dim in zip(keys[4:7], list(dims.values())[:3], strict=True)
         )
         self.decay, self.strength = (
@@ -116,8 +118,8 @@ class GatedDeltaNet(nnx.Module):
 def _convolve(x: jax.Array, taps: jax.Array) -> jax.Array:
     """Returns SiLU(sum_i taps_i x_(n - last + i)) in fp32: tokens ``[b k n e]`` read themselves and those before."""
     count = x.shape[2]
-    filled = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (TAPS - 1, 0), (0, 0)))
-    parts = [taps[i][:, None] * jax.lax.slice_in_dim(filled, i, i + count, axis=2) for i in range(TAPS)]
+    filled = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, 0), (DELTA_TAPS - 1, 0), (0, 0)))
+    parts = [taps[i][:, None] * jax.lax.slice_in_dim(filled, i, i + count, axis=2) for i in range(DELTA_TAPS)]
     return jax.nn.silu(sum(parts[1:], parts[0]))
 
 
@@ -126,20 +128,20 @@ def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + _L2_EPS)
 
 
-def _uniform(low: float, high: float) -> jax.nn.initializers.Initializer:
-    def init(key: PRNGKey, shape: tuple[int, ...], dtype: str = "float32", out_sharding: None = None) -> jax.Array:
+def _uniform(low: float, high: float) -> Initializer:
+    def init(key: PRNGKey, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del out_sharding
         return jax.random.uniform(key, shape, dtype, low, high)
 
     return init
 
 
-def _log_rates(key: PRNGKey, shape: tuple[int, ...], dtype: str = "float32", out_sharding: None = None) -> jax.Array:
-    """Returns logs of rates that are uniform up to the largest."""
-    return jnp.log(_uniform(jnp.finfo(dtype).tiny, _MAX_RATE)(key, shape, dtype, out_sharding))
+def _log_rates(key: PRNGKey, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+    """Returns logs of rates that are uniform in their range."""
+    return jnp.log(_uniform(*_RATES)(key, shape, dtype, out_sharding))
 
 
-def _decay_biases(key: PRNGKey, shape: tuple[int, ...], dtype: str = "float32", out_sharding: None = None) -> jax.Array:
+def _decay_biases(key: PRNGKey, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
     """Returns biases whose softplus, a step size, is log-uniform in its range."""
-    steps = jnp.exp(_uniform(math.log(_MIN_STEP), math.log(_MAX_STEP))(key, shape, dtype, out_sharding))
+    steps = jnp.exp(_uniform(math.log(_STEPS[0]), math.log(_STEPS[1]))(key, shape, dtype, out_sharding))
     return steps + jnp.log(-jnp.expm1(-steps))

@@ -197,7 +197,8 @@ def gathered_bytes(parameters: Sequence[Placed], shard: Shard) -> int:
 
     All are in the compute dtype.
     """
-    return 3 * sum(p.gathered // p.copies for p in parameters if p.is_in_blocks and p.is_gathered) * shard.itemsize
+    step = 3 * sum(p.gathered // p.copies for p in parameters if p.is_in_blocks and p.is_gathered) * shard.itemsize
+    return step // len(shard.block.layers)  # of a pattern, one layer of a period is at work
 
 
 def _loss_bytes(config: RunConfig, shard: Shard) -> int:
