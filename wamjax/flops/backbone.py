@@ -43,6 +43,7 @@ class Anatomy:
       modules: Path of the ways of actions and states.
       text: Name of the text embedding.
       head: Name of the video head.
+      rotates: Whether the stack has rotary embedding.
     """
 
     block: BlockConfig
@@ -52,6 +53,7 @@ class Anatomy:
     modules: str = ""
     text: str = "text_embedding"
     head: str = "head_out"
+    rotates: bool = True
 
     def having(self, paths: Iterable[str]) -> list[str]:
         """Returns those of ``paths`` that are layers of the model."""
@@ -95,7 +97,16 @@ class Work:
 
 def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
     """Returns the stacks of the model of ``config`` by expert (``Segment.expert``); one is ``shared``."""
-    parameters, backbone = list_parameters(config), config.backbone
+    parameters, backbone, vla = list_parameters(config), config.backbone, config.vla
+    if vla is not None:
+        language = Anatomy(
+            block=vla.language_block,
+            num_layers=vla.num_layers,
+            parameters=parameters,
+            root="prefix.",
+            modules="expert.",
+        )
+        return {"prefix": language, "action": dataclasses.replace(language, block=vla.expert_block, root="expert.")}
     if backbone is None:
         block, depth = block_config(config.model), config.model.num_layers
         own = Anatomy(block=block, num_layers=depth, parameters=parameters, text="prompts", head="video_head")
@@ -162,6 +173,7 @@ def tally_model(
     differentiates_data: bool = False,
     is_executed: bool = False,
     remat: Remat | None = None,
+    vision: tuple[Anatomy, Work] | None = None,
 ) -> Tally:
     """Adds up one sample.
 
@@ -173,21 +185,46 @@ def tally_model(
       is_executed: Whether to count what the program does: every layer of the scanned stack computes what any layer
         needs, and heads are turned by a product where the dtype asks for it.
       remat: What the backward pass of the blocks finds; None for everything.
+      vision: A tower whose tokens the first of ``stacks`` reads; it runs before.
     """
-    anatomy = stacks[0][0]
-    total = Tally(COMPONENTS, anatomy.parameters, finetune)
+    total = Tally(COMPONENTS, stacks[0][0].parameters, finetune)
+    seen = False
+    if vision is not None:
+        (tower, images), data = vision, differentiates_data
+        needs = total.chain("patch", [f"{tower.root}patch_embed"], images.patches, needs=data)
+        needs |= total.trains(f"{tower.root}positions")
+        seen_in = [_Gradients(needs, False, False, False, False)]
+        (out,) = _tally_blocks(total, [vision], seen_in, finetune, is_executed=is_executed, remat=remat)
+        normed = out.tokens or total.trains(f"{tower.root}norm.scale", f"{tower.root}norm.bias")
+        seen = total.chain("image_embed", [f"{tower.root}out"], images.tokens, needs=normed)
     into = [_tally_embeddings(total, *stack, data=differentiates_data) for stack in stacks]
+    into[0] = into[0]._replace(tokens=into[0].tokens or seen)
+    outs = _tally_blocks(total, stacks, into, finetune, is_executed=is_executed, remat=remat)
+    for (own, work), out in zip(stacks, outs, strict=True):
+        _tally_heads(total, own, work, out)
+    return total
+
+
+def _tally_blocks(
+    total: Tally,
+    stacks: Sequence[tuple[Anatomy, Work]],
+    into: Sequence[_Gradients],
+    finetune: FinetuneConfig,
+    *,
+    is_executed: bool,
+    remat: Remat | None,
+) -> list[_Gradients]:
+    """Adds the blocks of ``stacks``, which attend together; returns what of their outputs needs gradients."""
+    anatomy = stacks[0][0]
     first, rest, blocks = (Tally(COMPONENTS, anatomy.parameters, finetune, remat) for _ in range(3))
     turns = is_executed and anatomy.block.compute_dtype == "bfloat16"
-    layer = [_Block(*stack, turns=turns) for stack in stacks]
+    layer = [_Block(*stack, turns=turns and stack[0].rotates) for stack in stacks]
     outs = [part._replace(tokens=out) for part, out in zip(into, _tally_layer(first, layer, into), strict=True)]
     _tally_layer(rest, layer, outs)
     blocks.add(rest if is_executed else first, 1)
     blocks.add(rest, anatomy.num_layers - 1)
     total.add(blocks, 1)
-    for (own, work), out in zip(stacks, outs, strict=True):
-        _tally_heads(total, own, work, out)
-    return total
+    return outs
 
 
 class _Gradients(NamedTuple):
@@ -232,7 +269,8 @@ def _tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool)
     tokens = [
         work.patches > 0 and tally.chain("patch", [f"{root}patch_embed"], work.patches, needs=data),
         tally.trains("grid_embedding"),
-        work.prefix > 0 and tally.chain("text_embed", [f"{root}embed_tokens"], work.prefix, needs=data),
+        work.prefix > 0 and tally.trains(f"{root}table"),
+        work.prefix > 0 and chain("text_embed", f"{root}embed_tokens", ("",), work.prefix, needs=data),
         work.actions > 0 and tally.chain("action_state", ways(_ACTION_ENCODER), work.actions, needs=data),
         work.states > 0 and tally.chain("action_state", ways(_STATE_ENCODER), work.states, needs=data),
     ]
@@ -252,6 +290,8 @@ def _tally_heads(tally: Tally, anatomy: Anatomy, work: Work, into: _Gradients) -
     if work.decoded:
         # Actions with an embedding of timesteps of their own go out through the video's modulation.
         needs = into.tokens or (work.action_slots > 0 and modulation)
+        if anatomy.block.modulation == "adaptive_rms":
+            needs |= tally.chain("time_embed", [f"{anatomy.root}out_norm.vectors"], work.slots, needs=into.embedding)
         ways = anatomy.having([f"{anatomy.modules}{name}" for name in _ACTION_DECODER])
         tally.chain("action_state", ways, work.decoded, needs=needs)
 
@@ -320,7 +360,17 @@ class _Block:
     def _modulations(self, tally: Tally, into: _Gradients) -> tuple[bool, bool, bool]:
         """Adds what modulates self-attention, cross-attention and feed-forward; returns which need gradients."""
         if self.block.modulation == "none":
-            own, mlp = (tally.trains(f"{self.path}.{part}_norm_scale") for part in ("self", "mlp"))
+            own, mlp = (
+                tally.trains(f"{self.path}.{part}_norm_scale", f"{self.path}.{part}_norm_bias")
+                for part in ("self", "mlp")
+            )
+            return own, False, mlp
+        if self.block.modulation == "adaptive_rms":
+            own, mlp = (
+                tally.chain("time_embed", [f"{self.path}.{part}_modulation.vectors"], self.work.slots,
+                            needs=into.embedding)
+                for part in ("self", "mlp")
+            )  # fmt: skip
             return own, False, mlp
         if self.block.modulation == "table":
             needs = into.vectors or tally.trains(f"{self.path}.modulation")

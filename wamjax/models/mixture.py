@@ -64,6 +64,7 @@ def scan_mixture(
 ) -> Streams:
     """Scans the experts; arguments and result as ``run_mixture``."""
     runs = _expert_runs(layout_pass)
+    seen = _seen(conditionings, streams, runs)
 
     def body(streams: Streams, blocks: Stacks) -> tuple[Streams, None]:
         with multiplying_in(next(iter(blocks.values())).matmul):
@@ -79,7 +80,7 @@ def scan_mixture(
                     {name: part.own.values for name, part in begun.items()},
                 )
             )
-            attended = _separate(attend_self(query, key, value, layout_pass.schedule), runs)
+            attended = _separate(attend_self(query, key, value, layout_pass.schedule, key_mask=seen), runs)
             return {
                 name: block.finish(begun[name], attended[name], conditionings[name]) for name, block in blocks.items()
             }, None
@@ -92,6 +93,17 @@ def _expert_runs(layout_pass: Pass) -> tuple[tuple[str, int], ...]:
     """Returns (expert, tokens) of the stretches of the sequence that one expert has."""
     stretches = itertools.groupby(layout_pass.segments, key=lambda segment: segment.expert)
     return tuple((name, sum(segment.num_tokens for segment in stretch)) for name, stretch in stretches)
+
+
+def _seen(conditionings: Conditionings, streams: Streams, runs: tuple[tuple[str, int], ...]) -> jax.Array | None:
+    """Returns which tokens of the whole sequence are seen, bool ``[b n]``; None where all are."""
+    if all(told.seen is None for told in conditionings.values()):
+        return None
+    masks = {
+        name: jnp.ones(streams[name].shape[:2], bool) if told.seen is None else told.seen
+        for name, told in conditionings.items()
+    }
+    return _interleave({name: mask[:, None, :, None] for name, mask in masks.items()}, runs)[:, 0, :, 0]
 
 
 def _interleave(parts: Mapping[str, jax.Array], runs: tuple[tuple[str, int], ...]) -> jax.Array:

@@ -54,6 +54,15 @@ def draw_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) ->
     return jnp.asarray(time_grid(config))[ids], jnp.asarray(time_weights(config))[ids]
 
 
+def draw_action_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) -> jax.Array:
+    """Draws t = 0.001 + 0.999 x, fp32 of ``shape``: x from ``config.action_beta``, or uniform.
+
+    Source: openpi, src/openpi/models/pi0.py, ``compute_loss``: Beta(1.5, 1).
+    """
+    places = jax.random.beta(key, *config.action_beta, shape) if config.action_beta else jax.random.uniform(key, shape)
+    return 0.001 + 0.999 * places
+
+
 def draw_edm_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) -> jax.Array:
     """Draws t = sigma / (sigma + 1), fp32 of ``shape``: sigma log-normal, for a share ``edm_uniform`` uniform.
 
