@@ -57,20 +57,20 @@ class VisionTower(nnx.Module):
         Raises:
           DataError: The images have another size.
         """
-        x = self.encode(images)
-        return rearrange(self.out(x), "(b v) n d -> b (v n) d", v=images.shape[1])
-
-    def encode(self, images: jax.Array) -> jax.Array:
-        """Returns fp32 ``[(b v) n d]``, every image's tokens after the last norm; ``images`` as of ``__call__``."""
-        size, patch = self.config.image_size, self.config.patch_size
+        size = self.config.image_size
         if images.shape[2:] != (size, size, 3):
             got = " x ".join(map(str, images.shape[2:]))
             raise DataError(
                 f"images of {got} (height, width, channels); the vision tower takes {size} x {size} x 3: resize them, "
                 "or change config.vla.vision.image_size"
             )
-        pixels = images.astype(jnp.float32) / 127.5 - 1.0
-        patches = rearrange(pixels, "b v (h p) (w q) c -> (b v) (h w) (p q c)", p=patch, q=patch)
+        pixels = rearrange(images.astype(jnp.float32) / 127.5 - 1.0, "b v H W c -> (b v) H W c")
+        return rearrange(self.out(self.encode(pixels)), "(b v) n d -> b (v n) d", v=images.shape[1])
+
+    def encode(self, pixels: jax.Array) -> jax.Array:
+        """Returns fp32 ``[b n d]``, the tokens of images ``[b H W 3]`` in [-1, 1] after the last norm."""
+        patch = self.config.patch_size
+        patches = rearrange(pixels, "b (h p) (w q) c -> b (h w) (p q c)", p=patch, q=patch)
         places = self.positions[...].astype(self.dtype)
         x = constrain(self.patch_embed(patches) + places, "batch", "stream", None)
         count = self.config.num_patches

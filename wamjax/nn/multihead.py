@@ -72,9 +72,9 @@ class Attention(nnx.Module):
             for k, fan, heads in zip(keys[:3], fans, (shape, key_shape, key_shape), strict=True)
         )
         self.norm_axes = (-3, -1) if config.qk_norm == "width" else (-1,)
-        self.is_normed = config.qk_norm != "none"
-        self.query_scale = self._scale(key, shape)
-        self.key_scale = self._scale(key, key_shape)
+        self.query_scale = self.key_scale = nnx.data(None)
+        if config.qk_norm != "none":
+            self.query_scale, self.key_scale = self._scale(key, shape), self._scale(key, key_shape)
         init = fan_in(in_axis=(0, 1), out_axis=2)
         self.out_kernel = named(keys[3], init, (*shape, width), ("heads", None, "embed"))
         self.out_bias = named(key, zeros, (width,), (None,)) if use_bias else nnx.data(None)
@@ -115,10 +115,8 @@ class Attention(nnx.Module):
         spread = scale[...][:, None] if len(self.norm_axes) == 2 else scale[...]
         return rms_norm(heads, spread, self.eps, axes=self.norm_axes)
 
-    def _scale(self, key: PRNGKey, shape: tuple[int, int]) -> nnx.Param | None:
-        """Makes the learned scale of a query-key norm, if there is one."""
-        if not self.is_normed:
-            return nnx.data(None)
+    def _scale(self, key: PRNGKey, shape: tuple[int, int]) -> nnx.Param:
+        """Makes the learned scale of a query-key norm."""
         over_width = len(self.norm_axes) == 2
         return named(
             key,
