@@ -85,7 +85,7 @@ def by_hand(sample: int, image_tokens: np.ndarray) -> np.ndarray:
     mask = begins[None, :] <= begins[:, None]
     for layer in range(2):
         scales = [p[f"prefix.blocks.{part}_norm_scale"][layer] for part in ("self", "mlp")]
-        normed, gate = adaptive(actions, "expert.blocks.self_modulation", layer)
+        normed, gate = adaptive(actions, "expert.blocks.self_norm", layer)
         inputs = {"prefix": rms(prefix) * scales[0], "expert": normed}
         query, key, value = (
             np.concatenate(
@@ -111,7 +111,7 @@ def by_hand(sample: int, image_tokens: np.ndarray) -> np.ndarray:
             hidden = gelu(linear(x, f"{path}.gate", layer)) * linear(x, f"{path}.up", layer)
             return linear(hidden, f"{path}.down", layer)
 
-        normed, gate = adaptive(actions, "expert.blocks.mlp_modulation", layer)
+        normed, gate = adaptive(actions, "expert.blocks.mlp_norm", layer)
         prefix, actions = prefix + mlp(rms(prefix) * scales[1], "prefix"), actions + gate * mlp(normed, "expert")
     return linear(adaptive(actions, "expert.out_norm")[0], "expert.action_out")
 

@@ -367,7 +367,7 @@ class _Block:
             return own, False, mlp
         if self.block.modulation == "adaptive_rms":
             own, mlp = (
-                tally.chain("time_embed", [f"{self.path}.{part}_modulation.vectors"], self.work.slots,
+                tally.chain("time_embed", [f"{self.path}.{part}_norm.vectors"], self.work.slots,
                             needs=into.embedding)
                 for part in ("self", "mlp")
             )  # fmt: skip

@@ -204,7 +204,7 @@ def _stack(path: str, block: BlockConfig, num_layers: int) -> dict[str, Paramete
             found |= _low_rank(f"{part}_modulation", d, block.modulation_rank, 3)
     elif block.modulation == "adaptive_rms":
         for part in ("self", "mlp"):
-            found |= _linear(f"{part}_modulation.vectors", d, 3 * d)
+            found |= _linear(f"{part}_norm.vectors", d, 3 * d)
     elif block.modulation == "none":
         names = ("scale", "bias") if block.norm == "layer" else ("scale",)
         found |= {f"{part}_norm_{name}": Parameter((d,)) for part in ("self", "mlp") for name in names}

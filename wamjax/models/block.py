@@ -121,7 +121,7 @@ class Block(nnx.Module):
             return
         self.cross_norm_scale = self.cross_norm_bias = nnx.data(None)
         if config.modulation == "adaptive_rms":
-            self.self_modulation, self.mlp_modulation = (AdaptiveNorm(k, width) for k in jax.random.split(keys[3]))
+            self.self_norm, self.mlp_norm = (AdaptiveNorm(k, width) for k in jax.random.split(keys[3]))
             return
         if config.modulation == "low_rank":
             self.self_modulation, self.cross_modulation, self.mlp_modulation = (
@@ -187,7 +187,7 @@ class Block(nnx.Module):
         if self.kind == "none":
             return None, None, None
         if self.kind == "adaptive_rms":
-            return self.self_modulation(conditioning.embedding), None, self.mlp_modulation(conditioning.embedding)
+            return self.self_norm(conditioning.embedding), None, self.mlp_norm(conditioning.embedding)
         if self.kind == "low_rank":
             layers = (self.self_modulation, self.cross_modulation, self.mlp_modulation)
             parts = (layer(conditioning.embedding, shared) for layer in layers)

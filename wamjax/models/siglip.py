@@ -42,7 +42,8 @@ class VisionTower(nnx.Module):
     def __init__(self, key: PRNGKey, config: VisionConfig, out_width: int, *, dtype: DType, remat: Remat) -> None:
         """Makes the tower of ``config``, whose tokens have ``out_width`` dims."""
         keys = jax.random.split(key, 4)
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype = config, dtype
+        self.remat: Remat = remat
         d = config.width
         self.patch_embed = Linear(keys[0], (config.patch_values, d), (None, "embed"), dtype=dtype)
         spread = jax.nn.initializers.normal(d**-0.5)

@@ -59,8 +59,10 @@ def draw_action_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveCon
 
     Source: openpi, src/openpi/models/pi0.py, ``compute_loss``: Beta(1.5, 1).
     """
-    places = jax.random.beta(key, *config.action_beta, shape) if config.action_beta else jax.random.uniform(key, shape)
-    return 0.001 + 0.999 * places
+    if not config.action_beta:
+        return 0.001 + 0.999 * jax.random.uniform(key, shape)
+    alpha, beta = config.action_beta
+    return 0.001 + 0.999 * jax.random.beta(key, alpha, beta, shape)
 
 
 def draw_edm_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) -> jax.Array:

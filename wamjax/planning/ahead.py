@@ -19,6 +19,7 @@ import jax
 from jax.sharding import Mesh
 
 from wamjax.batch import WamBatch, batch_spec
+from wamjax.config.blocks import main_block
 from wamjax.errors import ConfigError
 from wamjax.flops.model import count_flops
 from wamjax.flops.utilisation import Denominator

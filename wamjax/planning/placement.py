@@ -36,7 +36,7 @@ _KERNELS: Mapping[str, Names] = {
     "head_modulation.up": _IN,
     "state_embed": (None, None),
     "embed_tokens": _IN,
-    **dict.fromkeys(("self_modulation.vectors", "mlp_modulation.vectors", "out_norm.vectors", "vision.out"), _OUT),
+    **dict.fromkeys(("self_norm.vectors", "mlp_norm.vectors", "out_norm.vectors", "vision.out"), _OUT),
     "mlp.gate": ("embed", "mlp"),
     "mlp.up": ("embed", "mlp"),
     "mlp.down": ("mlp", "embed"),
