@@ -12,13 +12,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
-from wamjax.config.blocks import block_config
 from wamjax.config.choices import Remat
-from wamjax.config.schema import FinetuneConfig, RunConfig
-from wamjax.config.systems import ActionExpertConfig, find_system, prefix_block
+from wamjax.config.schema import FinetuneConfig
 from wamjax.flops import layers
 from wamjax.flops.execution import AttentionWork
-from wamjax.flops.parameters import Parameter, list_parameters, video_parameters
+from wamjax.flops.parameters import Parameter, video_parameters
 from wamjax.flops.tally import Tally
 from wamjax.layout.kernels import exactly
 
@@ -93,36 +91,6 @@ class Work:
     action_slots: int = 0
     text_states: int = 0
     prefix: int = 0
-
-
-def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
-    """Returns the stacks of the model of ``config`` by expert (``Segment.expert``); one is ``shared``."""
-    parameters, backbone, vla = list_parameters(config), config.backbone, config.vla
-    if vla is not None:
-        language = Anatomy(
-            block=vla.language_block,
-            num_layers=vla.num_layers,
-            parameters=parameters,
-            root="prefix.",
-            modules="expert.",
-        )
-        return {"prefix": language, "action": dataclasses.replace(language, block=vla.expert_block, root="expert.")}
-    if backbone is None:
-        block, depth = block_config(config.model), config.model.num_layers
-        own = Anatomy(block=block, num_layers=depth, parameters=parameters, text="prompts", head="video_head")
-        return {"shared": own}
-    root = "" if config.layout.is_plain_clip else "video."
-    video = Anatomy(block=backbone.block, num_layers=backbone.num_layers, parameters=parameters, root=root)
-    if config.layout.is_plain_clip:
-        return {"shared": video}
-    system, found = find_system(config), {"shared": video}
-    if isinstance(system, ActionExpertConfig):
-        expert = dataclasses.replace(video, block=system.expert, root="expert.", modules="expert.")
-        found = {"video": video, "action": expert}
-    tower = prefix_block(config)
-    if tower is not None:
-        found["prefix"] = dataclasses.replace(video, block=tower, root="prefix.")
-    return found
 
 
 def video_transformer_flops(

@@ -28,10 +28,10 @@ from collections.abc import Iterable
 
 from wamjax.config.blocks import main_remat
 from wamjax.config.schema import RunConfig
-from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, find_anatomies, needed_attention, tally_model
+from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, needed_attention, tally_model
 from wamjax.flops.execution import Execution, executed_attention
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
-from wamjax.flops.vision import find_vision
+from wamjax.flops.stacks import find_anatomies, find_vision
 from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Segment
 
 __all__ = ["COMPONENTS", "FlopCount", "count_flops"]

@@ -17,7 +17,7 @@ from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import check_mixture_is_whole
 from wamjax.errors import ConfigError
-from wamjax.flops.backbone import find_anatomies
+from wamjax.flops.stacks import find_anatomies
 from wamjax.layout import Layout, Schedule
 from wamjax.layout.balance import balance_order, imbalance
 from wamjax.layout.kernels import pick_kernel
