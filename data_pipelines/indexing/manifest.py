@@ -20,6 +20,7 @@ from typing import Any
 from data_pipelines.embodiments.apply import optional_cameras
 from data_pipelines.filters import data_columns, state_keys
 from data_pipelines.normalisation import write_json
+from wamjax.config.buckets import BucketsConfig
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.config.sources import AugmentationConfig
@@ -176,6 +177,7 @@ def normalisation_file(config: RunConfig, vectors: str) -> str:
         "index": "",
         "shuffle_seed": 0,
         "augmentation": AugmentationConfig(),
+        "buckets": BucketsConfig(),
         "num_threads": 1,
         "prefetch": 0,
         "decoded_frames_mib": 0,
