@@ -186,6 +186,17 @@ class Pipeline:
             bucket=rows,
         )
 
+    def of_windows(self, config: RunConfig, index: EpisodeIndex) -> Pipeline:
+        """Returns the pipeline of another choice of the same dataset's windows, in another size."""
+        return Pipeline(
+            self._source,
+            index,
+            layout=self._layout,
+            normalisation=self.normalisation,
+            prompts=self.prompts,
+            config=config,
+        )
+
     def assign(self, configs: Mapping[str, RunConfig], *, upsample: bool) -> dict[str, Assignment]:
         """Returns where the windows of each split go (``buckets.assign``)."""
         index = self.index

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import grain
+import numpy as np
 from absl import logging
 
-from data_pipelines.buckets.assign import Assignment
+from data_pipelines.buckets.assign import Assignment, RowRuns
+from data_pipelines.index import WindowTable
 from data_pipelines.latents.pipeline import open_latents
 from data_pipelines.mixtures.order import MixtureOrder
 from data_pipelines.mixtures.pipeline import SOURCES_FOLDER, MixturePipeline, Part, open_data, seed_of
@@ -26,8 +28,9 @@ from data_pipelines.mixtures.settings import source_config
 from data_pipelines.pipeline import Pipeline, build_pipeline, resolve_prompts
 from data_pipelines.stream import ONLY_SOURCE, ReadAhead, augmented, rows_of_shard, stack_samples
 from wamjax.batch import VideoStatistics, WamBatch
+from wamjax.config.clip import pixel_windows
 from wamjax.config.schema import RunConfig
-from wamjax.errors import DataError
+from wamjax.errors import ConfigError, DataError
 from wamjax.layout.buckets import at_bucket, shortest_windows, split_buckets
 
 BUCKETS_FOLDER = "buckets"
@@ -65,34 +68,72 @@ def open_training_data(config: RunConfig, *, workdir: Path | None) -> OneSize | 
     for name, source in own.items():
         folder = workdir / SOURCES_FOLDER / name if workdir and sources else workdir
         if config.backbone is not None:
-            by_source[name] = _open_latents(source, list(configs), folder)
+            by_source[name] = _open_latents(source, folder)
         else:
             whole = build_pipeline(shortest_windows(source), workdir=folder)
-            by_source[name], unfit[name] = divide(whole, source)
+            found, unfit[name] = _assign(whole, source, _sizes(source))
+            by_source[name] = {
+                bucket: whole.in_bucket(own, {split: of_split.rows[bucket] for split, of_split in found.items()})
+                for bucket, own in _sizes(source).items()
+            }
     prompts = tuple(dict.fromkeys(p for parts in by_source.values() for part in parts.values() for p in part.prompts))
     if sources:
         prompts = resolve_prompts(prompts, config, workdir)
     return BucketPipeline(by_source, prompts, config, configs, unfit)
 
 
-def divide(whole: Pipeline, config: RunConfig) -> tuple[dict[str, Part], Unfit]:
-    """Returns the pipelines of one dataset's windows in each bucket, and what fits none.
+def find_bucket(config: RunConfig, name: str) -> RunConfig:
+    """Returns the run on one dataset in the bucket ``name``.
+
+    Raises:
+      ConfigError: There is no such bucket.
+    """
+    sizes = _sizes(config)
+    if name not in sizes:
+        raise ConfigError(f"config.data.buckets has no bucket {name!r}; expected one of {', '.join(sizes)}")
+    return sizes[name]
+
+
+def open_bucket_windows(config: RunConfig, name: str) -> Pipeline:
+    """Returns the windows in pixels that a backbone's latents of one bucket are made of.
 
     Args:
-      whole: The dataset with ``shortest_windows(config)``, on pixels.
+      config: The run on one dataset.
+      name: The bucket.
+
+    Raises:
+      DataError: As ``build_pipeline``, or no window fits any bucket.
+    """
+    pixels = {bucket: pixel_windows(own) for bucket, own in _sizes(config).items()}
+    whole = build_pipeline(pixel_windows(shortest_windows(config)), workdir=None)
+    found, _ = _assign(whole, config, pixels)
+    chosen = {split: _choose(getattr(whole.index, split), of_split.rows[name]) for split, of_split in found.items()}
+    return whole.of_windows(pixels[name], dataclasses.replace(whole.index, **chosen))
+
+
+def _sizes(config: RunConfig) -> dict[str, RunConfig]:
+    """Returns the run on one dataset in each bucket."""
+    return {bucket.name: at_bucket(config, bucket) for bucket in config.data.buckets.sets}
+
+
+def _choose(windows: WindowTable, rows: RowRuns) -> WindowTable:
+    chosen = rows.locate(np.arange(len(rows)))
+    return WindowTable(episodes=np.asarray(windows.episodes[chosen]), starts=np.asarray(windows.starts[chosen]))
+
+
+def _assign(whole: Pipeline, config: RunConfig, pixels: Mapping[str, RunConfig]) -> tuple[dict[str, Assignment], Unfit]:
+    """Returns where the windows of each split of a dataset go, and what goes nowhere.
+
+    Args:
+      whole: The dataset with the windows of ``shortest_windows(config)``.
       config: The run on it.
+      pixels: The run in each bucket, on pixels.
 
     Raises:
       DataError: No training window fits.
     """
-    sizes = {bucket.name: at_bucket(config, bucket) for bucket in config.data.buckets.sets}
-    found = whole.assign(sizes, upsample=config.data.buckets.upsample)
-    unfit = _report_unfit(found, config.data.path)
-    parts: dict[str, Part] = {
-        name: whole.in_bucket(own, {split: split_rows.rows[name] for split, split_rows in found.items()})
-        for name, own in sizes.items()
-    }
-    return parts, unfit
+    found = whole.assign(pixels, upsample=config.data.buckets.upsample)
+    return found, _report_unfit(found, config.data.path)
 
 
 class BucketPipeline:
@@ -239,14 +280,13 @@ class _Batches(grain.MapDataset):
         return batch
 
 
-def _open_latents(config: RunConfig, names: Sequence[str], workdir: Path | None) -> dict[str, Part]:
+def _open_latents(config: RunConfig, workdir: Path | None) -> dict[str, Part]:
     """Opens the latents of each bucket, in the folder of its name within ``config.data.latents``."""
-    sizes = {bucket.name: at_bucket(config, bucket) for bucket in config.data.buckets.sets}
     parts: dict[str, Part] = {}
-    for name in names:
-        data = dataclasses.replace(sizes[name].data, latents=str(Path(config.data.latents) / name))
+    for name, own in _sizes(config).items():
+        data = dataclasses.replace(own.data, latents=str(Path(config.data.latents) / name))
         folder = workdir / BUCKETS_FOLDER / name if workdir else None
-        parts[name] = open_latents(dataclasses.replace(sizes[name], data=data), workdir=folder)
+        parts[name] = open_latents(dataclasses.replace(own, data=data), workdir=folder)
     return parts
 
 

@@ -7,6 +7,7 @@ needed.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,8 +68,9 @@ class StoredEpisodes(Sequence[EpisodeRecord]):
         Raises:
           KeyError: The index does not have it.
         """
-        position = int(np.searchsorted(self._rows["index"], episode))
-        if position == len(self._rows) or self._rows["index"][position] != episode:
+        indices = self._rows["index"]
+        position = bisect.bisect_left(indices, episode)  # np.searchsorted would copy all of a field of a record first
+        if position == len(indices) or indices[position] != episode:
             raise KeyError(episode)
         return position
 

@@ -107,7 +107,10 @@ def _build(name: str, config: RunConfig, mesh: Mesh) -> TrainProgram:
     try:
         return build_program(config, mesh)
     except ConfigError as error:
-        raise ConfigError(f"bucket {name!r} of config.data.buckets: {error}") from error
+        raise ConfigError(
+            f"bucket {name!r} of config.data.buckets, whose batch is {config.train.global_batch_size} "
+            f"(config.data.buckets.batch_multiple={config.data.buckets.batch_multiple}): {error}"
+        ) from error
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
