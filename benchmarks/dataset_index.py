@@ -5,9 +5,8 @@
 The dataset is synthetic LeRobot v3.0: two cameras of 64x64 H.264 and two columns; a hundred episodes are written by the
 recorder and repeated under other numbers. Reference of the start: the same first batch by a process that looks through
 the dataset itself. Memory is that of processes which have read batches with 1/100 of the episodes and with all of them:
-anonymous pages, and pages of mapped files, which the kernel takes back when it needs them. Both datasets have more video
-files than the reader threads keep open: an open decoder holds a few MB, and one more file is one more of them until
-then.
+anonymous pages, and pages of mapped files, which the kernel takes back when it needs them. Both datasets have
+more video files than the reader threads keep open: an open decoder holds a few MB, and each file has one until then.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from data_pipelines.indexing.manifest import camera_features, normalisation_file
 from data_pipelines.indexing.stored import open_index
 from data_pipelines.normalisation import Normalisation, write_json
 from data_pipelines.sources.formats import open_source
+from data_pipelines.sources.remote import dataset_path
 from data_pipelines.sources.source import Source
 from data_pipelines.stream import ONLY_SOURCE, TrainStream, ValidationWindows, endless
 from data_pipelines.vector_statistics import compute_normalisation
@@ -43,7 +44,7 @@ def open_dataset(config: DataConfig) -> Source:
       ConfigError: ``config.views`` is empty.
       DataError: As ``open_source``.
     """
-    path = Path(config.path)
+    path = dataset_path(config.path)
     if not config.views:
         raise ConfigError(
             f"config.data.views is empty: place at least one camera of {path} on the canvas; it has "
