@@ -96,6 +96,11 @@ class MixturePipeline:
         """Returns random access to the held-out windows of all sources, one source after the other."""
         return MixtureWindows([part.validation_windows() for part in self.parts.values()], self._adapters())
 
+    def held_out_of(self, name: str) -> SourceWindows:
+        """Returns random access to the held-out windows of one source, numbered as the mixture numbers them."""
+        adapter = dict(zip(self.parts, self._adapters(), strict=True))[name]
+        return SourceWindows(self.parts[name].validation_windows(), adapter)
+
     def video_statistics(self) -> VideoStatistics | None:
         """Returns the statistics of the frames of the stream's first samples, or None where none are asked for."""
         if self._config.data.video_statistics == "none" or self._config.backbone is not None:
@@ -231,6 +236,32 @@ class _Mixed(grain.MapDataset):
         sample = self._parents[source][number]
         assert sample is not None, (source, number)
         return self._adapters[source](sample)
+
+
+class SourceWindows:
+    """Random access to the held-out windows of one source of a mixture.
+
+    Attributes:
+      episodes: int32 ``[windows]``: episode index of each.
+      starts: int32 ``[windows]``: first dataset step of each.
+    """
+
+    def __init__(self, windows: Any, adapter: _Adapter) -> None:
+        """Wraps a source's ``ValidationWindows``."""
+        self._windows, self._adapter = windows, adapter
+        self.episodes: npt.NDArray[np.int32] = windows.episodes
+        self.starts: npt.NDArray[np.int32] = windows.starts
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def sample(self, index: int) -> WamBatch:
+        """Returns one window without the batch dim."""
+        return self._adapter(self._windows.sample(index))
+
+    def batch(self, indices: Sequence[int]) -> WamBatch:
+        """Returns the windows at ``indices`` as one host batch, in that order."""
+        return stack_samples([self.sample(int(index)) for index in indices])
 
 
 class MixtureWindows:
