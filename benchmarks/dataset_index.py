@@ -5,7 +5,8 @@
 The dataset is synthetic LeRobot v3.0: two cameras of 64x64 H.264 and two columns; a hundred episodes are written by the
 recorder and repeated under other numbers. Reference of the start: the same first batch by a process that looks through
 the dataset itself. Memory is that of processes which have read batches with 1/100 of the episodes and with all of them:
-anonymous pages, and pages of mapped files, which the kernel takes back when it needs them.
+anonymous pages, and pages of mapped files, which the kernel takes back when it needs them. Both datasets have
+more video files than the reader threads keep open: an open decoder holds a few MB, and each file has one until then.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ GROUP = 100  # episodes written once and repeated
 _SIZE, _FPS = 64, 30
 _CAMERAS = ("left", "right")
 _READ_BATCHES = 200
+_VIDEO_FILE_BYTES = 100_000  # a dozen episodes: the group has more files than one thread keeps open
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -47,6 +49,7 @@ def write_group(path: Path, steps: int) -> None:
         action_names=[f"a{i}" for i in range(7)],
         video=VideoSettings(fps=_FPS, preset="ultrafast"),
         robot_type="synthetic",
+        video_file_bytes=_VIDEO_FILE_BYTES,
     )
     rng = np.random.default_rng(0)
     with LeRobotWriter(path, spec) as writer:
@@ -80,16 +83,20 @@ def repeat_group(group: Path, path: Path, times: int) -> None:
             "dataset_from_index": frames * turn,
             "dataset_to_index": frames * turn,
         }
-        names = [name for name in episodes.column_names if name.endswith("/file_index")]
+        # One data file a turn, several videos of each camera.
+        places = [name for name in episodes.column_names if name.endswith("/file_index")]
+        files = {name: turn * (1 + max(episodes[name].to_pylist())) for name in places}
         table = episodes
-        for name, amount in (shifted | dict.fromkeys(names, turn)).items():
+        for name, amount in (shifted | files).items():
             table = _shift(table, name, amount)
         tables.append(table)
         target = path / f"data/chunk-000/file-{turn:03d}.parquet"
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(_shift(_shift(data, "episode_index", GROUP * turn), "index", frames * turn), target)
         for video in (group / "videos").rglob("*.mp4"):
-            target = (path / video.relative_to(group)).with_name(f"file-{turn:03d}.mp4")
+            camera = video.relative_to(group / "videos").parts[0]
+            number = int(video.stem.removeprefix("file-")) + files[f"videos/{camera}/file_index"]
+            target = (path / video.relative_to(group)).with_name(f"file-{number:03d}.mp4")
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(video, target)
     pq.write_table(pa.concat_tables(tables), table_file)

@@ -6,12 +6,14 @@ Owns the two files a run keeps (normalisation.json, prompts.json). The order of 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 from absl import logging
 
+from data_pipelines.buckets.assign import Assignment, Chosen, RowRuns, assign_windows
 from data_pipelines.embodiments.apply import check_dataset, optional_cameras, prompt_writer
 from data_pipelines.embodiments.spec import load_embodiment
 from data_pipelines.filters import data_columns
@@ -20,6 +22,7 @@ from data_pipelines.indexing.manifest import camera_features, normalisation_file
 from data_pipelines.indexing.stored import open_index
 from data_pipelines.normalisation import Normalisation, write_json
 from data_pipelines.sources.formats import open_source
+from data_pipelines.sources.remote import dataset_path
 from data_pipelines.sources.source import Source
 from data_pipelines.stream import ONLY_SOURCE, TrainStream, ValidationWindows, endless
 from data_pipelines.vector_statistics import compute_normalisation
@@ -41,7 +44,7 @@ def open_dataset(config: DataConfig) -> Source:
       ConfigError: ``config.views`` is empty.
       DataError: As ``open_source``.
     """
-    path = Path(config.path)
+    path = dataset_path(config.path)
     if not config.views:
         raise ConfigError(
             f"config.data.views is empty: place at least one camera of {path} on the canvas; it has "
@@ -148,8 +151,9 @@ class Pipeline:
         normalisation: Normalisation,
         prompts: tuple[str, ...],
         config: RunConfig,
+        bucket: Mapping[str, RowRuns] | None = None,
     ) -> None:
-        """Puts the parts together; see ``build_pipeline``."""
+        """Puts the parts together; see ``build_pipeline``, and ``in_bucket`` for ``bucket``."""
         self.index = index
         self.normalisation = normalisation
         self.codec = VectorCodec(
@@ -163,6 +167,50 @@ class Pipeline:
         self._source = source
         self._config = config
         self._prompt_of = prompt_writer(config.data)
+        self._bucket = bucket
+        self._layout = layout
+
+    def in_bucket(self, config: RunConfig, rows: Mapping[str, RowRuns]) -> Pipeline:
+        """Returns the pipeline of some of the windows, in another size.
+
+        Args:
+          config: The run at that size.
+          rows: Of ``index.train`` and ``index.validation``, by these names.
+        """
+        return Pipeline(
+            self._source,
+            self.index,
+            layout=self._layout,
+            normalisation=self.normalisation,
+            prompts=self.prompts,
+            config=config,
+            bucket=rows,
+        )
+
+    def of_windows(self, config: RunConfig, index: EpisodeIndex) -> Pipeline:
+        """Returns the pipeline of another choice of the same dataset's windows, in another size."""
+        return Pipeline(
+            self._source,
+            index,
+            layout=self._layout,
+            normalisation=self.normalisation,
+            prompts=self.prompts,
+            config=config,
+        )
+
+    def assign(self, configs: Mapping[str, RunConfig], *, upsample: bool) -> dict[str, Assignment]:
+        """Returns where the windows of each split go (``buckets.assign``)."""
+        index = self.index
+        splits = {
+            "train": (index.train, index.train_episodes),
+            "validation": (index.validation, index.validation_episodes),
+        }
+        return {
+            split: assign_windows(
+                self._source, [index.records[int(i)] for i in episodes], windows, configs, upsample=upsample
+            )
+            for split, (windows, episodes) in splits.items()
+        }
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """Returns the endless stream of this shard's rows of the global training batches.
@@ -176,20 +224,21 @@ class Pipeline:
           ConfigError: ``train.global_batch_size`` does not divide by ``shard_count``.
         """
         return TrainStream(
-            endless(self.training_windows(), self._config.data.shuffle_seed),
-            self._config,
-            shard_index=shard_index,
-            shard_count=shard_count,
-            position=position,
+            self.samples(), self._config, shard_index=shard_index, shard_count=shard_count, position=position
         )
 
-    def training_windows(self) -> WindowReader:
+    def samples(self) -> grain.MapDataset:
+        """Returns the endless sequence of training samples."""
+        return endless(self.training_windows(), self._config.data.shuffle_seed)
+
+    def training_windows(self) -> WindowReader | Chosen:
         """Returns random access to the training windows, ordered by episode and start."""
-        return self.reader(self.index.train)
+        reader = self.reader(self.index.train)
+        return Chosen(reader, self._bucket["train"]) if self._bucket else reader
 
     def validation_windows(self) -> ValidationWindows:
         """Returns random access to the held-out windows, ordered by episode and start."""
-        return ValidationWindows(self.reader(self.index.validation))
+        return ValidationWindows(self.reader(self.index.validation), self._bucket and self._bucket["validation"])
 
     def video_statistics(self) -> VideoStatistics | None:
         """Returns the statistics of the training frames that ``data.video_statistics`` asks for, or None."""

@@ -7,13 +7,15 @@ other. Source of the last: Zhou et al. 2019, arXiv 1812.07035, section 4.2; PyTo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.transform import Rotation
 
 from data_pipelines.embodiments.rotation_forms import ROTATION_DIMS, RotationForm
+
+if TYPE_CHECKING:
+    from scipy.spatial.transform import Rotation
 
 # Two columns that are this short, or this close to one line, give no orientation.
 _MIN_LENGTH = 1e-6
@@ -27,6 +29,8 @@ def parse_rotations(values: npt.NDArray[Any], form: RotationForm) -> Rotation:
     Raises:
       ValueError: A value stands for no rotation: a quaternion of length zero, columns of ``rotation_6d`` on one line.
     """
+    from scipy.spatial.transform import Rotation  # over half of the start of a process that only indexes or streams
+
     flat = np.asarray(values, np.float64).reshape(-1, ROTATION_DIMS[form])
     if form == "euler_xyz":
         return Rotation.from_euler("xyz", flat)

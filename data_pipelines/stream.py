@@ -15,6 +15,7 @@ import numpy.typing as npt
 from grain.experimental import ElasticIterator
 
 from data_pipelines.augmentation import Augmentation
+from data_pipelines.buckets.assign import Chosen, RowRuns
 from data_pipelines.windows import WindowReader
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
@@ -29,48 +30,21 @@ def endless(reader: Samples, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(reader).shuffle(seed=seed).repeat()
 
 
-class TrainStream(Iterator[WamBatch]):
-    """Rows of the global training batches that one shard reads, as host arrays.
-
-    Batches run on across epochs. Global batch g holds samples ``position`` .. ``position + B - 1`` of the sequence in
-    this order, and shard i of n reads rows ``i B/n`` .. ``(i+1) B/n - 1`` of it, so that shards side by side are the
-    same global batch for every n.
+class ReadAhead(Iterator[WamBatch]):
+    """Batches that are read ahead, and the position after the last one that was given out.
 
     Attributes:
-      position: Global samples consumed so far, equal on all shards: the whole state of the stream.
+      position: The whole state of the stream, equal on all shards.
     """
 
-    def __init__(
-        self, samples: grain.MapDataset, config: RunConfig, *, shard_index: int, shard_count: int, position: int
-    ) -> None:
-        """Begins at ``position`` of an endless sequence of samples; see ``Pipeline.train_stream``."""
-        batch, data = config.train.global_batch_size, config.data
-        if batch % shard_count:
-            raise ConfigError(
-                f"config.train.global_batch_size={batch} does not divide by the {shard_count} shards that read data "
-                "(config.parallel.data x config.parallel.fsdp over processes)"
-            )
-        assert 0 <= shard_index < shard_count, (shard_index, shard_count)
-        rows = batch // shard_count
-        if data.augmentation.is_on:  # drawn by the place in the global stream: the same for any number of shards
-            samples = samples.random_map(Augmentation(data), seed=data.augmentation.seed)
-        self._iterator = iter(
-            ElasticIterator(
-                _ShardRows(samples, origin=position, batch=batch, shard_count=shard_count),
-                batch,
-                grain.sharding.ShardOptions(shard_index=shard_index, shard_count=shard_count),
-                # Grain counts prefetched elements after batching.
-                read_options=grain.ReadOptions(
-                    num_threads=data.num_threads, prefetch_buffer_size=max(data.num_threads, data.prefetch // rows)
-                ),
-            )
-        )
-        self._iterator.set_state({"global_next_index": position})
+    def __init__(self, iterator: Any, *, state_key: str, position: int) -> None:
+        """Begins at ``position``; ``state_key`` is where Grain's iterator keeps it."""
+        self._iterator, self._state_key = iterator, state_key
         self._error: Exception | None = None
         self.position = position
 
     def __next__(self) -> WamBatch:
-        """Returns the next ``global_batch_size / shard_count`` rows.
+        """Returns this shard's rows of the next global batch.
 
         Raises:
           DataError: A file can no longer be read. The stream then stays broken: another call raises it again instead
@@ -83,12 +57,67 @@ class TrainStream(Iterator[WamBatch]):
         except Exception as error:
             self._error = error
             raise
-        self.position = int(self._iterator.get_state()["global_next_index"])
+        self.position = int(self._iterator.get_state()[self._state_key])
         return batch
 
     def close(self) -> None:
         """Stops reading ahead."""
         self._iterator.close()
+
+
+class TrainStream(ReadAhead):
+    """Rows of the global training batches that one shard reads, as host arrays.
+
+    Batches run on across epochs. Global batch g holds samples ``position`` .. ``position + B - 1`` of the sequence in
+    this order, and shard i of n reads rows ``i B/n`` .. ``(i+1) B/n - 1`` of it, so that shards side by side are the
+    same global batch for every n.
+
+    Attributes:
+      position: Global samples consumed so far.
+    """
+
+    def __init__(
+        self, samples: grain.MapDataset, config: RunConfig, *, shard_index: int, shard_count: int, position: int
+    ) -> None:
+        """Begins at ``position`` of an endless sequence of samples; see ``Pipeline.train_stream``."""
+        batch, data = config.train.global_batch_size, config.data
+        rows = rows_of_shard(batch, shard_index, shard_count)
+        samples = augmented(samples, config)
+        iterator = iter(
+            ElasticIterator(
+                _ShardRows(samples, origin=position, batch=batch, shard_count=shard_count),
+                batch,
+                grain.sharding.ShardOptions(shard_index=shard_index, shard_count=shard_count),
+                # Grain counts prefetched elements after batching.
+                read_options=grain.ReadOptions(
+                    num_threads=data.num_threads, prefetch_buffer_size=max(data.num_threads, data.prefetch // len(rows))
+                ),
+            )
+        )
+        iterator.set_state({"global_next_index": position})
+        super().__init__(iterator, state_key="global_next_index", position=position)
+
+
+def rows_of_shard(batch: int, shard_index: int, shard_count: int) -> range:
+    """Returns the rows of a global batch that one shard reads.
+
+    Raises:
+      ConfigError: The batch does not divide by the number of shards.
+    """
+    if batch % shard_count:
+        raise ConfigError(
+            f"config.train.global_batch_size={batch} does not divide by the {shard_count} shards that read data "
+            "(config.parallel.data x config.parallel.fsdp over processes)"
+        )
+    assert 0 <= shard_index < shard_count, (shard_index, shard_count)
+    rows = batch // shard_count
+    return range(shard_index * rows, (shard_index + 1) * rows)
+
+
+def augmented(samples: grain.MapDataset, config: RunConfig) -> grain.MapDataset:
+    """Returns samples changed as ``data.augmentation`` says, drawn by their place: alike for any number of shards."""
+    augmentation = config.data.augmentation
+    return samples.random_map(Augmentation(config.data), seed=augmentation.seed) if augmentation.is_on else samples
 
 
 class _ShardRows(grain.MapDataset):
@@ -124,11 +153,12 @@ class ValidationWindows:
       starts: int32 ``[windows]``: first dataset step of each.
     """
 
-    def __init__(self, reader: WindowReader) -> None:
-        """Wraps a reader of the validation split."""
-        self._reader = reader
-        self.episodes: npt.NDArray[np.int32] = reader.windows.episodes
-        self.starts: npt.NDArray[np.int32] = reader.windows.starts
+    def __init__(self, reader: WindowReader, rows: RowRuns | None = None) -> None:
+        """Wraps a reader of the validation split, or some rows of it."""
+        self._reader: WindowReader | Chosen = reader if rows is None else Chosen(reader, rows)
+        chosen = slice(None) if rows is None else rows.locate(np.arange(len(rows)))
+        self.episodes: npt.NDArray[np.int32] = reader.windows.episodes[chosen]
+        self.starts: npt.NDArray[np.int32] = reader.windows.starts[chosen]
 
     def __len__(self) -> int:
         return len(self._reader)

@@ -4,7 +4,8 @@
 
 DIR of an encoder is a reference checkpoint or what `wamjax weights import` made of it. Training reads the result with
 --config.data.latents=OUT. Killed and started again, the job goes on where it was. Several machines share --out with
---num_workers and --worker; none waits for another. What it costs is in OUT/worker-*/ledger.jsonl (wamjax ledger).
+--num_workers and --worker; none waits for another. What it costs is in OUT/worker-*/ledger.jsonl (wamjax ledger). Of a
+run in buckets each has a folder of its own: --bucket=NAME --out=OUT/NAME.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
+from data_pipelines.buckets.pipeline import find_bucket, open_bucket_windows
 from data_pipelines.latents.job import LatentJob, Worker
 from data_pipelines.latents.manifest import (
     MANIFEST_FILE,
@@ -44,6 +46,7 @@ def define_flags() -> None:
     """Defines the flags of ``wamjax data cache``."""
     define_config_flag()
     define_source_flag()
+    flags.DEFINE_string("bucket", None, "Which bucket of config.data.buckets, by name.")
     flags.DEFINE_string("vae", None, "Folder of the autoencoder.", required=True)
     flags.DEFINE_string("text_encoder", None, "Folder of the text encoder.", required=True)
     flags.DEFINE_string("tokenizer", None, "Its tokenizer; by default in its folder, or in `tokenizer` beside it.")
@@ -67,7 +70,12 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"{config.name} has no config.backbone: the small model reads pixels and needs no latents")
     if values.worker >= values.num_workers:
         raise ConfigError(f"--worker={values.worker} is not below --num_workers={values.num_workers}; count from 0")
-    pixels, out = pixel_windows(config), Path(values.out)
+    if (values.bucket is None) != (not config.data.buckets.sets):
+        known = ", ".join(bucket.name for bucket in config.data.buckets.sets) or "none"
+        raise ConfigError(f"--bucket={values.bucket}: one bucket at a time; config.data.buckets has {known}")
+    out, run = Path(values.out), config
+    if values.bucket:
+        config = find_bucket(run, values.bucket)
     if (out / MANIFEST_FILE).exists():
         check_begun(Manifest.load(out), config, values.shard_windows, out)
     distributed.start_devices(values.cpu_devices)
@@ -86,7 +94,11 @@ def run(argv: list[str]) -> int:
             image=values.image_encoder and Path(values.image_encoder),
         )
         encoders = FrozenEncoders(folders, config, mesh, dtype=values.dtype, chunk_frames=values.chunk_frames)
-        pipeline = build_pipeline(pixels, workdir=None)
+        pipeline = (
+            open_bucket_windows(run, values.bucket)
+            if values.bucket
+            else build_pipeline(pixel_windows(config), workdir=None)
+        )
         manifest = _agree(out, config, pipeline, encoders)
         device = mesh.devices.flat[0]
         denominator = Denominator(device_kind=device.device_kind, num_devices=mesh.devices.size, dtype="float32")

@@ -1,6 +1,7 @@
 """Evaluates the newest verified checkpoint of a work directory on held-out episodes and writes its report.
 
   wamjax eval --workdir=runs/quickstart --cpu_devices=8
+  wamjax eval --workdir=runs/mixture --source=NAME
 
 Writes into the work directory: eval.json (every figure with its interval), report.html (open it in a browser),
 strip.png, predicted.mp4 and, where the simulator is installed, rollout.mp4.
@@ -22,9 +23,13 @@ import numpy as np
 from absl import flags, logging
 
 from data_pipelines.embodiments.apply import prompt_writer
-from data_pipelines.pipeline import Pipeline, build_pipeline, open_dataset
+from data_pipelines.mixtures.pipeline import MixturePipeline, SourceWindows, open_data
+from data_pipelines.mixtures.settings import source_config
+from data_pipelines.pipeline import Pipeline, open_dataset
+from data_pipelines.stream import ValidationWindows
 from launch import distributed, metaworld
 from launch.closed_loop import Rollouts, evaluate_closed_loop
+from launch.experiment import select_source
 from launch.figures import FIGURES, summarise
 from launch.film import write_film, write_strip
 from launch.open_loop import Model, OpenLoop, constant_action, evaluate_open_loop, spread
@@ -50,6 +55,7 @@ def define_flags() -> None:
     """Defines the flags of ``wamjax eval``."""
     flags.DEFINE_string("workdir", None, "Folder of a run made by wamjax train.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the newest verified one by default.", lower_bound=0)
+    flags.DEFINE_string("source", None, "Which source of a run on config.data.mixture, by name.")
     flags.DEFINE_string("output", None, "Folder to write to; the work directory by default.")
     distributed.define_device_flags()
 
@@ -66,19 +72,58 @@ def run(argv: list[str]) -> int:
             f"--workdir={workdir.path} trains config.backbone, on latents: wamjax eval looks at pixels and samples the "
             "small model; validation losses are in metrics.jsonl (config.evaluate.every_steps)"
         )
-    if run_config.data.mixture.sources:
-        raise ConfigError(
-            f"--workdir={workdir.path} trains on config.data.mixture: wamjax eval takes runs on one dataset; "
-            "validation losses over all sources are in metrics.jsonl (config.evaluate.every_steps)"
-        )
+    select_source(run_config)  # refuses a name that is none before anything is started
     distributed.start_devices(values.cpu_devices)
     config = fit_to_devices(run_config, jax.device_count())
     output = Path(values.output) if values.output else workdir.path
-    print(evaluate(workdir, config, step=values.step, output=output))
+    print(evaluate(workdir, config, step=values.step, output=output, source=values.source))
     return 0
 
 
-def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: Path) -> str:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a model is evaluated on: a dataset, alone or as a source of a mixture.
+
+    Attributes:
+      config: The run on that dataset alone.
+      pipeline: The dataset's.
+      windows: Its held-out windows, numbered as the run numbers them.
+      prompts: The run's task strings.
+    """
+
+    config: RunConfig
+    pipeline: Pipeline
+    windows: ValidationWindows | SourceWindows
+    prompts: tuple[str, ...]
+
+
+def open_subject(config: RunConfig, workdir: WorkDir, source: str | None) -> Subject:
+    """Opens what a run was trained on, of a mixture the source of that name.
+
+    Raises:
+      DataError: No window of it was held out.
+    """
+    data = open_data(config, workdir=workdir.path)
+    if isinstance(data, MixturePipeline):
+        (declared,) = (entry for entry in config.data.mixture.sources if entry.name == source)
+        pipeline, windows, own = (
+            data.parts[declared.name],
+            data.held_out_of(declared.name),
+            source_config(config, declared),
+        )
+    else:
+        assert isinstance(data, Pipeline), "latents were refused before"
+        pipeline, windows, own = data, data.validation_windows(), config
+    assert isinstance(pipeline, Pipeline), "latents were refused before"
+    if not len(windows):
+        raise DataError(
+            f"dataset {own.data.path} has no held-out window to evaluate on; config.data.validation_fraction="
+            f"{own.data.validation_fraction} of its episodes was held out"
+        )
+    return Subject(config=own, pipeline=pipeline, windows=windows, prompts=data.prompts)
+
+
+def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: Path, source: str | None = None) -> str:
     """Evaluates a checkpoint, writes every product to ``output`` and returns the summary.
 
     Args:
@@ -86,14 +131,10 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
       config: Its configuration, fitted to the devices at hand.
       step: Which checkpoint; None for the newest that verifies.
       output: Folder of eval.json, report.html, strip.png and the films.
+      source: Which source of a mixture.
     """
-    pipeline = build_pipeline(config, workdir=workdir.path)
-    windows = pipeline.validation_windows()
-    if not len(windows):
-        raise DataError(
-            f"dataset {config.data.path} has no held-out window to evaluate on; config.data.validation_fraction="
-            f"{config.data.validation_fraction} of its episodes was held out"
-        )
+    subject = open_subject(config, workdir, source)
+    windows = subject.windows
     program = build_program(config, build_mesh(config.parallel, batch_size=config.train.part_size))
     restored, state = _restore(workdir, program, step)
     params = program.evaluation_params(state)
@@ -105,12 +146,13 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
             sample_losses=functools.partial(_sample_losses, program, params),
         ),
         config=config,
-        prompts=pipeline.prompts,
-        scale=pipeline.normalisation.actions,
-        action_before=_ActionBefore(pipeline, config),
+        prompts=subject.prompts,
+        scale=subject.pipeline.normalisation.actions,
+        action_before=_ActionBefore(subject.pipeline, subject.config),
     )
-    rollouts, reason = _roll_out(config, pipeline, sampling_params)
-    evaluation = describe_evaluation(
+    rollouts, reason = _roll_out(subject, sampling_params)
+    evaluation = {} if source is None else {"source": source}
+    evaluation |= describe_evaluation(
         open_loop, rollouts, reason, step=restored.record.step, episodes=len(np.unique(windows.episodes))
     )
     _write(output, program, workdir, evaluation, open_loop, rollouts)
@@ -233,8 +275,9 @@ class _ActionBefore:
         return before
 
 
-def _roll_out(config: RunConfig, pipeline: Pipeline, params: Any) -> tuple[list[Rollouts] | None, str | None]:
+def _roll_out(subject: Subject, params: Any) -> tuple[list[Rollouts] | None, str | None]:
     """Returns the rollouts, or None and why there are none: a missing simulator does not spoil an evaluation."""
+    config = subject.config
     try:
         setup, write_prompt = metaworld.match_dataset(config), prompt_writer(config.data)
         rollouts = evaluate_closed_loop(
@@ -242,8 +285,8 @@ def _roll_out(config: RunConfig, pipeline: Pipeline, params: Any) -> tuple[list[
             build_policy=lambda: Policy(config, params),
             open_simulators=setup.open,
             prompt_of=lambda task: write_prompt(metaworld.prompt_of(task)),
-            prompts=pipeline.prompts,
-            codec=pipeline.codec,
+            prompts=subject.prompts,
+            codec=subject.pipeline.codec,
             action_repeat=setup.action_repeat,
         )
     except ConfigError as error:

@@ -34,6 +34,7 @@ from launch.output import check_writable
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
+from wamjax.layout.buckets import shortest_windows
 
 
 def define_flags() -> None:
@@ -50,7 +51,7 @@ def run(argv: list[str]) -> int:
     """Makes what is missing of the index and prints what it holds."""
     values = flags.FLAGS
     check_writable("json", values.json)
-    config, out = _read_config(argv), Path(values.out)
+    config, out = shortest_windows(_read_config(argv)), Path(values.out)
     started = time.perf_counter()
     manifest = make_index(config, out, num_workers=values.num_workers, part_episodes=values.part_episodes)
     indexed = dataclasses.replace(config, data=dataclasses.replace(config.data, index=str(out)))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from data_pipelines.recording.simulator import CONTROL_RATE_HZ, MAX_STEPS, MetaWorldSimulator
 from data_pipelines.recording.tasks import task_spec
 from data_pipelines.sources.lerobot_tables import read_info
+from data_pipelines.sources.remote import dataset_path
 from launch.closed_loop import CAMERA_PREFIX
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -59,7 +59,7 @@ def match_dataset(config: RunConfig) -> MetaWorldSetup:
       ConfigError: The dataset shows something that Meta-World cannot: other cameras, pictures that are not square, a
         rate that does not divide the control rate; or the rollouts are longer than Meta-World allows.
     """
-    info = read_info(Path(config.data.path))
+    info = read_info(dataset_path(config.data.path))
     shapes = {key: tuple(info["features"][key]["shape"][:2]) for key, *_ in config.data.views}
     sizes = {size for shape in shapes.values() for size in shape}
     if len(sizes) != 1:

@@ -21,11 +21,15 @@ from typing import Any
 
 from absl import flags
 
+from launch.bucket_table import describe_buckets
 from launch.command import Verb
 from launch.experiment import config_from_flags, define_config_flag
 from launch.output import check_writable
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
+from wamjax.flops.model import count_flops
+from wamjax.layout import build_layout
+from wamjax.layout.buckets import split_buckets
 from wamjax.planning.assumption import Assumption, Source
 from wamjax.planning.cost import load_prices
 from wamjax.planning.efficiency import Efficiencies, efficiencies_of, with_overrides
@@ -114,6 +118,12 @@ def run(argv: list[str]) -> int:
         prices=load_prices(values.prices),
     )
     print(describe(plan), flush=True)
+    buckets = split_buckets(config)
+    if buckets:
+        costs = {n: (count_flops(own, build_layout(own)), own.train.global_batch_size) for n, own in buckets.items()}
+        print(
+            f"\nThe above is for config.data.canvas and config.layout; in buckets:\n{describe_buckets(config, costs)}"
+        )
     report = to_json(plan)
     if values.compile or values.shardings:
         report |= importlib.import_module(_COMPILE_MODULE).build(

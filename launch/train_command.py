@@ -13,51 +13,49 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from data_pipelines.latents.pipeline import LatentPipeline
-from data_pipelines.mixtures.pipeline import MixturePipeline, open_data
+from data_pipelines.buckets.pipeline import BucketPipeline, open_training_data
 from data_pipelines.mixtures.settings import source_config
-from data_pipelines.pipeline import Pipeline
 from data_pipelines.render import render_batch, render_latents
-from data_pipelines.stream import TrainStream
+from data_pipelines.stream import ReadAhead
 from launch import distributed
+from launch.bucket_table import describe_buckets
 from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
+from launch.validation import Data, Validation, held_out
 from launch.workdir import WorkDir, check_resumable, code_facts, config_hash, settings, write_run
 from wamjax.config.blocks import main_block
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, WamjaxError
 from wamjax.flops.execution import execution_on
 from wamjax.flops.goodput import CHECKPOINT_SAVE
-from wamjax.flops.ledger import Ledger, zflops
+from wamjax.flops.ledger import Ledger, StepCost, zflops
 from wamjax.flops.model import count_flops
 from wamjax.flops.summary import describe as describe_flops
 from wamjax.flops.utilisation import Denominator
 from wamjax.parallel.mesh import build_mesh, data_shard, make_global_batch
 from wamjax.training.base import Base
+from wamjax.training.buckets import build_bucket_programs, join_programs
 from wamjax.training.checkpoint import CheckpointStore, Restored
 from wamjax.training.console import Console, TensorBoard
 from wamjax.training.hooks import (
-    VALIDATION_GROUP,
     GoodputRecorder,
     Hook,
     LedgerRecorder,
     MetricRecorder,
+    StepWork,
     Throughput,
 )
 from wamjax.training.loop import LoopPlan, LoopResult, TrainLoop
-from wamjax.training.program import TrainProgram, build_program, describe_sharding
+from wamjax.training.program import TrainProgram, describe_sharding
 from wamjax.training.records import RecordLog, rewind
-
-Data = Pipeline | LatentPipeline | MixturePipeline
 
 
 def define_flags() -> None:
@@ -95,10 +93,11 @@ def run(argv: list[str]) -> int:
 def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
     """Trains ``config`` in ``workdir``, which this run holds since ``began_unix_s``; returns the exit status."""
     mesh = build_mesh(config.parallel, batch_size=config.train.part_size)
-    program = build_program(config, mesh)
+    programs = build_bucket_programs(config, mesh)
     pipeline = _build_pipeline(config, workdir)
     distributed.check_same_everywhere({"the fingerprint of the dataset": pipeline.fingerprint})
-    ledger = _build_ledger(config, program, pipeline)
+    program = next(iter(programs.values()))
+    ledger = _build_ledger(config, programs, pipeline)
     store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
     kept = program.load_base() if config.finetune.needs_base else None
     restored = store.restore_latest(
@@ -110,6 +109,7 @@ def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
         ledger.resume(restored.record.ledger)
     distributed.run_on_first_process(lambda: _open_records(workdir, config, program, pipeline, step=step))
     _say(_describe_start(program, ledger, pipeline, restored, base))
+    program = join_programs(programs, config, used=pipeline.parts if isinstance(pipeline, BucketPipeline) else None)
     stream = pipeline.train_stream(*data_shard(mesh), position)
     hooks = _build_hooks(config, workdir, ledger, step=step)
     goodput = GoodputRecorder(
@@ -121,7 +121,7 @@ def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
     loop = TrainLoop(
         step=program.step,
         batches=_global_batches(stream, mesh, pipeline, picture=workdir.first_batch),
-        evaluate=_Validation(program, pipeline, ledger),
+        evaluate=Validation(program, pipeline, ledger),
         save=_Saver(store, program, ledger, kept.hash if kept else None),
         last_good_step=lambda: _last_good_step(store),
         hooks=[*hooks, goodput],
@@ -194,20 +194,34 @@ def _check_latents(config: RunConfig) -> None:
 
 def _build_pipeline(config: RunConfig, workdir: WorkDir) -> Data:
     """Returns the pipeline; process 0 computes the normalisation and the others read what it wrote."""
-    pipeline = distributed.run_on_first_process(lambda: open_data(config, workdir=workdir.path))
-    return pipeline or open_data(config, workdir=workdir.path)
+    pipeline = distributed.run_on_first_process(lambda: open_training_data(config, workdir=workdir.path))
+    return pipeline or open_training_data(config, workdir=workdir.path)
 
 
-def _build_ledger(config: RunConfig, program: TrainProgram, pipeline: Data) -> Ledger:
+def _build_ledger(config: RunConfig, programs: Mapping[str, TrainProgram], pipeline: Data) -> Ledger:
+    costs = {
+        name: StepCost(
+            count=count_flops(program.config, program.layout, execution_on(program.mesh)),
+            samples=program.config.train.global_batch_size,
+            sources=pipeline.parts[name] if isinstance(pipeline, BucketPipeline) else pipeline,
+        )
+        for name, program in programs.items()
+        if not isinstance(pipeline, BucketPipeline) or name in pipeline.parts
+    }
+    first, devices = next(iter(costs.values())), next(iter(programs.values())).mesh.devices
     return Ledger(
-        count=count_flops(config, program.layout, execution_on(program.mesh)),
-        samples_per_step=config.train.global_batch_size,
+        count=first.count,
+        samples_per_step=first.samples,
         sources=pipeline,
         denominator=Denominator(
-            device_kind=program.mesh.devices.flat[0].device_kind,
-            num_devices=program.mesh.devices.size,
+            device_kind=devices.flat[0].device_kind,
+            num_devices=devices.size,
             dtype=main_block(config).compute_dtype,
         ),
+        buckets=costs if isinstance(pipeline, BucketPipeline) else {},
+        evaluation_samples={
+            name: config.evaluate.num_batches * size for name, (_, size) in held_out(config, pipeline).items()
+        },
     )
 
 
@@ -239,8 +253,8 @@ def _build_hooks(config: RunConfig, workdir: WorkDir, ledger: Ledger, *, step: i
     is_writer = jax.process_index() == 0
     every = config.log.every_steps
     hooks: list[Hook] = [
-        MetricRecorder(RecordLog(workdir.metrics, is_writer=is_writer), _throughput(ledger), every_steps=every),
-        LedgerRecorder(RecordLog(workdir.ledger, is_writer=is_writer), ledger),
+        MetricRecorder(RecordLog(workdir.metrics, is_writer=is_writer), _throughput(config, ledger), every_steps=every),
+        LedgerRecorder(RecordLog(workdir.ledger, is_writer=is_writer), ledger, buckets=_bucket_names(config)),
     ]
     if is_writer:
         hooks.append(
@@ -248,28 +262,42 @@ def _build_hooks(config: RunConfig, workdir: WorkDir, ledger: Ledger, *, step: i
                 num_steps=config.train.num_steps,
                 first_step=step,
                 every_steps=every,
-                throughput=_throughput(ledger),
+                throughput=_throughput(config, ledger),
                 has_bar=config.log.progress_bar,
             )
         )
     if is_writer and config.log.tensorboard:
         hooks.append(
-            TensorBoard(workdir.tensorboard, first_step=step, every_steps=every, throughput=_throughput(ledger))
+            TensorBoard(workdir.tensorboard, first_step=step, every_steps=every, throughput=_throughput(config, ledger))
         )
     return hooks
 
 
-def _throughput(ledger: Ledger) -> Throughput:
+def _throughput(config: RunConfig, ledger: Ledger) -> Throughput:
     peak = ledger.denominator.flops_per_s
+    work = [_step_work(ledger.buckets.get(name)) for name in _bucket_names(config)]
     return Throughput(
         samples_per_step=ledger.samples_per_step,
         tokens_per_step=ledger.samples_per_step * ledger.count.num_tokens,
         flops_per_step=ledger.samples_per_step * ledger.count.model_total,
         peak_flops_per_s=None if peak is None else float(peak),
+        buckets=work,
     )
 
 
-def _global_batches(stream: TrainStream, mesh: Mesh, pipeline: Data, *, picture: Path) -> Iterator[tuple[Any, int]]:
+def _step_work(cost: StepCost | None) -> StepWork:
+    """Returns the work of a step; of a bucket that is not trained on, none."""
+    if cost is None:
+        return StepWork(samples=0, tokens=0, flops=0)
+    count, samples = cost.count, cost.samples
+    return StepWork(samples=samples, tokens=samples * count.num_tokens, flops=samples * count.model_total)
+
+
+def _bucket_names(config: RunConfig) -> list[str]:
+    return [bucket.name for bucket in config.data.buckets.sets]
+
+
+def _global_batches(stream: ReadAhead, mesh: Mesh, pipeline: Data, *, picture: Path) -> Iterator[tuple[Any, int]]:
     """Yields (global batch, position after it); draws the first batch of a run before it is trained on."""
     for rows in stream:
         if jax.process_index() == 0 and not picture.exists():
@@ -278,29 +306,6 @@ def _global_batches(stream: TrainStream, mesh: Mesh, pipeline: Data, *, picture:
             else:
                 render_batch(rows, picture, prompts=pipeline.prompts)
         yield make_global_batch(rows, mesh), stream.position
-
-
-class _Validation:
-    """Mean validation losses over held-out windows spread evenly; the same windows and noise every time."""
-
-    def __init__(self, program: TrainProgram, pipeline: Data, ledger: Ledger) -> None:
-        self._program, self._ledger = program, ledger
-        self._windows = pipeline.validation_windows()
-        self._num_batches = program.config.evaluate.num_batches
-
-    def __call__(self, state: Any) -> dict[str, float]:
-        batch_size = self._program.config.train.global_batch_size
-        params = self._program.evaluation_params(state)
-        shard, num_shards = data_shard(self._program.mesh)
-        chosen = np.linspace(0, len(self._windows), self._num_batches * batch_size, endpoint=False).astype(int)
-        sums: dict[str, float] = {}
-        for index, rows in enumerate(chosen.reshape(self._num_batches, num_shards, -1)):
-            batch = make_global_batch(self._windows.batch(rows[shard].tolist()), self._program.mesh)
-            for name, value in jax.device_get(dict(self._program.evaluate(params, batch, index))).items():
-                key = f"{VALIDATION_GROUP}/{name.rpartition('/')[2]}"
-                sums[key] = sums.get(key, 0.0) + float(value)
-        self._ledger.record_evaluation(self._num_batches * batch_size)
-        return {name: total / self._num_batches for name, total in sums.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,7 +353,11 @@ def _describe_start(
     for stage in summary.get("shares", ()):
         shares = ", ".join(f"{name} {share:.2%}" for name, share in stage.items() if name != "step")
         data += f"\n  from step {stage['step']}: {shares}"
-    return "\n\n".join([describe_sharding(program), describe_flops(ledger.count), data, start])
+    tables = [describe_sharding(program), describe_flops(ledger.count)]
+    if isinstance(pipeline, BucketPipeline):
+        costs = {name: (cost.count, cost.samples) for name, cost in ledger.buckets.items()}
+        tables.append(describe_buckets(config, costs, pipeline.shares))
+    return "\n\n".join([*tables, data, start])
 
 
 def _describe_end(result: LoopResult, workdir: WorkDir, ledger: Ledger, *, first_step: int) -> str:

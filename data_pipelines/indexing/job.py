@@ -37,6 +37,7 @@ from data_pipelines.indexing.arrays import (
     windows_name,
     write_array,
 )
+from data_pipelines.indexing.lock import locked
 from data_pipelines.indexing.manifest import (
     MANIFEST_FILE,
     IndexManifest,
@@ -49,6 +50,7 @@ from data_pipelines.indexing.manifest import (
 from data_pipelines.indexing.parts import Part, PartOrder, make_part, remove_halves, write_part
 from data_pipelines.normalisation import write_json
 from data_pipelines.sources.formats import open_source, opens_in_parts
+from data_pipelines.sources.remote import dataset_path
 from data_pipelines.sources.source import Source
 from data_pipelines.survey import Survey
 from wamjax.config.schema import RunConfig
@@ -69,16 +71,24 @@ def make_index(config: RunConfig, out: Path, *, num_workers: int, part_episodes:
       part_episodes: Episodes of a part; what a kill costs.
 
     Raises:
-      ConfigError: ``out`` holds or began an index of other settings, or a filter needs what the dataset does not have.
+      ConfigError: ``out`` holds or began an index of other settings, another process is making it, or a filter needs
+        what the dataset does not have.
       DataError: The dataset cannot be read or is damaged beyond the budget, ``out`` holds the index of another one, or
         a file cannot be written.
     """
-    path = Path(config.data.path)
+    path = dataset_path(config.data.path)
+    opens_in_parts(path)  # refuses what is no dataset before anything is written
+    if out.resolve().is_relative_to(path.resolve()):
+        raise ConfigError(f"--out={out} lies inside the dataset {path}: an index is no part of what it indexes")
+    with locked(out):
+        return _make(config, path, out, num_workers=num_workers, part_episodes=part_episodes)
+
+
+def _make(config: RunConfig, path: Path, out: Path, *, num_workers: int, part_episodes: int) -> IndexManifest:
+    """As ``make_index``, in a folder that is locked."""
     columns, optional = data_columns(config.data), optional_cameras(config.data)
     required = tuple(key for key in camera_features(config.data) if key not in optional)
     in_parts = opens_in_parts(path)
-    if out.resolve().is_relative_to(path.resolve()):
-        raise ConfigError(f"--out={out} lies inside the dataset {path}: an index is no part of what it indexes")
     if (out / MANIFEST_FILE).exists():
         check_settings(IndexManifest.load(out), config, out)
     stamp = folder_stamp(path)

@@ -20,6 +20,8 @@ from typing import Any
 from data_pipelines.embodiments.apply import optional_cameras
 from data_pipelines.filters import data_columns, state_keys
 from data_pipelines.normalisation import write_json
+from data_pipelines.sources.remote import RemotePath, list_remote
+from wamjax.config.buckets import BucketsConfig
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.config.sources import AugmentationConfig
@@ -124,7 +126,8 @@ def index_fingerprint(dataset: str, settings: dict[str, Any], version: int = VER
 def folder_stamp(path: Path) -> str:
     """Returns a hash of names, sizes and modification times of all files of a folder (16 hex digits)."""
     digest = hashlib.sha256()
-    for name, size, time_ns in sorted(_list_files(str(path), "")):
+    files = list_remote(path) if isinstance(path, RemotePath) else _list_files(str(path), "")
+    for name, size, time_ns in sorted(files):
         digest.update(f"{name}\0{size}\0{time_ns}\0".encode())
     return digest.hexdigest()[:16]
 
@@ -176,6 +179,7 @@ def normalisation_file(config: RunConfig, vectors: str) -> str:
         "index": "",
         "shuffle_seed": 0,
         "augmentation": AugmentationConfig(),
+        "buckets": BucketsConfig(),
         "num_threads": 1,
         "prefetch": 0,
         "decoded_frames_mib": 0,

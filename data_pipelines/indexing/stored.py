@@ -7,6 +7,7 @@ needed.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from data_pipelines.indexing.job import TRAIN, VALIDATION
 from data_pipelines.indexing.manifest import IndexManifest, check_settings, folder_stamp
 from data_pipelines.sources.formats import open_source, opens_in_parts
 from data_pipelines.sources.frame_reader import FrameReader
+from data_pipelines.sources.remote import dataset_path
 from data_pipelines.sources.source import EpisodeRecord, Feature, Source
 from data_pipelines.sources.video import VideoError, VideoTable
 from wamjax.config.schema import RunConfig
@@ -67,8 +69,9 @@ class StoredEpisodes(Sequence[EpisodeRecord]):
         Raises:
           KeyError: The index does not have it.
         """
-        position = int(np.searchsorted(self._rows["index"], episode))
-        if position == len(self._rows) or self._rows["index"][position] != episode:
+        indices = self._rows["index"]
+        position = bisect.bisect_left(indices, episode)  # np.searchsorted would copy all of a field of a record first
+        if position == len(indices) or indices[position] != episode:
             raise KeyError(episode)
         return position
 
@@ -203,7 +206,7 @@ def open_index(config: RunConfig) -> tuple[StoredSource, EpisodeIndex]:
       ConfigError: It was made with other settings; names the key.
       DataError: It is missing, damaged or incomplete, or the dataset is not the one it was made of.
     """
-    folder, path = Path(config.data.index), Path(config.data.path)
+    folder, path = Path(config.data.index), dataset_path(config.data.path)
     manifest = IndexManifest.load(folder)
     check_settings(manifest, config, folder)
     _check_dataset(manifest, path, folder, config.data.num_threads)

@@ -188,7 +188,10 @@ def cache_settings(config: RunConfig) -> dict[str, Any]:
     values = dict(bridge.iterate_fields(config))
     name = config.data.embodiment
     # What a specification says decides the records, not where it lies.
-    settings = {"data.embodiment": fingerprint(load_embodiment(name)) if name else ""}
+    settings: dict[str, Any] = {"data.embodiment": fingerprint(load_embodiment(name)) if name else ""}
+    if config.data.buckets.sets:  # which windows go to one bucket depends on all of them
+        settings["data.buckets.sets"] = [dataclasses.asdict(bucket) for bucket in config.data.buckets.sets]
+        settings["data.buckets.upsample"] = config.data.buckets.upsample
     return json.loads(json.dumps(settings | {key: values[key] for key in keys}))
 
 

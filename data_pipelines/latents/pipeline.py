@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -89,8 +90,13 @@ class LatentPipeline:
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """As ``Pipeline.train_stream``."""
-        samples = endless(self.training_windows(), self._config.data.shuffle_seed)
-        return TrainStream(samples, self._config, shard_index=shard_index, shard_count=shard_count, position=position)
+        return TrainStream(
+            self.samples(), self._config, shard_index=shard_index, shard_count=shard_count, position=position
+        )
+
+    def samples(self) -> grain.MapDataset:
+        """Returns the endless sequence of training samples."""
+        return endless(self.training_windows(), self._config.data.shuffle_seed)
 
     def training_windows(self) -> LatentWindows:
         """Returns random access to the training windows, ordered by episode and start."""

@@ -37,7 +37,7 @@ class MixtureOrder:
 
         Args:
           stages: Global sample at which each begins (the first at 0, ascending), and the weight of every source there.
-          names: Of the sources, for messages.
+          names: Of the sources as a message calls them.
           seed: Of the order.
 
         Raises:
@@ -104,8 +104,8 @@ def shares_of(weights: Sequence[float], names: Sequence[str]) -> npt.NDArray[np.
     for name, weight, share in zip(names, weights, shares, strict=True):
         if weight > 0 and share == 0:
             raise ConfigError(
-                f"source {name!r} of config.data.mixture has a share of {weight / sum(weights):.3g}, less than one in "
-                f"{BLOCK} samples: raise its weight, or set it to 0"
+                f"{name} has a share of {weight / sum(weights):.3g}, less than one in {BLOCK}: raise its weight, or "
+                "leave it out"
             )
     return shares
 

@@ -65,32 +65,47 @@ class MixturePipeline:
       order: Which sample of which source is which.
     """
 
-    def __init__(self, parts: Mapping[str, Part], prompts: tuple[str, ...], config: RunConfig) -> None:
-        """See ``open_data``."""
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        prompts: tuple[str, ...],
+        config: RunConfig,
+        *,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
+        """See ``open_data``; ``factors`` multiply the weights of the sources: what of each is in a bucket."""
         self.parts, self.prompts = dict(parts), prompts
+        self._factors = factors or {}
         self._config = config
         content = "".join(f"{name}\0{part.fingerprint}\0" for name, part in parts.items())
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._windows = {name: part.training_windows() for name, part in parts.items()}
         self.order = MixtureOrder(
-            self._stages(), names=tuple(parts), seed=_seed_of(config.data.shuffle_seed, "order of the mixture")
+            self._stages(),
+            names=[f"source {name!r} of config.data.mixture" for name in parts],
+            seed=seed_of(config.data.shuffle_seed, "order of the mixture"),
         )
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """As ``Pipeline.train_stream``."""
         return TrainStream(
-            self._samples(), self._config, shard_index=shard_index, shard_count=shard_count, position=position
+            self.samples(), self._config, shard_index=shard_index, shard_count=shard_count, position=position
         )
 
     def validation_windows(self) -> MixtureWindows:
         """Returns random access to the held-out windows of all sources, one source after the other."""
         return MixtureWindows([part.validation_windows() for part in self.parts.values()], self._adapters())
 
+    def held_out_of(self, name: str) -> SourceWindows:
+        """Returns random access to the held-out windows of one source, numbered as the mixture numbers them."""
+        adapter = dict(zip(self.parts, self._adapters(), strict=True))[name]
+        return SourceWindows(self.parts[name].validation_windows(), adapter)
+
     def video_statistics(self) -> VideoStatistics | None:
         """Returns the statistics of the frames of the stream's first samples, or None where none are asked for."""
         if self._config.data.video_statistics == "none" or self._config.backbone is not None:
             return None
-        first: Any = self._samples().slice(slice(0, NUM_WINDOWS))  # Grain's elements may be None; samples are not
+        first: Any = self.samples().slice(slice(0, NUM_WINDOWS))  # Grain's elements may be None; samples are not
         return compute_video_statistics(first)
 
     def count_samples(self, position: int) -> dict[str, int]:
@@ -125,9 +140,19 @@ class MixturePipeline:
             "sources": sources,
         }
 
-    def _samples(self) -> grain.MapDataset:
+    @property
+    def weight(self) -> float:
+        """Sum of the sources' weights, at the first stage."""
+        return sum(self._stages()[0][1])
+
+    def samples(self) -> grain.MapDataset:
+        """Returns the endless sequence of training samples."""
         seed = self._config.data.shuffle_seed
-        streams = [endless(windows, _seed_of(seed, name)) for name, windows in self._windows.items()]
+        # A source without windows (in this bucket) has the weight 0: nothing is ever asked of its stream.
+        streams = [
+            endless(windows, seed_of(seed, name)) if len(windows) else grain.MapDataset.range(0)
+            for name, windows in self._windows.items()
+        ]
         return _Mixed(streams, self.order, self._adapters())
 
     def _stages(self) -> list[tuple[int, tuple[float, ...]]]:
@@ -136,6 +161,7 @@ class MixturePipeline:
         factors = [1.0] * len(self.parts)
         if mixture.weighting == "hours":
             factors = [_hours(name, part) ** (1 / mixture.temperature) for name, part in self.parts.items()]
+        factors = [factor * self._factors.get(name, 1.0) for name, factor in zip(self.parts, factors, strict=True)]
         weights = [(0, tuple(source.weight for source in mixture.sources))]
         weights += [(stage.step * batch, stage.weights) for stage in mixture.stages]
         return [(start, tuple(w * f for w, f in zip(of_stage, factors, strict=True))) for start, of_stage in weights]
@@ -212,6 +238,32 @@ class _Mixed(grain.MapDataset):
         return self._adapters[source](sample)
 
 
+class SourceWindows:
+    """Random access to the held-out windows of one source of a mixture.
+
+    Attributes:
+      episodes: int32 ``[windows]``: episode index of each.
+      starts: int32 ``[windows]``: first dataset step of each.
+    """
+
+    def __init__(self, windows: Any, adapter: _Adapter) -> None:
+        """Wraps a source's ``ValidationWindows``."""
+        self._windows, self._adapter = windows, adapter
+        self.episodes: npt.NDArray[np.int32] = windows.episodes
+        self.starts: npt.NDArray[np.int32] = windows.starts
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def sample(self, index: int) -> WamBatch:
+        """Returns one window without the batch dim."""
+        return self._adapter(self._windows.sample(index))
+
+    def batch(self, indices: Sequence[int]) -> WamBatch:
+        """Returns the windows at ``indices`` as one host batch, in that order."""
+        return stack_samples([self.sample(int(index)) for index in indices])
+
+
 class MixtureWindows:
     """Random access to the held-out windows of all sources, one source after the other."""
 
@@ -241,6 +293,6 @@ def _hours(name: str, part: Part) -> float:
     return part.hours
 
 
-def _seed_of(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
     """Returns a 31-bit seed of its own for ``name``: a source's order does not depend on the others."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:4], "little") >> 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from data_pipelines.sources.hdf5 import Hdf5Dataset, find_hdf5_files
 from data_pipelines.sources.lerobot import LeRobotDataset
 from data_pipelines.sources.lerobot_tables import INFO_PATH
+from data_pipelines.sources.remote import dataset_path
 from data_pipelines.sources.rlds import FEATURES_FILE, INFO_FILE, RldsDataset, find_rlds
 from data_pipelines.sources.source import Source
 from data_pipelines.sources.video_folder import find_videos, open_video_folder
@@ -45,7 +46,7 @@ def open_source(
     """Opens a dataset of any supported format.
 
     Args:
-      path: Its folder.
+      path: Its folder, here or elsewhere (``remote``).
       cameras: Cameras that will be read; None for all.
       optional_cameras: Read as well where the dataset has them; those it lacks are said.
       columns: Numeric features that will be read; None for all floating-point ones.
@@ -56,10 +57,11 @@ def open_source(
     Raises:
       DataError: The folder does not exist, is of no known format or of two at once, or its reader refuses it.
     """
-    reader = _find_reader(Path(path))
+    path = dataset_path(path)
+    reader = _find_reader(path)
     options = {} if part is None else {"part": part}
     return reader(
-        Path(path),
+        path,
         cameras=cameras,
         optional_cameras=optional_cameras,
         columns=columns,
@@ -75,7 +77,7 @@ def opens_in_parts(path: str | Path) -> bool:
     Raises:
       DataError: As ``open_source``.
     """
-    return _find_reader(Path(path)) is LeRobotDataset
+    return _find_reader(dataset_path(path)) is LeRobotDataset
 
 
 def _find_reader(path: Path) -> Callable[..., Source]:

@@ -193,7 +193,7 @@ def _open(file: Path) -> Any:
     """Opens a file for reading."""
     import h5py  # 0.1 s of every command's start that datasets of other formats do not need
 
-    return h5py.File(file, "r")
+    return retry_read(lambda: h5py.File(file, "r"), str(file))
 
 
 def find_hdf5_files(path: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from data_pipelines.sources import lerobot_v2, lerobot_v3
 from data_pipelines.sources.frame_reader import FrameReader
 from data_pipelines.sources.lerobot_tables import read_info, video_features
 from data_pipelines.sources.parquet_images import ImageError, ParquetImages
+from data_pipelines.sources.remote import dataset_path
 from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import Feature, OpenedSource, check_choice, first_line
 from data_pipelines.sources.video import VideoError, VideoTable, scan_video
@@ -69,7 +70,7 @@ class LeRobotDataset(OpenedSource):
           DataError: The folder or its metadata is missing, unreadable, empty or of another version, or a feature is
             missing.
         """
-        super().__init__(Path(path))
+        super().__init__(dataset_path(path))
         self._info = read_info(self.path)
         self._fps = float(self._info["fps"])
         self.features = {
@@ -301,5 +302,8 @@ def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
 
 
 def _file_digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    def digest() -> bytes:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+
+    return retry_read(digest, str(path))

@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import EpisodeRecord, Quarantine, first_line
 from wamjax.errors import DataError
 
@@ -58,9 +59,13 @@ def read_info(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise DataError(f"dataset {path} does not exist (config.data.path): expected the folder of a LeRobot dataset")
     try:
-        info = json.loads((path / INFO_PATH).read_text(encoding="utf-8"))
+        text = retry_read(lambda: (path / INFO_PATH).read_text(encoding="utf-8"), f"dataset {path}: {INFO_PATH}")
+        info = json.loads(text)
     except FileNotFoundError as error:
         raise DataError(f"dataset {path} has no {INFO_PATH}: not a LeRobot dataset (config.data.path)") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise DataError(f"dataset {path}: {INFO_PATH} cannot be read: {reason}") from error
     except ValueError as error:
         raise DataError(f"dataset {path}: {INFO_PATH} is not JSON: {first_line(error)}") from error
     if not isinstance(info, dict):

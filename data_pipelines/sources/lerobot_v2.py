@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.sources.lerobot_tables import EpisodeTables, Place, collect_tables, video_features
+from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import EpisodeRecord, Quarantine, first_line
 from wamjax.errors import DataError
 
@@ -49,7 +50,8 @@ def read_tables(path: Path, info: dict[str, Any], cameras: tuple[str, ...], quar
 def _read_lines(path: Path, name: str, keys: dict[str, type]) -> list[dict[str, Any]]:
     """Returns the objects of a JSON-lines file, each of which has ``keys`` of the given types."""
     try:
-        lines = (path / name).read_text(encoding="utf-8").splitlines()
+        text = retry_read(lambda: (path / name).read_text(encoding="utf-8"), f"dataset {path}: {name}")
+        lines = text.splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(f"dataset {path}: {name} cannot be read: {reason}") from error

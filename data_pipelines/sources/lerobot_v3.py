@@ -5,6 +5,7 @@ Source of the format: huggingface/lerobot, src/lerobot/datasets, codebase versio
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.sources.lerobot_tables import EpisodeTables, Place, collect_tables, video_features
+from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import EpisodeRecord, Quarantine, first_line
 from wamjax.errors import DataError
 
@@ -70,7 +72,7 @@ def _read_tasks(path: Path) -> dict[int, str]:
     The string is pandas' index: a column ``task`` or, where the index had no name, ``__index_level_0__``.
     """
     try:
-        table = pq.read_table(path / TASKS_PATH)
+        table = retry_read(lambda: pq.read_table(path / TASKS_PATH), f"dataset {path}: {TASKS_PATH}")
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"dataset {path}: {TASKS_PATH} cannot be read: {first_line(error)}") from error
     names = [name for name in ("task", "__index_level_0__") if name in table.column_names]
@@ -87,10 +89,15 @@ def _read_episode_table(path: Path) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
     for file in files:
         try:
-            names = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
-            table = pq.read_table(file, columns=names)
+            names, table = retry_read(functools.partial(_read_without_statistics, file), f"dataset {path}: {file.name}")
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"dataset {path}: {file.relative_to(path)} cannot be read: {first_line(error)}") from error
         for name in names:
             columns.setdefault(name, []).extend(table[name].to_pylist())
     return columns
+
+
+def _read_without_statistics(file: Path) -> tuple[list[str], pa.Table]:
+    """Returns the names and values of the columns of an episode table, those of statistics left out."""
+    names = [name for name in pq.read_schema(file).names if not name.startswith("stats/")]
+    return names, pq.read_table(file, columns=names)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import first_line
 
 MAX_KEPT_GROUPS = 4  # row groups one thread keeps, of all files and columns together
@@ -65,7 +66,7 @@ class ParquetImages:
         key = (file, "ends")
         kept = self._kept()
         if key not in kept:
-            metadata = pq.read_metadata(file)
+            metadata = retry_read(lambda: pq.read_metadata(file), str(file))
             kept[key] = np.cumsum([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)])
             self._shrink()
         kept.move_to_end(key)
@@ -75,8 +76,12 @@ class ParquetImages:
         key = (file, column, group)
         kept = self._kept()
         if key not in kept:
-            with pq.ParquetFile(file) as parquet:
-                kept[key] = parquet.read_row_group(group, columns=[column])[column]
+
+            def read() -> pa.ChunkedArray:
+                with pq.ParquetFile(file) as parquet:
+                    return parquet.read_row_group(group, columns=[column])[column]
+
+            kept[key] = retry_read(read, str(file))
             self._shrink()
         kept.move_to_end(key)
         return kept[key]

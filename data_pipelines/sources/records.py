@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
+from data_pipelines.sources.remote import read_at
 from data_pipelines.sources.retry import retry_read
 
 _HEADER = struct.Struct("<QI")
@@ -79,14 +80,7 @@ class TfRecordFile:
         """
         offset, length = self._places[number]
 
-        def read() -> bytes:
-            descriptor = os.open(self._path, os.O_RDONLY)
-            try:
-                return os.pread(descriptor, length, offset)
-            finally:
-                os.close(descriptor)
-
-        content = retry_read(read, str(self._path))
+        content = read_at(self._path, offset, length)
         if len(content) < length:
             raise RecordError(f"record {number} is cut off")
         return content
@@ -106,9 +100,7 @@ class ArrayRecordFile:
         """
         path.stat()  # the package's own error for a missing file is no OSError
         self._path = path
-        reader = self._open()
-        self._count = reader.num_records()
-        reader.close()
+        self._count = retry_read(self._num_records, str(path))
 
     def __len__(self) -> int:
         return self._count
@@ -119,19 +111,36 @@ class ArrayRecordFile:
         Raises:
           RecordError: It cannot be read.
         """
+        return retry_read(lambda: self._read(number), str(self._path))
+
+    def _read(self, number: int) -> bytes:
         reader = self._open()
         try:
             return reader.read([number])[0]
         except (RuntimeError, ValueError, IndexError) as error:
+            self._check_there()
             raise RecordError(f"record {number}: {error}") from error
         finally:
             reader.close()
 
+    def _num_records(self) -> int:
+        reader = self._open()
+        try:
+            return reader.num_records()
+        finally:
+            reader.close()
+
     def _open(self) -> Any:
-        reader = array_record_module.ArrayRecordReader(str(self._path))
+        reader = array_record_module.ArrayRecordReader(os.fspath(self._path))
         if not reader.ok():
+            self._check_there()
             raise RecordError("no ArrayRecord file")
         return reader
+
+    def _check_there(self) -> None:
+        """Raises the ``OSError`` of a file that cannot be read now: the package does not tell it from a damaged one."""
+        with open(self._path, "rb") as file:
+            file.read(1)
 
 
 def masked_crc32c(content: bytes) -> int:

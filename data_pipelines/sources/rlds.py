@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ class RldsDataset(OpenedSource):
         )
         self._places: list[tuple[str, RecordFile | None, int]] = []  # (file, its records, number of the record)
         episodes: list[EpisodeRecord] = []
-        for name, records, number, problem in _list_records(builder):
+        for name, records, number, problem in _list_records(builder, find_rlds(path)[0]):
             index = len(episodes)
             length, task = 0, ""
             self._places.append((name, records, number))
@@ -206,7 +207,9 @@ def _open_builder(path: Path) -> Any:
         names = ", ".join(folder.name for folder in folders) or "none"
         raise DataError(f"dataset {path} holds versions {names}: name the folder of one of them (config.data.path)")
     try:
-        return tfds.builder_from_directory(folders[0])
+        # The package reads them by name: both copies, of a dataset elsewhere, lie in one folder.
+        local = [Path(os.fspath(folders[0] / name)).parent for name in (FEATURES_FILE, INFO_FILE)]
+        return tfds.builder_from_directory(local[0])
     except (ValueError, KeyError, TypeError, OSError, RuntimeError, AssertionError) as error:
         raise DataError(f"dataset {path}: its metadata cannot be read: {first_line(error)}") from error
 
@@ -249,14 +252,14 @@ def _describe(feature: Any) -> Feature:
     return Feature(dtype=str(dtype) if is_numeric else "string", shape=shape)
 
 
-def _list_records(builder: Any) -> Iterator[tuple[str, RecordFile | None, int, str | None]]:
+def _list_records(builder: Any, folder: Path) -> Iterator[tuple[str, RecordFile | None, int, str | None]]:
     """Yields ``(file, its records, number, problem)`` of every declared record; a problem stands for all of a file."""
     kind = TfRecordFile if builder.info.file_format.value == "tfrecord" else ArrayRecordFile
     for split in builder.info.splits.values():
         for file, declared in zip(split.filepaths, split.shard_lengths, strict=True):
             name = Path(file).name
             try:
-                records = kind(Path(file))
+                records = kind(folder / name)
             except (OSError, RecordError) as error:
                 yield name, None, 0, f"{name} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
                 continue

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
+from data_pipelines.sources.remote import RemotePath, read_at
 from data_pipelines.sources.retry import retry_read
 
 # Containers one thread keeps open; beyond it the least recently used is closed.
@@ -283,7 +284,8 @@ class _MemberFile(io.RawIOBase):
     def __init__(self, path: Path, member: ArchiveMember) -> None:
         self._member = member
         self._position = 0
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._path = path
+        self._descriptor = None if isinstance(path, RemotePath) else os.open(path, os.O_RDONLY)
 
     def readable(self) -> bool:
         return True
@@ -302,18 +304,23 @@ class _MemberFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         left = max(0, self._member.size - self._position)
         count = left if size < 0 else min(size, left)
-        content = os.pread(self._descriptor, count, self._member.offset + self._position)
+        content = self._pread(count, self._member.offset + self._position)
         self._position += len(content)
         return content
 
     def close(self) -> None:
-        if not self.closed:
+        if not self.closed and self._descriptor is not None:
             os.close(self._descriptor)
         super().close()
 
+    def _pread(self, size: int, offset: int) -> bytes:
+        if self._descriptor is None:
+            return read_at(self._path, offset, size)
+        return os.pread(self._descriptor, size, offset)
+
 
 def _open_container(path: Path, member: ArchiveMember | None) -> Any:
-    return av.open(str(path)) if member is None else av.open(_MemberFile(path, member))
+    return av.open(os.fspath(path)) if member is None else av.open(_MemberFile(path, member))
 
 
 def _name(path: Path, member: ArchiveMember | None) -> str:

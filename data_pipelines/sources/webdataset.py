@@ -7,14 +7,13 @@ Owns the listing. The members of one sample share the name up to the first dot o
 
 from __future__ import annotations
 
-import os
 import tarfile
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.sources.captions import CAPTION_SUFFIXES, CaptionError, parse_caption
 from data_pipelines.sources.clips import VIDEO_SUFFIXES, Clip, ClipSource
-from data_pipelines.sources.retry import retry_read
+from data_pipelines.sources.remote import read_at
 from data_pipelines.sources.source import first_line
 from data_pipelines.sources.video import ArchiveMember
 
@@ -39,7 +38,7 @@ def _list_shard(path: Path, shard: Path) -> list[Clip]:
     samples: dict[str, dict[str, list[ArchiveMember]]] = {}
     problem, end = None, 0
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
                 end = info.offset_data + info.size
                 if info.isfile():
@@ -48,7 +47,7 @@ def _list_shard(path: Path, shard: Path) -> list[Clip]:
                     member = ArchiveMember(name=info.name, offset=info.offset_data, size=info.size)
                     samples.setdefault(f"{folder}/{stem}", {}).setdefault(f"{dot}{suffix}".lower(), []).append(member)
             # `tarfile` takes a damaged header for the end; the true end is a block of zeros.
-            if _read_at(shard, archive.offset, tarfile.BLOCKSIZE).strip(b"\0") or end > shard.stat().st_size:
+            if read_at(shard, archive.offset, tarfile.BLOCKSIZE).strip(b"\0") or end > shard.stat().st_size:
                 problem = "a damaged header"
     except (tarfile.TarError, OSError) as error:
         problem = getattr(error, "strerror", None) or first_line(error)
@@ -73,22 +72,10 @@ def _sample_clips(shard_name: str, shard: Path, parts: dict[str, list[ArchiveMem
     for suffix in CAPTION_SUFFIXES:
         for member in parts.get(suffix, [])[:1]:
             try:
-                caption = parse_caption(_read_at(shard, member.offset, member.size), suffix)
+                caption = parse_caption(read_at(shard, member.offset, member.size), suffix)
             except (CaptionError, OSError) as error:
                 problem = f"{shard_name}:{member.name} cannot be read: {error}"
                 return [Clip(name=name, path=shard, member=videos[0], problem=problem)]
         if caption:
             break
     return [Clip(name=name, path=shard, member=videos[0], caption=caption)]
-
-
-def _read_at(path: Path, offset: int, size: int) -> bytes:
-    return retry_read(lambda: _pread(path, offset, size), str(path))
-
-
-def _pread(path: Path, offset: int, size: int) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)

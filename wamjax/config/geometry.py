@@ -79,6 +79,16 @@ def derive_geometry(config: RunConfig) -> Geometry:
     )
 
 
+def statistics_canvas(config: RunConfig) -> tuple[int, int]:
+    """Returns height and width of the mean canvas that the small model keeps.
+
+    That is one patch, the same at every place, where buckets have several canvases: all of them share one model.
+    """
+    if len({bucket.canvas for bucket in config.data.buckets.sets}) > 1:
+        return config.model.patch[1], config.model.patch[2]
+    return config.data.canvas
+
+
 def _check_views(config: RunConfig) -> None:
     """Raises ``ConfigError`` where a view is not inside the canvas."""
     height, width = config.data.canvas

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Literal
 
 from wamjax.config.backbone import ActionsConfig, ClipConfig, PrefixConfig, VideoTransformerConfig
+from wamjax.config.buckets import BucketsConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.formulation import LayoutConfig, ObjectiveConfig
 from wamjax.config.parallel import ParallelConfig
@@ -96,6 +97,7 @@ class DataConfig:
       broken_budget: Share of episodes that may be quarantined before indexing is refused.
       filters: Sound episodes and windows that are not read.
       mixture: Several datasets in place of ``path``.
+      buckets: Several sizes of windows in place of one.
       augmentation: Random crops and colours of training frames. Not for a backbone, whose latents are made once.
       num_threads: Reader threads of this host.
       prefetch: Windows read ahead by this host.
@@ -123,6 +125,7 @@ class DataConfig:
     broken_budget: float = 0.05
     filters: FilterConfig = dataclasses.field(default_factory=FilterConfig)
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    buckets: BucketsConfig = dataclasses.field(default_factory=BucketsConfig)
     augmentation: AugmentationConfig = dataclasses.field(default_factory=AugmentationConfig)
     num_threads: int = 4
     prefetch: int = 64

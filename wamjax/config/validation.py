@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable
 
+from wamjax.config.buckets import BucketsConfig
 from wamjax.config.schema import RunConfig
 from wamjax.config.sources import MixtureConfig
 from wamjax.errors import ConfigError
@@ -55,6 +56,7 @@ _RULES: dict[str, dict[str, _Rule]] = {
         "max_idle": _FRACTION,
     },
     "data.mixture": {"temperature": _POSITIVE},
+    "data.buckets": {"batch_multiple": _POSITIVE},
     "data.augmentation": {
         **dict.fromkeys(("brightness", "contrast", "saturation"), _FRACTION),
         "crop": (lambda x: 0 < x <= 1, "more than 0, at most 1"),
@@ -103,6 +105,7 @@ def check_values(config: RunConfig) -> None:
             f"config.objective.edm_range = {config.objective.edm_range}; expected two positive noise levels, ascending"
         )
     _check_mixture(config.data.mixture)
+    _check_buckets(config.data.buckets, config.data.mixture)
     if config.backbone is not None and config.data.augmentation.is_on:
         raise ConfigError(
             "config.data.augmentation changes frames anew every epoch, and config.backbone reads latents that are made "
@@ -138,6 +141,31 @@ def _check_mixture(mixture: MixtureConfig) -> None:
             raise ConfigError(f"{where}.step = {stage.step}; expected more than {before}, where the one before begins")
         before = stage.step
         _check_weights(f"{where}.weights", stage.weights, names)
+
+
+def _check_buckets(buckets: BucketsConfig, mixture: MixtureConfig) -> None:
+    """Raises ``ConfigError`` for names or sizes that make no buckets."""
+    names, sizes = [bucket.name for bucket in buckets.sets], set()
+    for i, bucket in enumerate(buckets.sets):
+        where = f"config.data.buckets.sets[{i}]"
+        if not _NAME.fullmatch(bucket.name) or names.index(bucket.name) != i:
+            raise ConfigError(
+                f"{where}.name = {bucket.name!r}; expected letters, digits, '.', '-' or '_', another for each bucket"
+            )
+        if min(bucket.canvas) < 1 or bucket.num_frames < 2:
+            raise ConfigError(
+                f"{where} has {bucket.num_frames} frames of {bucket.canvas}; expected pixels and 2 frames or more"
+            )
+        if (bucket.canvas, bucket.num_frames) in sizes:
+            raise ConfigError(
+                f"{where} ({bucket.name}) has the canvas and num_frames of another; leave one of them out"
+            )
+        sizes.add((bucket.canvas, bucket.num_frames))
+    if buckets.sets and mixture.stages:
+        raise ConfigError(
+            "config.data.buckets.sets and config.data.mixture.stages exclude each other: the share of a bucket would "
+            "change with each stage; start a run from the last (config.finetune.base) for the next stage"
+        )
 
 
 def _check_weights(where: str, weights: tuple[float, ...], names: list[str]) -> None:

@@ -254,17 +254,19 @@ def _evaluations(
     A validation after step n is in the ledger's line of step n + 1, so that after the last step of a run is in no line.
     """
     record = last or lost[-1]
-    evaluation = record["evaluation"]
-    per_sample = record.get("evaluation_flops_per_sample")
-    if per_sample is None and evaluation["samples"]:
-        per_sample = evaluation["hardware_flops"] // evaluation["samples"]
+    evaluation, one = record["evaluation"], record.get("evaluation_flops_per_validation")
     after = 0 if last is None else sum(step == last["step"] for step in validations.steps)
-    if per_sample is None:
-        if after or validations.num_lost:
-            notes.append(
-                f"{after + validations.num_lost} validations are not counted: its ledger does not say what one costs"
-            )
-        after = per_sample = 0
-    one = validations.samples * per_sample
+    if one is None:
+        per_sample = record.get("evaluation_flops_per_sample")
+        if per_sample is None and evaluation["samples"]:
+            per_sample = evaluation["hardware_flops"] // evaluation["samples"]
+        if per_sample is None:
+            if after or validations.num_lost:
+                notes.append(
+                    f"{after + validations.num_lost} validations are not counted: its ledger does not say what one "
+                    "costs"
+                )
+            after = per_sample = 0
+        one = validations.samples * per_sample
     counted = 0 if last is None else evaluation["hardware_flops"]
     return counted + after * one, validations.num_lost * one

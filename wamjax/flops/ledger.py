@@ -48,13 +48,34 @@ class SampleSources(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepCost:
+    """What one step costs.
+
+    Attributes:
+      count: FLOPs and tokens of one sample.
+      samples: Global batch size.
+      sources: Where its samples come from; None where that is not known.
+    """
+
+    count: FlopCount
+    samples: int
+    sources: SampleSources | None = None
+
+    def count_sources(self, samples: int) -> dict[str, int]:
+        """Returns how many of the first ``samples`` of such steps come from each dataset."""
+        return dict(self.sources.count_samples(samples)) if self.sources else {}
+
+
 @dataclasses.dataclass(kw_only=True)
 class Ledger:
     """Accumulates the cost of a run over all its resumptions.
 
     Attributes:
-      count: FLOPs and tokens of one sample.
+      count: FLOPs and tokens of one sample; in a run in buckets, of any one of them.
       samples_per_step: Global batch size.
+      buckets: What a step of each bucket costs, by name; none: all steps cost the same.
+      evaluation_samples: Samples of one validation by bucket, in a run in buckets.
       denominator: Devices, dtype and their listed peak, for utilisation.
       encoders: FLOPs of the frozen encoders that run for one sample, by ``ENCODERS``; none where outputs are cached.
       sources: Where the samples come from; None where that is not known.
@@ -65,6 +86,8 @@ class Ledger:
     denominator: Denominator
     encoders: Mapping[str, int] = dataclasses.field(default_factory=dict)
     sources: SampleSources | None = None
+    buckets: Mapping[str, StepCost] = dataclasses.field(default_factory=dict)
+    evaluation_samples: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert set(self.encoders) <= set(ENCODERS), f"encoders {sorted(self.encoders)} are not of {ENCODERS}"
@@ -72,7 +95,7 @@ class Ledger:
             "step": 0,
             "skipped": 0,
             "samples": 0,
-            "sources": self._count_sources(0),
+            "sources": self._cost("").count_sources(0),
             "tokens": dict.fromkeys(self.count.tokens, 0),
             "model_flops": dict.fromkeys(self.count.model, 0),
             "hardware_flops": dict.fromkeys(self.count.hardware, 0),
@@ -80,6 +103,10 @@ class Ledger:
             "evaluation": {"samples": 0, "hardware_flops": 0},
             "wall": {"seconds": 0.0, "device_seconds": 0.0, "chip_seconds": 0.0},
         }
+        if self.buckets:
+            self._totals["buckets"] = dict.fromkeys(self.buckets, 0)
+            for cost in self.buckets.values():
+                self._totals["sources"] |= cost.count_sources(0)
 
     @property
     def totals(self) -> dict[str, Any]:
@@ -94,7 +121,7 @@ class Ledger:
         """
         totals = {"encoder_flops": dict.fromkeys(ENCODERS, 0), **totals}  # a run older than that count had none
         if "sources" not in totals and "samples" in totals:  # older than that count: all came from the one dataset
-            totals["sources"] = self._count_sources(totals["samples"])
+            totals["sources"] = self._cost("").count_sources(totals["samples"])
         for field in (*_DETERMINISTIC, "wall"):
             if field not in totals:
                 raise ConfigError(
@@ -107,10 +134,15 @@ class Ledger:
                     f"the ledger of the checkpoint counts {field} by {sorted(totals[field])}, this run by "
                     f"{sorted(self._totals[field])}: the work directory belongs to another configuration"
                 )
-        self._totals = copy.deepcopy({key: totals[key] for key in self._totals})
-        self._totals["sources"] = {**self._count_sources(0), **self._totals["sources"]}  # a source that joins now
+        fresh = self._totals  # what joins now, a source or a bucket, begins at 0
+        self._totals = copy.deepcopy({key: totals.get(key, {}) for key in fresh})
+        for field in ("sources", "buckets"):
+            if field in fresh:
+                self._totals[field] = {**dict.fromkeys(fresh[field], 0), **self._totals[field]}
 
-    def record(self, step: int, loss: float, step_s: float | None, *, is_skipped: bool = False) -> dict[str, Any]:
+    def record(
+        self, step: int, loss: float, step_s: float | None, *, is_skipped: bool = False, bucket: str = ""
+    ) -> dict[str, Any]:
         """Adds one training step and returns its line of ``ledger.jsonl``.
 
         Args:
@@ -118,6 +150,7 @@ class Ledger:
           loss: Its total loss.
           step_s: Wall-clock seconds it took; None where they were not measured.
           is_skipped: Whether its update was skipped. It has cost what any step costs.
+          bucket: Which bucket it was of, in a run in buckets.
 
         Returns:
           The deterministic sums, this step's share of them under ``this_step``, and ``wall``.
@@ -130,46 +163,53 @@ class Ledger:
                 f"the ledger stands at step {self._totals['step']} and was given step {step}: each step is counted "
                 "exactly once (resume the ledger from the checkpoint the state came from)"
             )
+        cost = self._cost(bucket)
         self._totals["step"] = step
         self._totals["skipped"] += is_skipped
-        begin = self._totals["samples"]
-        self._totals["samples"] += self.samples_per_step
+        begin = self._totals["buckets"][bucket] if self.buckets else self._totals["samples"]
+        self._totals["samples"] += cost.samples
+        if self.buckets:
+            self._totals["buckets"][bucket] += cost.samples
         # Added step by step: a run that goes on with another mixture keeps what it has read of the former one.
-        before, after = self._count_sources(begin), self._count_sources(self._totals["samples"])
+        before, after = cost.count_sources(begin), cost.count_sources(begin + cost.samples)
         for name, samples in after.items():
             self._totals["sources"][name] += samples - before[name]
         for field, per_sample in (
-            ("tokens", self.count.tokens),
-            ("model_flops", self.count.model),
-            ("hardware_flops", self.count.hardware),
+            ("tokens", cost.count.tokens),
+            ("model_flops", cost.count.model),
+            ("hardware_flops", cost.count.hardware),
             ("encoder_flops", self.encoders),
         ):
             for name, amount in per_sample.items():
-                self._totals[field][name] += self.samples_per_step * amount
+                self._totals[field][name] += cost.samples * amount
         totals = self.totals
         return {
             **{field: totals[field] for field in _DETERMINISTIC},
+            **({"bucket": bucket, "buckets": totals["buckets"]} if self.buckets else {}),
             "epochs": self._epochs,
             "zflops": zflops(totals["model_flops"]),
             "hardware_zflops": zflops(totals["hardware_flops"]),
-            "evaluation_flops_per_sample": self._evaluation_flops,
+            **self._evaluation_cost(),
             "this_step": {
                 "is_skipped": is_skipped,
-                "model_flops": self.samples_per_step * self.count.model_total,
-                "hardware_flops": self.samples_per_step * self.count.hardware_total,
+                "model_flops": cost.samples * cost.count.model_total,
+                "hardware_flops": cost.samples * cost.count.hardware_total,
             },
             "loss": loss,
-            "wall": self._clock(step_s),
+            "wall": self._clock(step_s, cost),
         }
 
-    def record_evaluation(self, num_samples: int) -> None:
+    def record_evaluation(self, num_samples: int, *, bucket: str = "") -> None:
         """Adds the forward passes of an evaluation over ``num_samples`` samples; it is no part of any utilisation."""
         evaluation = self._totals["evaluation"]
         evaluation["samples"] += num_samples
-        evaluation["hardware_flops"] += num_samples * self._evaluation_flops
+        evaluation["hardware_flops"] += num_samples * self._evaluation_flops(bucket)
 
-    def _count_sources(self, samples: int) -> dict[str, int]:
-        return dict(self.sources.count_samples(samples)) if self.sources else {}
+    def _cost(self, bucket: str) -> StepCost:
+        """Returns what a step of a bucket costs; without buckets, or before any step, what all steps cost."""
+        if bucket:
+            return self.buckets[bucket]
+        return StepCost(count=self.count, samples=self.samples_per_step, sources=None if self.buckets else self.sources)
 
     @property
     def _epochs(self) -> dict[str, float]:
@@ -177,12 +217,18 @@ class Ledger:
         windows = self.sources.num_windows if self.sources else {}
         return {n: samples / windows[n] for n, samples in self._totals["sources"].items() if windows.get(n)}
 
-    @property
-    def _evaluation_flops(self) -> int:
+    def _evaluation_flops(self, bucket: str) -> int:
         """What one sample of a validation costs."""
-        return sum(self.count.hardware_forward.values()) + sum(self.encoders.values())
+        return sum(self._cost(bucket).count.hardware_forward.values()) + sum(self.encoders.values())
 
-    def _clock(self, step_s: float | None) -> dict[str, Any]:
+    def _evaluation_cost(self) -> dict[str, int]:
+        """What tells the cost of a validation that no line has in it: of a sample, or of all samples of the buckets."""
+        if not self.buckets:
+            return {"evaluation_flops_per_sample": self._evaluation_flops("")}
+        costs = [samples * self._evaluation_flops(bucket) for bucket, samples in self.evaluation_samples.items()]
+        return {"evaluation_flops_per_validation": sum(costs)}
+
+    def _clock(self, step_s: float | None, cost: StepCost) -> dict[str, Any]:
         """Adds the step's time and returns the ``wall`` part of its record."""
         wall, chips = self._totals["wall"], self.denominator.num_chips
         reason = self.denominator.reason_unknown
@@ -193,8 +239,8 @@ class Ledger:
             wall["seconds"] += step_s
             wall["device_seconds"] += step_s * self.denominator.num_devices
             wall["chip_seconds"] += step_s * float(chips) if chips is not None else 0.0
-            mfu = self.denominator.utilisation(self.samples_per_step * self.count.model_total, step_s)
-            hfu = self.denominator.utilisation(self.samples_per_step * self.count.hardware_total, step_s)
+            mfu = self.denominator.utilisation(cost.samples * cost.count.model_total, step_s)
+            hfu = self.denominator.utilisation(cost.samples * cost.count.hardware_total, step_s)
         return {
             "step_s": step_s,
             "seconds": wall["seconds"],

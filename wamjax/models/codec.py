@@ -24,7 +24,7 @@ class PatchCodec(nnx.Module):
     """Encodes canvas frames as normalised patch tokens.
 
     Attributes:
-      mean: fp32 ``[h w c]``: mean canvas, cut into patches, in pixel levels (0..255).
+      mean: fp32 ``[h w c]``: mean canvas, cut into patches, in pixel levels (0..255); of one patch, it is that of all.
       std: fp32 ``[1]``: standard deviation around it, in pixel levels.
     """
 

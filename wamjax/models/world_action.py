@@ -14,7 +14,7 @@ from flax import nnx
 
 from wamjax.config.blocks import block_config
 from wamjax.config.finetune import lora_config
-from wamjax.config.geometry import derive_geometry
+from wamjax.config.geometry import derive_geometry, statistics_canvas
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Pass, Role
 from wamjax.layout.packing import pack, unpack
@@ -69,7 +69,7 @@ class WorldActionModel(nnx.Module):
         keys = jax.random.split(key, 9)
         width, dtype, self.config = model.width, model.compute_dtype, config.model
         channels = derive_geometry(config).token_channels
-        self.codec = PatchCodec(model.patch, data.canvas)
+        self.codec = PatchCodec(model.patch, statistics_canvas(config))
         self.patch_embed = Linear(keys[0], (channels, width), (None, "embed"), dtype=dtype)
         self.grid_embedding = nnx.data(None)
         if model.grid_embedding == "learned":

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from wamjax.config.blocks import main_block
 from wamjax.config.finetune import is_trained, is_update
-from wamjax.config.geometry import derive_geometry
+from wamjax.config.geometry import statistics_canvas
 from wamjax.config.schema import RunConfig
 from wamjax.flops.parameters import Parameter, list_parameters
 from wamjax.parallel.rule_tables import Rules, partition
@@ -100,8 +100,7 @@ def place_parameters(config: RunConfig, mesh: Mapping[str, int], rules: Rules) -
             names = (None,)
         placed.append(_place(path, parameter, names, mesh, rules, config))
     if is_small:  # statistics of the codec: saved with the parameters, never trained
-        geometry = derive_geometry(config)
-        for path, size in (("codec.mean", math.prod(geometry.grid) * geometry.token_channels), ("codec.std", 1)):
+        for path, size in (("codec.mean", 3 * math.prod(statistics_canvas(config))), ("codec.std", 1)):
             placed.append(_place(path, Parameter((size,)), (None,), mesh, rules, config))
     return tuple(placed)
 

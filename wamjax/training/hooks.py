@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from wamjax.flops.goodput import END, STARTUP, STEPS
@@ -16,6 +16,7 @@ from wamjax.training.records import RecordLog
 from wamjax.training.update import SKIPPED_IN_A_ROW
 
 VALIDATION_GROUP = "validation"
+BUCKET = "data/bucket"  # metric of a step in a run in buckets: the position of its bucket among them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,11 @@ class StepReport:
     def num_skipped_in_a_row(self) -> int:
         """How many updates in a row were skipped, up to this one; 0 if this one was done."""
         return int(self.metrics.get(SKIPPED_IN_A_ROW, 0))
+
+    @property
+    def bucket(self) -> int:
+        """Position of the step's bucket; 0 in a run without buckets."""
+        return int(self.metrics.get(BUCKET, 0))
 
 
 @runtime_checkable
@@ -91,6 +97,15 @@ class Silent:
         """Does nothing."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """What a step of one bucket works on: samples, tokens of their packed sequences, and model FLOPs."""
+
+    samples: int
+    tokens: int
+    flops: int
+
+
 class Throughput:
     """Averages speed over the steps since it was last asked.
 
@@ -101,6 +116,7 @@ class Throughput:
       tokens_per_step: Tokens of the packed sequences of one global batch.
       flops_per_step: Model FLOPs of one step; None when unknown.
       peak_flops_per_s: Peak of all devices together; None when unknown (then there is no MFU, rather than a guess).
+      buckets: The work of a step of each bucket, in place of the three figures above; none: all steps are alike.
     """
 
     def __init__(
@@ -110,9 +126,10 @@ class Throughput:
         tokens_per_step: int | None = None,
         flops_per_step: int | None = None,
         peak_flops_per_s: float | None = None,
+        buckets: Sequence[StepWork] = (),
     ) -> None:
         self._samples, self._tokens = samples_per_step, tokens_per_step
-        self._flops, self._peak = flops_per_step, peak_flops_per_s
+        self._flops, self._peak, self._buckets = flops_per_step, peak_flops_per_s, buckets
         self._reports: list[StepReport] = []
 
     def add(self, report: StepReport) -> None:
@@ -132,12 +149,21 @@ class Throughput:
         step_s = sum(report.step_s for report in steady) / len(steady)
         figures["time/step_s"] = step_s
         figures["time/data_wait_s"] = sum(report.data_wait_s for report in steady) / len(steady)
-        figures["throughput/samples_per_s"] = self._samples / step_s
-        if self._tokens is not None:
-            figures["throughput/tokens_per_s"] = self._tokens / step_s
-        if self._flops is not None and self._peak is not None:
-            figures["throughput/mfu"] = self._flops / step_s / self._peak
+        samples, tokens, flops = self._mean_work(steady)
+        figures["throughput/samples_per_s"] = samples / step_s
+        if tokens is not None:
+            figures["throughput/tokens_per_s"] = tokens / step_s
+        if flops is not None and self._peak is not None:
+            figures["throughput/mfu"] = flops / step_s / self._peak
         return figures
+
+    def _mean_work(self, reports: Sequence[StepReport]) -> tuple[float, float | None, float | None]:
+        """Returns samples, tokens and FLOPs of a step, on average over those of ``reports``."""
+        if not self._buckets:
+            return self._samples, self._tokens, self._flops
+        work = [self._buckets[report.bucket] for report in reports]
+        sums = (sum(w.samples for w in work), sum(w.tokens for w in work), sum(w.flops for w in work))
+        return sums[0] / len(work), sums[1] / len(work), sums[2] / len(work)
 
 
 class MetricRecorder(Silent):
@@ -172,22 +198,35 @@ class MetricRecorder(Silent):
 class RunLedger(Protocol):
     """What the loop needs of the run ledger (``wamjax.flops.ledger``)."""
 
-    def record(self, step: int, loss: float, step_s: float, *, is_skipped: bool) -> dict[str, Any]:
+    def record(self, step: int, loss: float, step_s: float, *, is_skipped: bool, bucket: str = "") -> dict[str, Any]:
         """Accounts one step and returns its line."""
         ...
 
 
 class LedgerRecorder(Silent):
-    """Accounts every step in the run ledger and appends its line to ``ledger.jsonl``."""
+    """Accounts every step in the run ledger and appends its line to ``ledger.jsonl``.
 
-    def __init__(self, log: RecordLog, ledger: RunLedger) -> None:
-        self._log, self._ledger = log, ledger
+    Args:
+      log: The file.
+      ledger: The run's.
+      buckets: Names of the run's buckets, in their order.
+    """
+
+    def __init__(self, log: RecordLog, ledger: RunLedger, *, buckets: Sequence[str] = ()) -> None:
+        self._log, self._ledger, self._buckets = log, ledger, buckets
 
     def on_step(self, report: StepReport) -> None:
         """Appends the ledger's line of this step."""
         is_skipped = report.num_skipped_in_a_row > 0
-        line = self._ledger.record(report.step, report.metrics["loss/total"], report.step_s, is_skipped=is_skipped)
-        self._log.append(line)
+        self._log.append(
+            self._ledger.record(
+                report.step,
+                report.metrics["loss/total"],
+                report.step_s,
+                is_skipped=is_skipped,
+                bucket=self._buckets[report.bucket] if self._buckets else "",
+            )
+        )
 
     def sync(self) -> None:
         """Forces the log to disk."""

@@ -84,7 +84,7 @@ def test_samples_are_those_of_the_source_alone(mixed: Callable[..., RunConfig], 
 
 def test_no_held_out_window_is_trained_on_over_an_epoch_of_every_source(mixed: Callable[..., RunConfig]) -> None:
     pipeline = open_mixture(mixed(weights=(1.0, 1.0)))
-    samples: Any = pipeline._samples()
+    samples: Any = pipeline.samples()
     windows = pipeline.num_windows
     # Twice the larger source is more than an epoch of both, whatever the order.
     seen = [pipeline.order.locate(i) for i in range(3 * max(windows.values()))]

@@ -65,7 +65,5 @@ def test_shares_add_up_and_are_off_by_less_than_one(weights: tuple[float, ...]) 
 
 
 def test_weight_too_small_for_a_place_is_refused() -> None:
-    with pytest.raises(
-        ConfigError, match=r"source 'b' of config\.data\.mixture has a share of 1e-06, less than one in"
-    ):
+    with pytest.raises(ConfigError, match=r"^b has a share of 1e-06, less than one in"):
         shares_of((1.0, 1e-6, 0.0), NAMES)

@@ -20,17 +20,25 @@ SIZE = 32
 CODECS = {".mp4": "libx264", ".webm": "libvpx-vp9", ".mkv": "libx264"}
 
 
-def encode(suffix: str, *, frames: int, level: int, fps: int = 12, pts: list[int] | None = None) -> bytes:
+def encode(
+    suffix: str,
+    *,
+    frames: int,
+    level: int,
+    fps: int = 12,
+    pts: list[int] | None = None,
+    size: tuple[int, int] = (SIZE, SIZE),
+) -> bytes:
     """A video whose frame n is grey of ``level + 5 n``; ``pts`` in frames."""
     buffer = io.BytesIO()
     container_format = {".mp4": "mp4", ".webm": "webm", ".mkv": "matroska"}[suffix]
     with av.open(buffer, "w", format=container_format) as container:
         stream: Any = container.add_stream(CODECS[suffix], rate=fps)
-        stream.width = stream.height = SIZE
+        stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, fps)
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((SIZE, SIZE, 3), level + 5 * number, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), level + 5 * number, np.uint8), format="rgb24")
             frame.pts, frame.time_base = (pts[number] if pts else number), Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
