@@ -36,7 +36,7 @@ from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.axes import resolve_axis_sizes
 from wamjax.parallel.mesh import build_mesh, make_global_batch
-from wamjax.sampling.policy import Policy
+from wamjax.sampling.pixel_policy import PixelPolicy
 from wamjax.sampling.rollout import ChunkSampler
 from wamjax.training.checkpoint import CheckpointStore, Restored
 from wamjax.training.program import TrainProgram, build_program, describe_sharding
@@ -239,7 +239,7 @@ def _roll_out(config: RunConfig, pipeline: Pipeline, params: Any) -> tuple[list[
         setup, write_prompt = metaworld.match_dataset(config), prompt_writer(config.data)
         rollouts = evaluate_closed_loop(
             config,
-            build_policy=lambda: Policy(config, params),
+            build_policy=lambda: PixelPolicy(config, params),
             open_simulators=setup.open,
             prompt_of=lambda task: write_prompt(metaworld.prompt_of(task)),
             prompts=pipeline.prompts,

@@ -24,14 +24,22 @@ from wamjax.layout import Pass
 from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
 from wamjax.models.stack import Conditionings, Stacks, Streams, run_explicit
 from wamjax.nn.attention import attend_self
+from wamjax.nn.multihead import KeysValues
 from wamjax.nn.products import multiplying_in
 from wamjax.parallel.context_plan import CONTEXT
 from wamjax.parallel.rules import active_placement
 
 
 def run_mixture(
-    stacks: Stacks, streams: Streams, layout_pass: Pass, conditionings: Conditionings, *, remat: Remat
-) -> Streams:
+    stacks: Stacks,
+    streams: Streams,
+    layout_pass: Pass,
+    conditionings: Conditionings,
+    past: KeysValues | None = None,
+    *,
+    remat: Remat,
+    return_cache: bool = False,
+) -> tuple[Streams, KeysValues | None]:
     """Runs the experts of a layout over its tokens, layer by layer together.
 
     Args:
@@ -39,10 +47,13 @@ def run_mixture(
       streams: ``[b n_expert d_expert]`` tokens of each, in sequence order.
       layout_pass: The whole sequence; its segments name their experts.
       conditionings: What the blocks of each read besides their tokens, for its own tokens.
+      past: Keys and values of all layers of ``layout_pass.past``, whichever experts made them, ``[layers b k m e]``;
+        None if the pass has no past.
       remat: Name of what the backward pass finds (``models.remat``).
+      return_cache: Whether the computed tokens' keys and values are returned.
 
     Returns:
-      The tokens of each after the last block.
+      The tokens of each after the last block, and the cache of all layers (or None).
 
     Raises:
       ConfigError: The mesh splits the sequence.
@@ -52,20 +63,30 @@ def run_mixture(
         check_mixture_is_whole(placement.mesh.shape[CONTEXT])
 
     def run(stacks: Stacks, streams: Streams, conditionings: Conditionings) -> Streams:
-        return scan_mixture(stacks, streams, layout_pass, conditionings, remat=remat)
+        return scan_mixture(stacks, streams, layout_pass, conditionings, remat=remat)[0]
 
-    if placement is not None and placement.blocks == "explicit":
-        return run_explicit(run, stacks, streams, conditionings, placement)
-    return run(stacks, streams, conditionings)
+    if placement is not None and placement.blocks == "explicit" and past is None and not return_cache:
+        return run_explicit(run, stacks, streams, conditionings, placement), None
+    return scan_mixture(stacks, streams, layout_pass, conditionings, past, remat=remat, return_cache=return_cache)
 
 
 def scan_mixture(
-    stacks: Stacks, streams: Streams, layout_pass: Pass, conditionings: Conditionings, *, remat: Remat
-) -> Streams:
+    stacks: Stacks,
+    streams: Streams,
+    layout_pass: Pass,
+    conditionings: Conditionings,
+    past: KeysValues | None = None,
+    *,
+    remat: Remat,
+    return_cache: bool = False,
+) -> tuple[Streams, KeysValues | None]:
     """Scans the experts; arguments and result as ``run_mixture``."""
     runs = _expert_runs(layout_pass)
 
-    def body(streams: Streams, blocks: Stacks) -> tuple[Streams, None]:
+    def body(
+        streams: Streams, layer: tuple[Stacks, KeysValues | None]
+    ) -> tuple[Streams, KeysValues | None]:
+        blocks, before = layer
         with multiplying_in(next(iter(blocks.values())).matmul):
             begun = {
                 name: block.begin(checkpoint_name(streams[name], BLOCK_INPUT), conditionings[name])
@@ -79,13 +100,18 @@ def scan_mixture(
                     {name: part.own.values for name, part in begun.items()},
                 )
             )
-            attended = _separate(attend_self(query, key, value, layout_pass.schedule), runs)
-            return {
+            own = KeysValues(key, value)
+            seen = own
+            if before is not None:
+                seen = KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(before, own, strict=True)))
+            attended = _separate(attend_self(query, *seen, layout_pass.schedule), runs)
+            streams = {
                 name: block.finish(begun[name], attended[name], conditionings[name]) for name, block in blocks.items()
-            }, None
+            }
+            return streams, own if return_cache else None
 
     body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
-    return jax.lax.scan(body, streams, stacks)[0]
+    return jax.lax.scan(body, streams, (stacks, past))
 
 
 def _expert_runs(layout_pass: Pass) -> tuple[tuple[str, int], ...]:
