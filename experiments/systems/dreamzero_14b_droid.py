@@ -37,9 +37,7 @@ def get_config() -> config_dict.ConfigDict:
         objective=ObjectiveConfig(shift=5.0, weighting="gaussian"),
         data=DataConfig(action_dim=32, state_dim=64),
         # Its released sampler: 16 steps, the model run at 8 of them (dit_step_mask), actions unguided.
-        sampling=SamplingConfig(
-            solver="unipc", steps=16, guidance=5.0, evaluated_steps=(0, 1, 2, 6, 10, 13, 14, 15)
-        ),
+        sampling=SamplingConfig(solver="unipc", steps=16, guidance=5.0, evaluated_steps=(0, 1, 2, 6, 10, 13, 14, 15)),
         optimizer=OptimizerConfig(peak_lr=1e-5, warmup_steps=5000, b1=0.95, b2=0.999, weight_decay=1e-5, ema_decay=0.0),
         parallel=ParallelConfig(fsdp=-1, context=0, blocks="explicit"),
         train=TrainConfig(num_steps=100_000, global_batch_size=128),

@@ -58,8 +58,9 @@ class PooledCodec:
             return None, None
         latent = np.tile(np.asarray(self.encode(first_frame)), extra)[..., :extra]
         channels = np.concatenate([latent, np.zeros_like(latent).repeat(num_latents - 1, 1)], axis=1)
-        image = np.full((len(channels), self.tokens, self.backbone.image_width), 0.1)
-        return jnp.asarray(channels), jnp.asarray(image, jnp.float32) if self.backbone.image_width else None
+        width = self.backbone.image_width
+        image = None if width is None else jnp.full((len(channels), self.tokens, width), 0.1)
+        return jnp.asarray(channels), image
 
 
 def make_policy(config: RunConfig, **options: Any) -> BackbonePolicy:

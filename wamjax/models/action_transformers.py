@@ -31,7 +31,6 @@ from wamjax.nn.modulation import Runs
 from wamjax.nn.multihead import KeysValues
 from wamjax.types import Actions, PRNGKey, States, Tokens
 
-
 # What a pass predicts, by role, and the keys and values of all layers of what it computed (or None).
 Passed = tuple[dict[Role, jax.Array], KeysValues | None]
 
@@ -165,9 +164,7 @@ class CategoryActionTransformer(nnx.Module):
     ) -> Passed:
         """Runs the blocks over the embedded ``streams`` ``[b n_role d]``; returns as ``predict``."""
         segments = layout_pass.segments
-        x, cache = self.video.run(
-            pack(segments, streams), layout_pass, conditioning, past, return_cache=return_cache
-        )
+        x, cache = self.video.run(pack(segments, streams), layout_pass, conditioning, past, return_cache=return_cache)
         predicted: dict[Role, jax.Array] = {}
         if Role.NOISY_VIDEO in streams:
             # The head reads the noisy frames only.

@@ -83,9 +83,7 @@ def scan_mixture(
     """Scans the experts; arguments and result as ``run_mixture``."""
     runs = _expert_runs(layout_pass)
 
-    def body(
-        streams: Streams, layer: tuple[Stacks, KeysValues | None]
-    ) -> tuple[Streams, KeysValues | None]:
+    def body(streams: Streams, layer: tuple[Stacks, KeysValues | None]) -> tuple[Streams, KeysValues | None]:
         blocks, before = layer
         with multiplying_in(next(iter(blocks.values())).matmul):
             begun = {

@@ -21,7 +21,9 @@ def build_policy(
       ConfigError: The run has no backbone, or a formulation that does not act.
     """
     if config.backbone is None:
-        raise ConfigError("config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy")
+        raise ConfigError(
+            "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"
+        )
     if config.layout.formulation == "latent_frames":
         return LatentFramesPolicy(config, params, codec=codec, prompts=prompts)
     return LatentPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine)

@@ -115,11 +115,10 @@ class LatentFramesPolicy:
             value=jnp.zeros(rows),
             question=jnp.full(rows, int(Question.POLICY), jnp.int32),
             text=self._text,
+            provenance=jnp.zeros((rows, 3), jnp.int32),
         )
 
-    def _denoise(
-        self, params: PureDict, known: WamBatch, key: PRNGKey
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _denoise(self, params: PureDict, known: WamBatch, key: PRNGKey) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Returns actions ``[b a u]``, later pictures ``[b v h w c]`` and the value ``[b]``."""
         model: VideoTransformer = nnx.merge(self._graphdef, params)
         objective, sizes = self.objective, self.config.layout

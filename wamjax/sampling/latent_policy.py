@@ -25,7 +25,7 @@ from wamjax.objectives.latent_tokens import patch_tokens, unpatch_tokens
 from wamjax.objectives.noising import select_frames
 from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable
-from wamjax.sampling.stages import Told, denoise_stage, fill_cache, is_guided
+from wamjax.sampling.stages import Told, denoise_stage, fill_cache, is_guided, stage_schedule
 from wamjax.sampling.window import Window
 from wamjax.types import PRNGKey, PureDict
 
@@ -65,7 +65,8 @@ class LatentPolicy:
             )
         self.config, self.params, self.layout = config, params, build_layout(config)
         self._window, self._codec, self._prompts, self._imagine = Window(config), codec, prompts, imagine
-        acting_stages(config, self.layout, 0)  # refuses what cannot be
+        for row, stage in enumerate(acting_stages(config, self.layout, 0)):
+            stage_schedule(config, stage, follows=row > 0)  # refuses what cannot be solved
         self._graphdef, _ = abstract_model(build_objective(config))
         self._fill = jax.jit(self._fill_segments, static_argnames=("new", "cached"))
         self.denoise = jax.jit(self._denoise_chunk, static_argnames=("chunk",))
@@ -135,9 +136,7 @@ class LatentPolicy:
         if self._latents is None or not self._is_due:
             raise ConfigError("Policy.act was called before Policy.observe: there is nothing new to act on")
         chunk = self._window.chunk(self._num_latents)
-        actions, latents = self.denoise(
-            self.params, self._told, self._latents[:, :1], self._cache, key, chunk=chunk
-        )
+        actions, latents = self.denoise(self.params, self._told, self._latents[:, :1], self._cache, key, chunk=chunk)
         skipped = self._window.num_given_actions(chunk)
         self._last, self._is_due = np.asarray(actions)[:, skipped:], False
         if latents is None:
@@ -241,9 +240,7 @@ class LatentPolicy:
             held = self._held(stage, tokens)
             follows = row > 0 and stages[0].copy is not None
             noise_key = jax.random.fold_in(key, row)
-            drawn |= denoise_stage(
-                model, told, held, stage, self.layout, past, noise_key, self.config, follows=follows
-            )
+            drawn |= denoise_stage(model, told, held, stage, self.layout, past, noise_key, self.config, follows=follows)
             if stage.copy is not None:
                 role = stage.copy.segments[0].role
                 video = drawn[Role.NOISY_VIDEO]
@@ -254,7 +251,7 @@ class LatentPolicy:
         video = drawn.get(Role.NOISY_VIDEO)
         if video is None:
             return drawn[Role.ACTION], None
-        latents = unpatch_tokens(video, tokens.shape[2:4], self._patch)
+        latents = unpatch_tokens(video, (tokens.shape[2], tokens.shape[3]), self._patch)
         return drawn[Role.ACTION], latents[:, stages[0].num_held :]
 
     def _held(self, stage: Stage, first: jax.Array) -> dict[Role, jax.Array]:

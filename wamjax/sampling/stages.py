@@ -183,9 +183,7 @@ def draw_noise(
 ) -> dict[Role, jax.Array]:
     """Returns standard normal tokens ``[b n_role c]`` of what ``stage`` denoises."""
     widths = {Role.NOISY_VIDEO: model.config.video.out_patch_channels, Role.ACTION: config.data.action_dim}
-    counts = {
-        role: sum(s.num_tokens for s in stage.denoise.segments if s.role is role) for role in stage.denoised
-    }
+    counts = {role: sum(s.num_tokens for s in stage.denoise.segments if s.role is role) for role in stage.denoised}
     keys = dict(zip(widths, jax.random.split(key), strict=True))
     return {role: jax.random.normal(keys[role], (batch_size, count, widths[role])) for role, count in counts.items()}
 

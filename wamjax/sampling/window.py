@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from wamjax.config.clip import latent_grid
 from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +18,17 @@ class Window:
     """Frames of the window, from the sizes of a run. Frames are pixel frames unless they are called latent.
 
     The first frame is a latent frame of its own, then every ``stride`` frames are one. ``alternating`` counts the first
-    frame to its first chunk; in ``joint`` it comes before the first block, and a clip of ``first_frame`` begins with it.
+    frame to its first chunk; elsewhere it comes before the first block.
     """
 
     config: RunConfig
+
+    def __post_init__(self) -> None:
+        if self._is_alternating and self.size < 2:
+            raise ConfigError(
+                f"config.layout.num_blocks={self.config.layout.num_blocks} of frames_per_block={self._per_chunk} is "
+                "one frame, which is observed: there is nothing to denoise; make one of them 2 or more"
+            )
 
     @property
     def size(self) -> int:

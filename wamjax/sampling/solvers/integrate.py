@@ -21,9 +21,7 @@ def euler_step(sample: Sample, velocity: Sample, sigma: jax.Array, next_sigma: j
     return jax.tree.map(lambda x, v: x + (next_sigma - sigma) * v, sample, velocity)
 
 
-def sample_reusing(
-    velocity: Velocity, noise: Sample, schedule: Schedule, evaluated: Sequence[int]
-) -> Sample:
+def sample_reusing(velocity: Velocity, noise: Sample, schedule: Schedule, evaluated: Sequence[int]) -> Sample:
     """Draws a sample as ``sample`` does, running the model at some steps alone.
 
     At the others the velocity of the last such step stands: the solver moves on, the model does not run.
