@@ -24,15 +24,14 @@ def test_chunk_flops_equal_the_jaxpr(name: str) -> None:
     config = load_twin(name)
     policy: Any = make_policy(config)
     filled: list[int] = []
-    is_cached = isinstance(policy, LatentPolicy)
-    if is_cached:
+    if isinstance(policy, LatentPolicy):
 
         def fill(*arguments: Any, **passes: Any) -> Any:
             run = functools.partial(policy._fill_segments, **passes)
             filled.append(count_jaxpr(jax.make_jaxpr(run)(*arguments).jaxpr).total)
             return jax.eval_shape(run, *arguments)  # shapes are all that the walk needs: nothing is compiled
 
-        policy._fill = fill
+        vars(policy)["_fill"] = fill
     policy.reset(np.zeros(1, np.int32))
     for turn, count in enumerate(expected_frames(config)[: config.layout.num_blocks]):
         frames = np.zeros((1, count, config.clip.height, config.clip.width, 3), np.uint8)

@@ -108,11 +108,11 @@ class ActionExpertTransformer(nnx.Module):
         """Predicts the velocities of what a pass denoises.
 
         Arguments and result as ``CategoryActionTransformer.predict``; there is one set of weights for all embodiments,
-        so ``category`` is not read. A state ``[b 1 p]`` enters as a text token that is always seen. An expert without
-        tokens in the pass does not run.
+        so ``category`` is not read. A state ``[b 1 p]`` enters as a text token that is always seen, by cross-attention:
+        a language tower has the prompt alone. An expert without tokens in the pass does not run.
         """
         video, expert = (layout_pass.of_expert(name) for name in ("video", "action"))
-        words = text  # what a language tower reads: its tokens are those of the layout
+        prompt = text
         if self.state_embed is not None and (video.segments or expert.segments):
             text = self.append_state(text, streams[Role.STATE][:, 0])
             if text_mask is not None:
@@ -128,7 +128,7 @@ class ActionExpertTransformer(nnx.Module):
             own = self.expert.condition(ids[:, slots], text, expert, runs, text_mask)
             embedded = {role: self.expert.embed(streams[role]) for role in ACTION_ROLES if role in streams}
             others["action"] = self.expert.blocks, pack(expert.segments, embedded), own
-        stacks, packed, told = prefixed(self.prefix, words, layout_pass, others)
+        stacks, packed, told = prefixed(self.prefix, prompt, layout_pass, others)
         x, cache = run_mixture(
             stacks, packed, layout_pass, told, past, remat=self.config.video.remat, return_cache=return_cache
         )
