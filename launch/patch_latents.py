@@ -42,8 +42,8 @@ class PatchEncoders:
         backbone, clip = config.backbone, config.clip
         if backbone is None or clip.stride[0] != 1 or backbone.image_width is not None:
             raise ConfigError(
-                f"config.clip.stride={clip.stride} of {config.name}; patches are latents where a backbone without image "
-                "branch reads every frame: set its first entry to 1"
+                f"config.clip.stride={clip.stride} of {config.name}; patches are latents where a backbone without "
+                "image branch reads every frame: set its first entry to 1"
             )
         channels = 3 * clip.stride[1] * clip.stride[2]
         if (backbone.in_channels, backbone.out_channels) != (channels, channels):
@@ -82,8 +82,7 @@ def fill_patch_latents(config: RunConfig, out: Path) -> None:
         config,
         pipeline.index,
         dataset={
-            key: summary[key]
-            for key in ("path", "fingerprint", "fps", "quarantined", "too_short", "episodes", "steps")
+            key: summary[key] for key in ("path", "fingerprint", "fps", "quarantined", "too_short", "episodes", "steps")
         },
         encoders=FINGERPRINTS,
         shard_windows=_SHARD_WINDOWS,

@@ -1,10 +1,10 @@
 """Which formulation is best per FLOP: the systems at one small size, trained with equal FLOPs on the quickstart's data.
 
-Command:   wamjax compare --config=experiments/sweeps/formulations.py --flops=2e14 --output=runs/formulations
-     or    wamjax train --config=experiments/sweeps/formulations.py:fast_wam_joint --config.data.latents=DIR --workdir=DIR
+Command:   wamjax compare --config=experiments/sweeps/formulations.py --flops=2e12 --output=runs/formulations
+Members:   wamjax compare --config=experiments/sweeps/formulations.py --members=fast_wam,dreamzero ...
 Data:      datasets/metaworld, two cameras on a canvas of 24 x 48; patches of 6 x 6 pixels are the latents (no
            autoencoder), and every prompt has a random embedding of its own.
-Members:   every system whose windows are cut from datasets (``MEMBERS``), as it is but for sizes: 2 layers 128 wide,
+Systems:   every system whose windows are cut from datasets (``MEMBERS``), as it is but for sizes: 2 layers 128 wide,
            chunks of 2 latent frames and 8 actions, 10 solver steps at most. How they are denoised stays theirs.
 """
 
