@@ -14,7 +14,7 @@ from wamjax.flops.jaxpr import count_jaxpr
 from wamjax.sampling.latent_policy import LatentPolicy
 
 ACTING = sorted({path.stem for path in SYSTEMS.glob("[!_]*.py")} - {"summer_22b"})
-QUICK = ("fast_wam_idm", "cosmos3_nano")
+QUICK = ("fast_wam_idm",)
 
 
 @pytest.mark.parametrize(
