@@ -33,6 +33,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 VERBS = {
     "train": Verb("launch.train_command", "train a model, or resume the run in a work directory"),
     "eval": Verb("launch.eval_command", "evaluate a work directory's model and write its report"),
+    "compare": Verb("launch.compare_command", "train several systems with equal FLOPs and set them side by side"),
     "plan": Verb("launch.plan_command", "say what a run needs and costs; compile its step for TPUs that are not there"),
     "data": Verb("launch.data_command", "record, inspect and summarise datasets"),
     "sample": Verb("launch.sample_command", "generate a clip with a pretrained video backbone"),

@@ -73,7 +73,7 @@ class Chunk(Protocol):
 
 
 class Policy(Protocol):
-    """A world-action policy over a batch of rollouts (``wamjax.sampling.policy.Policy``)."""
+    """A world-action policy over a batch of rollouts (``wamjax.sampling.policy``)."""
 
     def reset(self, prompt_id: Any) -> None:
         """Forgets everything; ``prompt_id`` int32 ``[b]``."""

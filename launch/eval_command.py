@@ -25,27 +25,24 @@ from absl import flags, logging
 from data_pipelines.embodiments.apply import prompt_writer
 from data_pipelines.mixtures.pipeline import MixturePipeline, SourceWindows, open_data
 from data_pipelines.mixtures.settings import source_config
-from data_pipelines.pipeline import Pipeline, open_dataset
+from data_pipelines.pipeline import Pipeline
 from data_pipelines.stream import ValidationWindows
 from launch import distributed, metaworld
 from launch.closed_loop import Rollouts, evaluate_closed_loop
 from launch.experiment import select_source
 from launch.figures import FIGURES, summarise
 from launch.film import write_film, write_strip
-from launch.open_loop import Model, OpenLoop, constant_action, evaluate_open_loop, spread
+from launch.open_loop import Model, OpenLoop, evaluate_open_loop, spread
 from launch.report import write_report
+from launch.trained_state import ActionBefore, restore_state, sample_losses, whole_params
 from launch.workdir import WorkDir
-from wamjax.batch import WamBatch
-from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.axes import resolve_axis_sizes
-from wamjax.parallel.mesh import build_mesh, make_global_batch
-from wamjax.sampling.policy import Policy
+from wamjax.parallel.mesh import build_mesh
+from wamjax.sampling.pixel_policy import PixelPolicy
 from wamjax.sampling.rollout import ChunkSampler
-from wamjax.training.checkpoint import CheckpointStore, Restored
 from wamjax.training.program import TrainProgram, build_program, describe_sharding
-from wamjax.training.step import State
 
 STRIP_WINDOWS = 4
 FILM_FPS = 4  # a window spans a fraction of a second: shown several times slower, so that it can be followed
@@ -136,19 +133,19 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
     subject = open_subject(config, workdir, source)
     windows = subject.windows
     program = build_program(config, build_mesh(config.parallel, batch_size=config.train.part_size))
-    restored, state = _restore(workdir, program, step)
+    restored, state = restore_state(workdir, program, step)
     params = program.evaluation_params(state)
-    sampling_params = _gather_on_host_platform(params, program)
+    sampling_params = whole_params(params, program)
     open_loop = evaluate_open_loop(
         windows,
         Model(
             predict=ChunkSampler(config, sampling_params).predict,
-            sample_losses=functools.partial(_sample_losses, program, params),
+            sample_losses=functools.partial(sample_losses, program, params),
         ),
         config=config,
         prompts=subject.prompts,
         scale=subject.pipeline.normalisation.actions,
-        action_before=_ActionBefore(subject.pipeline, subject.config),
+        action_before=ActionBefore(subject.pipeline, subject.config),
     )
     rollouts, reason = _roll_out(subject, sampling_params)
     evaluation = {} if source is None else {"source": source}
@@ -206,75 +203,6 @@ def describe_evaluation(
     }
 
 
-def _restore(workdir: WorkDir, program: TrainProgram, step: int | None) -> tuple[Restored, State]:
-    """Loads the wanted checkpoint, or the newest that verifies; returns it and the whole state."""
-    base = program.load_base() if program.config.finetune.needs_base else None
-    store = CheckpointStore(workdir.checkpoints)
-    wanted, base_hash = program.saved(program.abstract_state), base.hash if base else None
-    restored = (
-        store.restore_latest(wanted, base_hash=base_hash)
-        if step is None
-        else store.restore(step, wanted, base_hash=base_hash)
-    )
-    if restored is None:
-        raise ConfigError(
-            f"--workdir={workdir.path} has no checkpoint yet; train until the first one (config.checkpoint.every_steps)"
-        )
-    return restored, program.complete(restored.state, base)
-
-
-def _gather_on_host_platform(params: Any, program: TrainProgram) -> Any:
-    """Returns ``params`` for sampling: as they are on accelerators, whole on one of several simulated CPU devices.
-
-    Simulated devices share the same cores, so splitting the small steps of a sampler over them only adds exchanges.
-    """
-    first = program.mesh.devices.flat[0]
-    return jax.device_put(params, first) if first.platform == "cpu" else params
-
-
-def _sample_losses(
-    program: TrainProgram, params: Any, batch: WamBatch, observed: WamBatch, draw: int
-) -> dict[str, np.ndarray]:
-    """Returns each window's losses by stream, NaN where the window carries none (``launch.open_loop.Model``)."""
-    rows: Any = make_global_batch(batch, program.mesh)
-    shown: Any = rows if observed is batch else make_global_batch(observed, program.mesh)
-    streams = program.sample_losses(params, rows, draw, shown)
-    sums = jax.device_get({name: (stream.total, stream.count) for name, stream in streams.items()})
-    return {name: np.where(count > 0, total / np.maximum(count, 1.0), np.nan) for name, (total, count) in sums.items()}
-
-
-class _ActionBefore:
-    """Looks up the action executed before each block of a window, as that block would write it: normalised ``[i u]``.
-
-    Nothing is executed before an episode's first step: there it is the vector of zeros.
-    """
-
-    def __init__(self, pipeline: Pipeline, config: RunConfig) -> None:
-        self._source = open_dataset(config.data)
-        self._codec = pipeline.codec
-        self._num_blocks, geometry = config.layout.num_blocks, derive_geometry(config)
-        self._steps_per_block, self._action_stride = geometry.steps_per_block, geometry.action_stride
-
-    def __call__(self, episode: int, start: int) -> np.ndarray:
-        layout = self._codec.layout
-        executed = {key: self._source.column(key, episode) for key in layout.action_keys}
-        states = {key: self._source.column(key, episode) for key in layout.state_keys}
-        last = min((len(column) for column in executed.values()), default=1) - 1
-        blocks = np.minimum(start + np.arange(self._num_blocks) * self._steps_per_block, last)
-        # Within a window the action before a block is the last one that the block before it has.
-        steps = np.maximum(blocks - np.where(np.arange(self._num_blocks) > 0, self._action_stride, 1), 0)
-        if not layout.actions:
-            return np.zeros((self._num_blocks, self._codec.action_dim), np.float32)
-        before = self._codec.encode_actions(
-            {key: column[steps] for key, column in executed.items()},
-            {key: column[blocks] for key, column in states.items()},
-        )
-        if start == 0:
-            scale = self._codec.normalisation.actions
-            before[0] = constant_action(scale, np.zeros(scale.num_dims), self._codec.action_dim)
-        return before
-
-
 def _roll_out(subject: Subject, params: Any) -> tuple[list[Rollouts] | None, str | None]:
     """Returns the rollouts, or None and why there are none: a missing simulator does not spoil an evaluation."""
     config = subject.config
@@ -282,7 +210,7 @@ def _roll_out(subject: Subject, params: Any) -> tuple[list[Rollouts] | None, str
         setup, write_prompt = metaworld.match_dataset(config), prompt_writer(config.data)
         rollouts = evaluate_closed_loop(
             config,
-            build_policy=lambda: Policy(config, params),
+            build_policy=lambda: PixelPolicy(config, params),
             open_simulators=setup.open,
             prompt_of=lambda task: write_prompt(metaworld.prompt_of(task)),
             prompts=subject.prompts,

@@ -134,6 +134,21 @@ def load_experiment(name: str) -> RunConfig:
     return bridge.from_config_dict(result)
 
 
+def load_members(name: str) -> tuple[str, ...]:
+    """Returns ``MEMBERS`` of an experiment file: the texts that its ``get_config(text)`` takes.
+
+    Raises:
+      ConfigError: The file is missing, raises, or has none.
+    """
+    path, _ = _split_argument(name)
+    if not path.is_file():
+        raise ConfigError(f"--config={name}: no file {path}; expected one such as experiments/sweeps/formulations.py")
+    members = getattr(_run(path, lambda: _execute(path)), "MEMBERS", ())
+    if not members:
+        raise ConfigError(f"{path} has no MEMBERS to compare; expected the names that its get_config(name) takes")
+    return tuple(members)
+
+
 def _split_argument(name: str) -> tuple[Path, str | None]:
     """Splits ``file.py:text``; a colon elsewhere (a drive letter) belongs to the path."""
     head, separator, tail = name.partition(".py:")

@@ -14,6 +14,7 @@ from ml_collections import config_dict
 
 from wamjax.config.backbone import ActionsConfig, BlockConfig, ClipConfig, PrefixConfig, VideoTransformerConfig
 from wamjax.config.bridge import to_config_dict
+from wamjax.config.sampling import SamplingConfig
 from wamjax.config.schema import (
     DataConfig,
     LayoutConfig,
@@ -64,6 +65,7 @@ def get_config() -> config_dict.ConfigDict:
         ),
         objective=ObjectiveConfig(shift=5.0, weighting="uniform", action_weight=10.0),
         data=DataConfig(action_dim=8),
+        sampling=SamplingConfig(steps=4, guidance=3.0, action_guidance=3.0),
         optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=1000, ema_decay=0.0),
         parallel=ParallelConfig(fsdp=-1, blocks="explicit"),
         train=TrainConfig(num_steps=20_000, global_batch_size=256),

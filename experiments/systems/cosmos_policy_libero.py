@@ -15,6 +15,7 @@ from ml_collections import config_dict
 from wamjax.config.backbone import ClipConfig
 from wamjax.config.bridge import to_config_dict
 from wamjax.config.presets import COSMOS_PREDICT2_2B_VIDEO2WORLD
+from wamjax.config.sampling import SamplingConfig
 from wamjax.config.schema import (
     DataConfig,
     LayoutConfig,
@@ -40,6 +41,7 @@ def get_config() -> config_dict.ConfigDict:
             states_per_block=2,
         ),
         data=DataConfig(action_dim=7, state_dim=9),
+        sampling=SamplingConfig(steps=5, sigma_min=4.0, sigma_max=80.0),
         optimizer=OptimizerConfig(
             peak_lr=1e-4,
             warmup_steps=1000,

@@ -13,6 +13,7 @@ from ml_collections import config_dict
 from wamjax.config.backbone import ActionsConfig, ClipConfig
 from wamjax.config.bridge import to_config_dict
 from wamjax.config.presets import WAN_2_1_I2V_14B
+from wamjax.config.sampling import SamplingConfig
 from wamjax.config.schema import (
     DataConfig,
     LayoutConfig,
@@ -35,6 +36,8 @@ def get_config() -> config_dict.ConfigDict:
         layout=LayoutConfig(num_blocks=4, frames_per_block=2, actions_per_block=24, order="grouped", pad_unit=128),
         objective=ObjectiveConfig(shift=5.0, weighting="gaussian"),
         data=DataConfig(action_dim=32, state_dim=64),
+        # Its released sampler: 16 steps, the model run at 8 of them (dit_step_mask), actions unguided.
+        sampling=SamplingConfig(solver="unipc", steps=16, guidance=5.0, evaluated_steps=(0, 1, 2, 6, 10, 13, 14, 15)),
         optimizer=OptimizerConfig(peak_lr=1e-5, warmup_steps=5000, b1=0.95, b2=0.999, weight_decay=1e-5, ema_decay=0.0),
         parallel=ParallelConfig(fsdp=-1, context=0, blocks="explicit"),
         train=TrainConfig(num_steps=100_000, global_batch_size=128),

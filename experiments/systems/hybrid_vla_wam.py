@@ -16,6 +16,7 @@ from ml_collections import config_dict
 from wamjax.config.backbone import ActionsConfig, ClipConfig, PrefixConfig
 from wamjax.config.bridge import to_config_dict
 from wamjax.config.presets import WAN_2_2_TI2V_5B
+from wamjax.config.sampling import SamplingConfig
 from wamjax.config.schema import (
     DataConfig,
     LayoutConfig,
@@ -51,6 +52,7 @@ def get_config() -> config_dict.ConfigDict:
         ),
         objective=ObjectiveConfig(shift=5.0, weighting="gaussian"),
         data=DataConfig(action_dim=14),
+        sampling=SamplingConfig(steps=10),
         optimizer=OptimizerConfig(
             peak_lr=1e-4,
             warmup_steps=1500,

@@ -15,6 +15,7 @@ from ml_collections import config_dict
 from wamjax.config.backbone import ActionsConfig, ClipConfig
 from wamjax.config.bridge import to_config_dict
 from wamjax.config.presets import WAN_2_2_TI2V_5B
+from wamjax.config.sampling import SamplingConfig
 from wamjax.config.schema import (
     DataConfig,
     LayoutConfig,
@@ -41,6 +42,7 @@ def get_config() -> config_dict.ConfigDict:
             shift=5.0, action_shift=1.0, weighting="gaussian", history_noise=0.5, history_max_time=0.5
         ),
         data=DataConfig(action_dim=30),
+        sampling=SamplingConfig(steps=3, action_steps=10, guidance=5.0),
         optimizer=OptimizerConfig(
             schedule="constant",
             peak_lr=1e-5,

@@ -47,6 +47,7 @@ ALIKE = {
     "fast_wam_idm",
     "fast_wam_joint",
     "fast_wam_libero",
+    "formulations",
     "hybrid_vla_wam",
     "lingbot_va_mot",
     "summer_22b",

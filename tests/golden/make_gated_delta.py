@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ def main(path: Path) -> None:
     """Writes the fixture to ``path``."""
     torch.manual_seed(0)
     found = {"sizes": np.array([WIDTH, HEADS, DIM, VALUE_DIM])} | rule() | layer()
-    np.savez_compressed(path, **found)
+    arrays: dict[str, Any] = found
+    np.savez_compressed(path, **arrays)
 
 
 def rule() -> dict[str, np.ndarray]:

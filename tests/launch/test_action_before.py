@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipelines.embodiments.apply import apply_embodiment
 from data_pipelines.pipeline import build_pipeline
-from launch.eval_command import _ActionBefore
+from launch.trained_state import ActionBefore
 from wamjax.config.schema import DataConfig, LayoutConfig, ModelConfig, RunConfig
 
 DATASET = Path(__file__).parents[2] / "datasets/metaworld"
@@ -36,7 +36,7 @@ def test_action_before_a_block_is_written_as_the_block_would(tmp_path: Path) -> 
     )
     pipeline = build_pipeline(config, workdir=None)
     episode = pipeline.index.validation_episodes[0]
-    before = _ActionBefore(pipeline, config)
+    before = ActionBefore(pipeline, config)
     source, scale = pipeline._source, pipeline.normalisation.actions
     action, state = source.column("action", episode), source.column("observation.state", episode)
     low, high = np.array(scale.low)[2:], np.array(scale.high)[2:]

@@ -76,8 +76,12 @@ def test_missing_simulator_leaves_a_reason_that_says_what_to_install(monkeypatch
         raise ConfigError("Meta-World is not installed: pip install 'wamjax[sim]'")
 
     monkeypatch.setattr(simulator, "load_metaworld", fail)
-    pipeline: Any = types.SimpleNamespace(prompts=("reach the green target",), codec=CODEC)
-    rollouts, reason = eval_command._roll_out(CONFIG, pipeline, params={})
+    pipeline: Any = types.SimpleNamespace(codec=CODEC)
+    windows: Any = ()
+    subject = eval_command.Subject(
+        config=CONFIG, pipeline=pipeline, windows=windows, prompts=("reach the green target",)
+    )
+    rollouts, reason = eval_command._roll_out(subject, params={})
     assert rollouts is None
     assert reason == "Meta-World is not installed: pip install 'wamjax[sim]'"
 

@@ -57,7 +57,7 @@ def test_equal_widths_and_shared_weights_are_the_single_model(experts: dict[Role
     def both(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         single, _ = scan_blocks(blocks, x, LAYOUT.full_pass(), whole, None, remat="none", return_cache=False)
         names: tuple[str, ...] = ("video", "action")
-        mixed = scan_mixture(
+        mixed, _ = scan_mixture(
             dict.fromkeys(names, blocks),
             {name: x[:, rows(layout, name)] for name in names},
             layout.full_pass(),
@@ -85,7 +85,7 @@ def test_gradients_of_a_mixture_are_zero_exactly_where_the_mask_is() -> None:
     first = {name: jax.tree.map(lambda leaf: leaf[:1], blocks) for name, blocks in stacks.items()}
 
     def read(x: dict[str, jax.Array], query: jax.Array) -> jax.Array:
-        out = scan_mixture(first, x, layout.full_pass(), told, remat="none")
+        out, _ = scan_mixture(first, x, layout.full_pass(), told, remat="none")
         sums = {name: part.sum(axis=(0, 2)) for name, part in out.items()}
         whole = jnp.zeros(layout.num_tokens)
         for name, part in sums.items():

@@ -52,7 +52,7 @@ def told(layout: Layout) -> dict:
 
 
 def run(stacks: dict, x: dict[str, jax.Array], layout_pass: Pass, layout: Layout) -> dict[str, jax.Array]:
-    return scan_mixture(stacks, x, layout_pass, told(layout), remat="none")
+    return scan_mixture(stacks, x, layout_pass, told(layout), remat="none")[0]
 
 
 def one_of(stack: Period, period: int) -> Period:

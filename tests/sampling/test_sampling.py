@@ -14,7 +14,7 @@ from wamjax.layout import Role, build_layout
 from wamjax.models.world_action import Streams
 from wamjax.objectives.noising import select_frames
 from wamjax.sampling.chunk import fill_context
-from wamjax.sampling.policy import Policy
+from wamjax.sampling.pixel_policy import PixelPolicy
 from wamjax.sampling.rollout import ChunkSampler
 
 
@@ -71,7 +71,7 @@ def test_policy_given_the_recorded_frames_acts_as_the_sampler_predicts():
     config, params, batch, key = TINY, _params(), tiny_batch(TINY, 2), jax.random.key(5)
     batch = dataclasses.replace(batch, state_mask=jnp.ones_like(batch.state_mask))
     predicted = ChunkSampler(config, params).predict(batch, key)
-    policy = Policy(config, params)
+    policy = PixelPolicy(config, params)
     batch = jax.device_get(batch)
     policy.reset(batch.prompt_id)
     policy.observe(batch.video[:, :1], batch.state[:, 0])
@@ -88,7 +88,7 @@ def test_policy_past_its_window_acts_as_one_that_saw_only_the_last_frames():
     state = np.zeros((1, config.data.state_dim), np.float32)
 
     def play(seen):
-        policy = Policy(config, params)
+        policy = PixelPolicy(config, params)
         policy.reset(np.zeros(1, np.int32))
         policy.observe(seen[:, :1], state)
         for start in range(1, seen.shape[1], 2):
@@ -99,6 +99,6 @@ def test_policy_past_its_window_acts_as_one_that_saw_only_the_last_frames():
 
 
 def test_policy_asked_to_act_before_observing_says_so():
-    policy = Policy(TINY, _params())
+    policy = PixelPolicy(TINY, _params())
     with pytest.raises(ValueError, match=r"before Policy\.observe"):
         policy.act(jax.random.key(0))

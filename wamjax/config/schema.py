@@ -15,6 +15,7 @@ from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.formulation import LayoutConfig, ObjectiveConfig
 from wamjax.config.parallel import ParallelConfig
 from wamjax.config.reporting import CheckpointConfig, EvaluateConfig, LogConfig
+from wamjax.config.sampling import SamplingConfig
 from wamjax.config.sources import AugmentationConfig, FilterConfig, MixtureConfig, ViewPlacement
 from wamjax.config.vla import VlaConfig
 
@@ -268,5 +269,6 @@ class RunConfig:
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)

@@ -77,6 +77,10 @@ _RULES: dict[str, dict[str, _Rule]] = {
     },
     "train": {**dict.fromkeys(("num_steps", "global_batch_size", "accumulate"), _POSITIVE), "seed": _NOT_NEGATIVE},
     "checkpoint": {"every_steps": _NOT_NEGATIVE, "keep": _POSITIVE},
+    "sampling": {
+        **dict.fromkeys(("steps", "sigma_max", "sigma_min"), _POSITIVE),
+        **dict.fromkeys(("action_steps", "shift", "action_shift", "guidance", "action_guidance"), _NOT_NEGATIVE),
+    },
     "evaluate": {
         **dict.fromkeys(("every_steps", "rollout_first_seed", "seed"), _NOT_NEGATIVE),
         **dict.fromkeys(("num_batches", "num_windows", "solver_steps", "bootstrap"), _POSITIVE),
@@ -104,6 +108,7 @@ def check_values(config: RunConfig) -> None:
         raise ConfigError(
             f"config.objective.edm_range = {config.objective.edm_range}; expected two positive noise levels, ascending"
         )
+    _check_sampling(config)
     _check_mixture(config.data.mixture)
     _check_buckets(config.data.buckets, config.data.mixture)
     if config.backbone is not None and config.data.augmentation.is_on:
@@ -115,6 +120,22 @@ def check_values(config: RunConfig) -> None:
         raise ConfigError(
             f"config.objective.video_residual = {config.objective.video_residual} needs "
             f"config.objective.video_prediction = x0, not {config.objective.video_prediction}"
+        )
+
+
+def _check_sampling(config: RunConfig) -> None:
+    """Raises ``ConfigError`` for noise levels out of order, or for steps that cannot be left out."""
+    sampling = config.sampling
+    if sampling.sigma_min >= sampling.sigma_max:
+        raise ConfigError(
+            f"config.sampling.sigma_min = {sampling.sigma_min}; expected less than config.sampling.sigma_max = "
+            f"{sampling.sigma_max}"
+        )
+    chosen = sampling.evaluated_steps
+    if chosen and (chosen[0] != 0 or sorted(set(chosen)) != list(chosen) or chosen[-1] >= sampling.steps):
+        raise ConfigError(
+            f"config.sampling.evaluated_steps = {chosen}; expected ascending indices of the config.sampling.steps = "
+            f"{sampling.steps} steps, the first being 0, or () for all"
         )
 
 

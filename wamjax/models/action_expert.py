@@ -15,14 +15,15 @@ from flax import nnx
 from wamjax.config.systems import ActionExpertConfig
 from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Pass, Role
 from wamjax.layout.packing import pack, unpack
-from wamjax.models.action_transformers import role_runs
+from wamjax.models.action_transformers import Passed, role_runs
 from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
 from wamjax.models.mixture import run_mixture
 from wamjax.models.prefix import make_prefix, prefixed
-from wamjax.models.stack import stack_blocks
+from wamjax.models.stack import Stack, stack_blocks
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
 from wamjax.nn.linear import Linear
+from wamjax.nn.multihead import KeysValues
 from wamjax.nn.rotary import rotary_table
 from wamjax.types import Actions, PRNGKey, Tokens
 
@@ -101,42 +102,43 @@ class ActionExpertTransformer(nnx.Module):
         *,
         image: jax.Array | None = None,
         text_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, Actions]:
-        """Predicts the velocities of what a layout denoises.
+        past: KeysValues | None = None,
+        return_cache: bool = False,
+    ) -> Passed:
+        """Predicts the velocities of what a pass denoises.
 
         Arguments and result as ``CategoryActionTransformer.predict``; there is one set of weights for all embodiments,
         so ``category`` is not read. A state ``[b 1 p]`` enters as a text token that is always seen, by cross-attention:
-        a language tower has the prompt alone.
+        a language tower has the prompt alone. An expert without tokens in the pass does not run.
         """
+        video, expert = (layout_pass.of_expert(name) for name in ("video", "action"))
         prompt = text
-        if self.state_embed is not None:
+        if self.state_embed is not None and (video.segments or expert.segments):
             text = self.append_state(text, streams[Role.STATE][:, 0])
             if text_mask is not None:
                 text_mask = jnp.pad(text_mask, ((0, 0), (0, 1)), constant_values=True)
-        video, expert = (layout_pass.of_expert(name) for name in ("video", "action"))
-        (video_slots,), video_runs = video.embedded_slots(VIDEO_ROLES)
-        (expert_slots,), expert_runs = expert.embedded_slots(ACTION_ROLES)
-        told = {
-            "video": self.video.condition(
-                ids[:, video_slots], text, video, runs=video_runs, image=image, text_mask=text_mask
-            ),
-            "action": self.expert.condition(ids[:, expert_slots], text, expert, expert_runs, text_mask),
-        }
-        embed = {"video": self.video.patch_embed, "action": self.expert.embed}
-        roles = {"video": VIDEO_ROLES, "action": ACTION_ROLES}
-        parts = {"video": video, "action": expert}
-        tokens = {
-            name: pack(part.segments, {r: embed[name](streams[r]) for r in roles[name] if r in streams})
-            for name, part in parts.items()
-        }
-        blocks = {"video": self.video.blocks, "action": self.expert.blocks}
-        stacks, packed, told = prefixed(
-            self.prefix, prompt, layout_pass, {name: (blocks[name], tokens[name], told[name]) for name in blocks}
+        others: dict[str, tuple[Stack, Tokens, Conditioning]] = {}
+        if video.segments:
+            (slots,), runs = video.embedded_slots(VIDEO_ROLES)
+            own = self.video.condition(ids[:, slots], text, video, runs=runs, image=image, text_mask=text_mask)
+            embedded = {role: self.video.patch_embed(streams[role]) for role in VIDEO_ROLES if role in streams}
+            others["video"] = self.video.blocks, pack(video.segments, embedded), own
+        if expert.segments:
+            (slots,), runs = expert.embedded_slots(ACTION_ROLES)
+            own = self.expert.condition(ids[:, slots], text, expert, runs, text_mask)
+            embedded = {role: self.expert.embed(streams[role]) for role in ACTION_ROLES if role in streams}
+            others["action"] = self.expert.blocks, pack(expert.segments, embedded), own
+        stacks, packed, told = prefixed(self.prefix, prompt, layout_pass, others)
+        x, cache = run_mixture(
+            stacks, packed, layout_pass, told, past, remat=self.config.video.remat, return_cache=return_cache
         )
-        x = run_mixture(stacks, packed, layout_pass, told, remat=self.config.video.remat)
-        own = told["video"]._replace(runs=role_runs(video.segments, video_runs, Role.NOISY_VIDEO))
-        predicted = self.video.head(unpack(video.segments, x["video"], Role.NOISY_VIDEO), own)
-        return predicted, self.expert.decode(unpack(expert.segments, x["action"], Role.ACTION))
+        predicted: dict[Role, jax.Array] = {}
+        if Role.NOISY_VIDEO in streams:
+            own = told["video"]._replace(runs=role_runs(video.segments, told["video"].runs, Role.NOISY_VIDEO))
+            predicted[Role.NOISY_VIDEO] = self.video.head(unpack(video.segments, x["video"], Role.NOISY_VIDEO), own)
+        if Role.ACTION in streams:
+            predicted[Role.ACTION] = self.expert.decode(unpack(expert.segments, x["action"], Role.ACTION))
+        return predicted, cache
 
     def append_state(self, text: jax.Array, state: jax.Array) -> jax.Array:
         """Returns ``text`` ``[b l text_width]`` with ``state`` ``[b p]`` as one more token, before any embedding."""

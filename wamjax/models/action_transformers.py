@@ -23,12 +23,17 @@ from wamjax.layout.packing import pack, unpack
 from wamjax.models.block import NUM_TABLE_VECTORS, Conditioning
 from wamjax.models.mixture import run_mixture
 from wamjax.models.prefix import make_prefix, prefixed
+from wamjax.models.stack import Stack
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.nn.category import CategoryActionEncoder, CategoryMlp
 from wamjax.nn.conditioning import TextEmbedding, TimeEmbedding
 from wamjax.nn.linear import Linear
 from wamjax.nn.modulation import Runs
+from wamjax.nn.multihead import KeysValues
 from wamjax.types import Actions, PRNGKey, States, Tokens
+
+# What a pass predicts, by role, and the keys and values of all layers of what it computed (or None).
+Passed = tuple[dict[Role, jax.Array], KeysValues | None]
 
 
 class TeacherForced(NamedTuple):
@@ -101,8 +106,8 @@ class CategoryActionTransformer(nnx.Module):
             Role.STATE: self.embed_states(inputs.states, inputs.category),
         }
         conditioning = self.video.condition(ids, text, layout_pass, runs=runs, image=image)
-        video, actions = self.run(streams, layout_pass, conditioning, inputs.category)
-        return self.video.unpatch(video, grid), actions
+        predicted, _ = self.run(streams, layout_pass, conditioning, inputs.category)
+        return self.video.unpatch(predicted[Role.NOISY_VIDEO], grid), predicted[Role.ACTION]
 
     def predict(
         self,
@@ -114,21 +119,26 @@ class CategoryActionTransformer(nnx.Module):
         *,
         image: jax.Array | None = None,
         text_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, Actions]:
-        """Predicts the velocities of what a layout denoises, in any order of its tokens.
+        past: KeysValues | None = None,
+        return_cache: bool = False,
+    ) -> Passed:
+        """Predicts the velocities of what a pass of a layout denoises, in any order of its tokens.
 
         Args:
-          streams: Of each role: patches ``[b n_role patch_channels]`` of video, actions ``[b a u]``, states
-            ``[b s p]``; noised where the layout says so.
+          streams: Of each role of the pass: patches ``[b n_role patch_channels]`` of video, actions ``[b a u]``,
+            states ``[b s p]``; noised where the layout says so.
           ids: Timestep ids ``[b slots]`` of the layout's slots. A state has its block's.
           category: int ``[b]`` embodiments.
           text: ``[b l text_width]``.
-          layout_pass: Which token sees which.
+          layout_pass: Which token sees which, and which are computed.
           image: ``[b m image_width]``.
           text_mask: bool ``[b l]``, which text tokens are seen; None for all.
+          past: Keys and values of all layers of ``layout_pass.past``, ``[layers b k m e]``; None if it is empty.
+          return_cache: Whether the computed tokens' keys and values are returned.
 
         Returns:
-          fp32 ``[b n_noisy out_patch_channels]`` and ``[b a u]``.
+          fp32 predictions of the roles of the pass that are denoised, video ``[b n_noisy out_patch_channels]`` and
+          actions ``[b a u]``, and the cache (or None).
         """
         slots = {
             role: np.concatenate([np.full(s.num_tokens, _slot(s)) for s in layout_pass.segments if s.role is role])
@@ -141,18 +151,29 @@ class CategoryActionTransformer(nnx.Module):
             tokens[Role.STATE] = self.embed_states(streams[Role.STATE], category)
         runs = _slot_runs(layout_pass)
         conditioning = self.video.condition(ids, text, layout_pass, runs=runs, image=image, text_mask=text_mask)
-        return self.run(tokens, layout_pass, conditioning, category)
+        return self.run(tokens, layout_pass, conditioning, category, past, return_cache=return_cache)
 
     def run(
-        self, streams: Mapping[Role, Tokens], layout_pass: Pass, conditioning: Conditioning, category: jax.Array
-    ) -> tuple[jax.Array, Actions]:
+        self,
+        streams: Mapping[Role, Tokens],
+        layout_pass: Pass,
+        conditioning: Conditioning,
+        category: jax.Array,
+        past: KeysValues | None = None,
+        *,
+        return_cache: bool = False,
+    ) -> Passed:
         """Runs the blocks over the embedded ``streams`` ``[b n_role d]``; returns as ``predict``."""
         segments = layout_pass.segments
-        x, _ = self.video.run(pack(segments, streams), layout_pass, conditioning)
-        # The head reads the noisy frames only.
-        own = conditioning._replace(runs=role_runs(segments, conditioning.runs, Role.NOISY_VIDEO))
-        video = self.video.head(unpack(segments, x, Role.NOISY_VIDEO), own)
-        return video, self.decode_actions(unpack(segments, x, Role.ACTION), category)
+        x, cache = self.video.run(pack(segments, streams), layout_pass, conditioning, past, return_cache=return_cache)
+        predicted: dict[Role, jax.Array] = {}
+        if Role.NOISY_VIDEO in streams:
+            # The head reads the noisy frames only.
+            own = conditioning._replace(runs=role_runs(segments, conditioning.runs, Role.NOISY_VIDEO))
+            predicted[Role.NOISY_VIDEO] = self.video.head(unpack(segments, x, Role.NOISY_VIDEO), own)
+        if Role.ACTION in streams:
+            predicted[Role.ACTION] = self.decode_actions(unpack(segments, x, Role.ACTION), category)
+        return predicted, cache
 
     def _layout(self, inputs: TeacherForced, grid: tuple[int, int, int]) -> Layout:
         """Returns the released model's layout of ``inputs`` on ``grid``: clean | noisy | actions | states."""
@@ -219,8 +240,10 @@ class SharedActionTransformer(nnx.Module):
         *,
         image: jax.Array | None = None,
         text_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, Actions]:
-        """Predicts the velocities of what a layout denoises; as ``CategoryActionTransformer.predict``.
+        past: KeysValues | None = None,
+        return_cache: bool = False,
+    ) -> Passed:
+        """Predicts the velocities of what a pass denoises; as ``CategoryActionTransformer.predict``.
 
         There is one set of weights for all embodiments: ``category`` is not read.
         """
@@ -231,25 +254,36 @@ class SharedActionTransformer(nnx.Module):
             role: self.video.patch_embed(x) if role in VIDEO_ROLES else self.embed_actions(x)
             for role, x in streams.items()
         }
-        conditioning = self.video.condition(ids[:, video_slots], text, own, runs=runs, image=image, text_mask=text_mask)
-        embedding, modulation = self.embed_action_times(ids[:, action_slots])
-        conditioning = conditioning._replace(
-            embedding=jnp.concatenate([conditioning.embedding, embedding], axis=1),
-            modulation=jnp.concatenate([conditioning.modulation, modulation], axis=1),
-        )
-        x = pack(segments, tokens)
-        if self.prefix is None:
-            x, _ = self.video.run(x, layout_pass, conditioning)
-        else:
-            stacks, packed, told = prefixed(
-                self.prefix, text, layout_pass, {"shared": (self.video.blocks, x, conditioning)}
+        others: dict[str, tuple[Stack, Tokens, Conditioning]] = {}
+        if tokens:
+            conditioning = self.video.condition(
+                take_slots(ids, video_slots), text, own, runs=runs, image=image, text_mask=text_mask
             )
-            x = run_mixture(stacks, packed, layout_pass, told, remat=self.config.video.remat)["shared"]
-        video, actions = (
-            (unpack(segments, x, role), conditioning._replace(runs=role_runs(segments, runs, role)))
-            for role in (Role.NOISY_VIDEO, Role.ACTION)
-        )
-        return self.video.head(*video), self.decode_actions(*actions)
+            embedding, modulation = self.embed_action_times(take_slots(ids, action_slots))
+            conditioning = conditioning._replace(
+                embedding=jnp.concatenate([conditioning.embedding, embedding], axis=1),
+                modulation=jnp.concatenate([conditioning.modulation, modulation], axis=1),
+            )
+            others = {"shared": (self.video.blocks, pack(segments, tokens), conditioning)}
+        if self.prefix is None:
+            # A single stack, whose sequence the mesh may split.
+            (_, packed, conditioning) = others["shared"]
+            out, cache = self.video.run(packed, layout_pass, conditioning, past, return_cache=return_cache)
+            told, x = {"shared": conditioning}, {"shared": out}
+        else:
+            stacks, streamed, told = prefixed(self.prefix, text, layout_pass, others)
+            x, cache = run_mixture(
+                stacks, streamed, layout_pass, told, past, remat=self.config.video.remat, return_cache=return_cache
+            )
+        heads = {Role.NOISY_VIDEO: self.video.head, Role.ACTION: self.decode_actions}
+        predicted = {
+            role: head(
+                unpack(segments, x["shared"], role), told["shared"]._replace(runs=role_runs(segments, runs, role))
+            )
+            for role, head in heads.items()
+            if role in streams
+        }
+        return predicted, cache
 
     def embed_actions(self, actions: Actions) -> Tokens:
         """Returns tokens ``[b a d]`` of ``actions`` ``[b a u]``."""
@@ -267,6 +301,11 @@ class SharedActionTransformer(nnx.Module):
           conditioning: Of these tokens, with the actions' own embedding of timesteps.
         """
         return self.action_out(self.video.modulate_out(tokens, conditioning)).astype(jnp.float32)
+
+
+def take_slots(ids: jax.Array, slots: Sequence[int]) -> jax.Array:
+    """Returns the timestep ids ``[b slots]`` of some slots, of none too."""
+    return ids[:, np.asarray(slots, np.int32)]
 
 
 def role_runs(segments: Sequence[Segment], runs: Runs, role: Role) -> tuple[tuple[int, int], ...]:

@@ -24,16 +24,24 @@ from wamjax.layout import Pass
 from wamjax.layout.windows import layer_schedule, schedule_beside
 from wamjax.models.block import Block
 from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
-from wamjax.models.stack import Conditionings, Stacks, Streams, layers_of, run_explicit
+from wamjax.models.stack import Conditionings, Stacks, Streams, check_has_no_cache, layers_of, run_explicit
 from wamjax.nn.attention import attend_self
+from wamjax.nn.multihead import KeysValues
 from wamjax.nn.products import multiplying_in
 from wamjax.parallel.context_plan import CONTEXT
 from wamjax.parallel.rules import active_placement
 
 
 def run_mixture(
-    stacks: Stacks, streams: Streams, layout_pass: Pass, conditionings: Conditionings, *, remat: Remat
-) -> Streams:
+    stacks: Stacks,
+    streams: Streams,
+    layout_pass: Pass,
+    conditionings: Conditionings,
+    past: KeysValues | None = None,
+    *,
+    remat: Remat,
+    return_cache: bool = False,
+) -> tuple[Streams, KeysValues | None]:
     """Runs the experts of a layout over its tokens, layer by layer together.
 
     Args:
@@ -41,10 +49,13 @@ def run_mixture(
       streams: ``[b n_expert d_expert]`` tokens of each, in sequence order.
       layout_pass: The whole sequence; its segments name their experts.
       conditionings: What the blocks of each read besides their tokens, for its own tokens.
+      past: Keys and values of all layers of ``layout_pass.past``, whichever experts made them, ``[layers b k m e]``;
+        None if the pass has no past.
       remat: Name of what the backward pass finds (``models.remat``).
+      return_cache: Whether the computed tokens' keys and values are returned.
 
     Returns:
-      The tokens of each after the last block.
+      The tokens of each after the last block, and the cache of all layers (or None).
 
     Raises:
       ConfigError: The mesh splits the sequence.
@@ -54,19 +65,34 @@ def run_mixture(
         check_mixture_is_whole(placement.mesh.shape[CONTEXT])
 
     def run(stacks: Stacks, streams: Streams, conditionings: Conditionings) -> Streams:
-        return scan_mixture(stacks, streams, layout_pass, conditionings, remat=remat)
+        return scan_mixture(stacks, streams, layout_pass, conditionings, remat=remat)[0]
 
-    if placement is not None and placement.blocks == "explicit":
-        return run_explicit(run, stacks, streams, conditionings, placement)
-    return run(stacks, streams, conditionings)
+    if placement is not None and placement.blocks == "explicit" and past is None and not return_cache:
+        return run_explicit(run, stacks, streams, conditionings, placement), None
+    return scan_mixture(stacks, streams, layout_pass, conditionings, past, remat=remat, return_cache=return_cache)
 
 
 def scan_mixture(
-    stacks: Stacks, streams: Streams, layout_pass: Pass, conditionings: Conditionings, *, remat: Remat
-) -> Streams:
-    """Scans the experts; arguments and result as ``run_mixture``."""
+    stacks: Stacks,
+    streams: Streams,
+    layout_pass: Pass,
+    conditionings: Conditionings,
+    past: KeysValues | None = None,
+    *,
+    remat: Remat,
+    return_cache: bool = False,
+) -> tuple[Streams, KeysValues | None]:
+    """Scans the experts; arguments and result as ``run_mixture``.
 
-    def layer(streams: Streams, blocks: dict[str, Block]) -> Streams:
+    Raises:
+      ConfigError: There is or is to be a cache, and a stack has layers that cannot read one.
+    """
+    for stack in stacks.values():
+        check_has_no_cache(stack, past, return_cache=return_cache)
+
+    def layer(
+        streams: Streams, blocks: dict[str, Block], before: KeysValues | None
+    ) -> tuple[Streams, KeysValues | None]:
         with multiplying_in(next(iter(blocks.values())).matmul):
             named = {name: checkpoint_name(tokens, BLOCK_INPUT) for name, tokens in streams.items()}
             alone = [name for name, block in blocks.items() if block.is_recurrent]
@@ -75,17 +101,20 @@ def scan_mixture(
                 for name in alone
             }
             joint = {name: block for name, block in blocks.items() if name not in alone}
-            return new | _run_jointly(joint, named, layout_pass, conditionings, alone)
+            if not joint:
+                return new, None
+            attended, own = _run_jointly(joint, named, layout_pass, conditionings, alone, before)
+            return new | attended, own if return_cache else None
 
     layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[remat])
 
-    def body(streams: Streams, stacks: Stacks) -> tuple[Streams, None]:
-        layers = {name: layers_of(stack) for name, stack in stacks.items()}
+    def body(streams: Streams, step: tuple[Stacks, KeysValues | None]) -> tuple[Streams, KeysValues | None]:
+        layers, own = {name: layers_of(stack) for name, stack in step[0].items()}, None
         for blocks in zip(*layers.values(), strict=True):
-            streams = layer(streams, dict(zip(layers, blocks, strict=True)))
-        return streams, None
+            streams, own = layer(streams, dict(zip(layers, blocks, strict=True)), step[1])
+        return streams, own
 
-    return jax.lax.scan(body, streams, stacks)[0]
+    return jax.lax.scan(body, streams, (stacks, past))
 
 
 def _run_jointly(
@@ -94,10 +123,13 @@ def _run_jointly(
     layout_pass: Pass,
     conditionings: Conditionings,
     alone: Sequence[str],
-) -> Streams:
-    """Returns the tokens of each of ``blocks`` after one layer in which they attend together, and not to ``alone``."""
-    if not blocks:
-        return {}
+    before: KeysValues | None,
+) -> tuple[Streams, KeysValues]:
+    """Runs one layer of ``blocks``, which attend together, to the past ``before``, and not to ``alone``.
+
+    Returns:
+      The tokens of each, and their keys and values.
+    """
     begun = {name: block.begin(streams[name], conditionings[name]) for name, block in blocks.items()}
     runs = tuple(run for run in _expert_runs(layout_pass) if run[0] in blocks)
     query, key, value = (
@@ -108,12 +140,17 @@ def _run_jointly(
             {name: part.own.values for name, part in begun.items()},
         )
     )
-    seen = _seen({name: conditionings[name] for name in blocks}, streams, runs)
+    own = KeysValues(key, value)
+    keys, values = own
+    if before is not None:
+        keys, values = (jnp.concatenate(pair, axis=2) for pair in zip(before, own, strict=True))
+    shown = _seen({name: conditionings[name] for name in blocks}, streams, runs)
     # Experts have the same windows, so that any of them says what the layer shows.
     attention = next(iter(blocks.values())).attention
     schedule = schedule_beside(layout_pass, alone) if alone else layer_schedule(layout_pass, attention)
-    attended = _separate(attend_self(query, key, value, schedule, key_mask=seen), runs)
-    return {name: block.finish(begun[name], attended[name], conditionings[name]) for name, block in blocks.items()}
+    attended = _separate(attend_self(query, keys, values, schedule, key_mask=shown), runs)
+    new = {name: block.finish(begun[name], attended[name], conditionings[name]) for name, block in blocks.items()}
+    return new, own
 
 
 def _expert_runs(layout_pass: Pass) -> tuple[tuple[str, int], ...]:

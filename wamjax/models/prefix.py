@@ -64,11 +64,11 @@ def prefixed(
     Args:
       tower: The tower, or None.
       text: ``[b n text_width]``, its tokens.
-      layout_pass: The whole sequence.
+      layout_pass: The whole sequence. Where its text is in the past, the tower has nothing to compute.
       others: Stack, tokens ``[b n d]`` and conditioning of each other expert.
     """
     parts = dict(others)
-    if tower is not None:
+    if tower is not None and "prefix" in layout_pass.experts:
         told = tower.condition(text.shape[0], layout_pass.of_expert("prefix"))
         parts = {"prefix": (tower.blocks, tower.embed(text), told), **parts}
     stacks = {name: blocks for name, (blocks, _, _) in parts.items()}

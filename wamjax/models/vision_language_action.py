@@ -128,7 +128,7 @@ class VisionLanguageActionModel(nnx.Module):
             name: constrain(tokens[name].astype(blocks.dtype), "batch", "stream", None)
             for name, blocks in stacks.items()
         }
-        x = run_mixture(stacks, streams, layout_pass, told, remat=self.config.remat)
+        x, _ = run_mixture(stacks, streams, layout_pass, told, remat=self.config.remat)
         return self.expert.decode(x["action"], told["action"])
 
     def _seen(self, view_mask: jax.Array, text_ids: jax.Array, num_actions: int) -> jax.Array:

@@ -45,7 +45,7 @@ class TimeEmbedding(nnx.Module):
         # all samples on every device.
         hidden = constrain(jax.nn.silu(embedding), None, None, "embed")
         vectors = constrain(self.project(hidden), "batch", None, None)
-        return embedding, vectors.reshape(*embedding.shape[:-1], self.num_vectors, -1)
+        return embedding, vectors.reshape(*embedding.shape[:-1], self.num_vectors, embedding.shape[-1])
 
 
 class PeriodTimeEmbedding(nnx.Module):

@@ -6,7 +6,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
 from wamjax.batch import WamBatch
 from wamjax.config.clip import patch_grid
@@ -14,10 +13,11 @@ from wamjax.config.finetune import lora_config
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import ActionSystem, find_system
 from wamjax.errors import ConfigError
-from wamjax.layout import VIDEO_ROLES, Layout, Role, Segment, build_layout
+from wamjax.layout import VIDEO_ROLES, Layout, Role, build_layout
 from wamjax.models.systems import ActionTransformer, make_system
 from wamjax.nn.lora import attach_lora
 from wamjax.nn.modulation import TIMESTEP_IDS
+from wamjax.objectives.latent_tokens import join_condition, patch_tokens
 from wamjax.objectives.noising import Noise, Target, action_mask, noise_history, select_frames, total_loss
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.types import PRNGKey
@@ -122,9 +122,9 @@ class JointObjective:
                 if role is not Role.NOISY_VIDEO:
                     seen = select_frames(self._tokens(shown.latents), segments)
                     frames = noise_history(seen, noise, segments)
-                streams[role] = self._join(frames, shown.condition, segments)
+                streams[role] = join_condition(frames, shown.condition, segments, self.system.video.patch)
         text_mask = jnp.any(shown.text != 0, axis=-1) if self.config.clip.masks_text else None
-        predicted, predicted_actions = model.predict(
+        predicted, _ = model.predict(
             streams,
             TIMESTEP_IDS * noise.times,
             shown.embodiment_id,
@@ -135,8 +135,8 @@ class JointObjective:
         )
         masks = self._masks(batch)
         return {
-            "video": video.loss(predicted, "velocity", masks["video"]),
-            "action": actions.loss(predicted_actions, "velocity", masks["action"]),
+            "video": video.loss(predicted[Role.NOISY_VIDEO], "velocity", masks["video"]),
+            "action": actions.loss(predicted[Role.ACTION], "velocity", masks["action"]),
         }
 
     def counts(self, batch: WamBatch) -> dict[str, jax.Array]:
@@ -153,25 +153,7 @@ class JointObjective:
         return total_loss(losses, self.config)
 
     def _tokens(self, latents: jax.Array) -> jax.Array:
-        """Returns fp32 ``[b t h w (ph pw c)]``, the values of every patch together, of ``[b t (h ph) (w pw) c]``."""
-        _, ph, pw = self.system.video.patch
-        pattern = "b t (h ph) (w pw) c -> b t h w (ph pw c)"
-        return rearrange(latents.astype(jnp.float32), pattern, ph=ph, pw=pw)
-
-    def _join(self, tokens: jax.Array, condition: jax.Array | None, segments: tuple[Segment, ...]) -> jax.Array:
-        """Returns patches ``[b n (p c)]`` whose channels are those of ``tokens`` and then of ``condition``.
-
-        Args:
-          tokens: ``[b n (p c)]`` of ``segments``.
-          condition: ``[b t h w c]`` latents of the whole clip; None without.
-          segments: Frames.
-        """
-        if condition is None:
-            return tokens
-        _, ph, pw = self.system.video.patch
-        beside = select_frames(self._tokens(condition), segments)
-        parts = [rearrange(part, "b n (p c) -> b n p c", p=ph * pw) for part in (tokens, beside)]
-        return rearrange(jnp.concatenate(parts, axis=-1), "b n p c -> b n (p c)")
+        return patch_tokens(latents, self.system.video.patch)
 
     def _masks(self, batch: WamBatch) -> dict[str, jax.Array]:
         """Returns what carries a loss: bool, video ``[b n_role 1]``, action ``[b a u]``."""

@@ -101,14 +101,9 @@ class LatentFramesObjective:
     ) -> dict[str, StreamLoss]:
         """Returns ``video``, ``action``, ``state`` and ``value`` losses; of ``observed`` what is given."""
         shown = batch if observed is None else observed
-        x0, given = self.frames(batch), self.given(batch)[:, :, None, None, None]
+        x0 = self.frames(batch)
         noised = add_noise(x0, noise.latents, noise.times[:, None, None, None, None])
-        seen = jnp.where(given, self.frames(shown), noised)
-        channel = jnp.broadcast_to(given, (*x0.shape[:-1], 1)).astype(seen.dtype)
-        padding = jnp.zeros_like(channel) if self.backbone.padding_mask else None
-        inputs = jnp.concatenate([seen, channel], axis=-1)
-        # The network is told t itself, not an id of a grid.
-        predicted = model(inputs, noise.times, shown.text, padding_mask=padding, layout_pass=self.layout.full_pass())
+        predicted = self.predict(model, noised, self.frames(shown), self.given(batch), noise.times, shown.text)
         squared = jnp.square(predicted - (noise.latents - x0))
         losses = {}
         for name, mask in self._masks(batch).items():
@@ -118,6 +113,32 @@ class LatentFramesObjective:
                 total=jnp.sum(squared * wide, axis=axes), count=jnp.sum(wide, axis=axes, dtype=jnp.float32)
             )
         return losses
+
+    def predict(
+        self,
+        model: VideoTransformer,
+        noised: jax.Array,
+        clean: jax.Array,
+        given: jax.Array,
+        times: jax.Array,
+        text: jax.Array,
+    ) -> jax.Array:
+        """Returns the velocity fp32 ``[b t h w c]`` of all frames.
+
+        Args:
+          model: The backbone.
+          noised: ``[b t h w c]`` at t.
+          clean: ``[b t h w c]``: what given frames are.
+          given: bool ``[b t]``.
+          times: fp32 ``[b]``: t in (0, 1), which the network is told itself, not an id of a grid.
+          text: ``[b l text_width]``.
+        """
+        given = given[:, :, None, None, None]
+        seen = jnp.where(given, clean, noised)
+        channel = jnp.broadcast_to(given, (*seen.shape[:-1], 1)).astype(seen.dtype)
+        padding = jnp.zeros_like(channel) if self.backbone.padding_mask else None
+        inputs = jnp.concatenate([seen, channel], axis=-1)
+        return model(inputs, times, text, padding_mask=padding, layout_pass=self.layout.full_pass())
 
     def counts(self, batch: WamBatch) -> dict[str, jax.Array]:
         """Returns the number of values of each kind of frame that carry a loss."""

@@ -1,25 +1,18 @@
-"""A policy: observe, act, observe what happened, act again. Batched over rollouts.
-
-The cache grows with real observations up to the blocks a training sample holds; then the oldest block is dropped and
-the cache is filled anew from the last frames, so that positions never leave the range seen in training.
-"""
+"""What every policy is: shown what happened, asked what to do, shown what happened then. Batched over rollouts."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+import numpy.typing as npt
 
-from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
-from wamjax.layout import build_layout
-from wamjax.nn.multihead import KeysValues
-from wamjax.objectives.objective import abstract_model, build_objective
-from wamjax.sampling.chunk import Observation, denoise_block, fill_context
-from wamjax.types import PRNGKey, PureDict
+from wamjax.models.codec import PatchCodec
+from wamjax.types import PRNGKey
 
 
 class Chunk(NamedTuple):
@@ -27,105 +20,115 @@ class Chunk(NamedTuple):
 
     Attributes:
       actions: fp32 ``[b a u]``, normalised, to be executed in order.
-      video: uint8 ``[b frames H W 3]``, the frames expected while they are executed.
+      video: uint8 ``[b f H W 3]``, the frames expected while they are executed; None for a policy that does not denoise
+        video to act.
+      value: fp32 ``[b]``, what the policy expects that to be worth; None for one that does not say.
     """
 
-    actions: jax.Array
-    video: jax.Array
+    actions: Any
+    video: Any = None
+    value: Any = None
 
 
-class Policy:
-    """Joint denoising of video and actions with a cache refilled by real observations."""
+@runtime_checkable
+class Policy(Protocol):
+    """A world-action system that acts."""
 
-    def __init__(self, config: RunConfig, params: PureDict) -> None:
-        """Makes a policy of ``params`` (a pure dict of arrays).
+    def reset(self, prompt_id: Any) -> None:
+        """Starts new rollouts with prompts int32 ``[b]``; forgets everything observed."""
+        ...
 
-        Raises:
-          ConfigError: A block has more than one state token (a policy observes one state per chunk).
-        """
-        if config.layout.states_per_block != 1:
-            raise ConfigError(
-                f"config.layout.states_per_block={config.layout.states_per_block}; expected 1, because a policy "
-                "observes one state per chunk"
-            )
-        self.config, self.params = config, params
-        self.layout = build_layout(config)
-        self._graphdef, _ = abstract_model(build_objective(config))
-        self._fill = jax.jit(self._fill_orders, static_argnames=("orders",))
-        self._denoise = jax.jit(self._denoise_order, static_argnames=("order",))
-        self._prompt_id: jax.Array | None = None
-        self._frames: np.ndarray | None = None
-        self._state: jax.Array | None = None
-        self._cache: KeysValues | None = None
-
-    def reset(self, prompt_id: np.ndarray) -> None:
-        """Starts new rollouts with prompts ``[b]``; forgets everything observed."""
-        self._prompt_id = jnp.asarray(prompt_id, jnp.int32)
-        self._frames = self._state = self._cache = None
-
-    def observe(self, frames: np.ndarray, state: np.ndarray) -> None:
+    def observe(self, frames: Any, state: Any) -> None:
         """Takes in what was really seen.
 
         Args:
-          frames: uint8 ``[b f H W 3]``: one frame after ``reset``, then ``frames_per_block`` frames per executed chunk.
-          state: fp32 ``[b p]``: normalised state at the last frame.
+          frames: uint8 ``[b f H W 3]`` since the last call.
+          state: fp32 ``[b p]``: normalised state at the last of them.
 
         Raises:
-          ValueError: Called before ``reset``, or with another number of frames.
+          ConfigError: Called before ``reset``, or with another number of frames than the policy expects.
         """
-        if self._prompt_id is None:
-            raise ValueError("Policy.observe was called before Policy.reset")
-        expected = 1 if self._frames is None else self.config.layout.frames_per_block
-        if frames.shape[1] != expected:
-            raise ValueError(f"Policy.observe got {frames.shape[1]} frames; expected {expected} at this point")
-        sizes = self.config.layout
-        self._state = jnp.asarray(state, jnp.float32)[:, None]
-        seen = frames if self._frames is None else np.concatenate([self._frames, frames], axis=1)
-        longest = 1 + (sizes.num_blocks - 1) * sizes.frames_per_block
-        if seen.shape[1] <= longest:
-            self._frames, newest = seen, (seen.shape[1] - 1) // sizes.frames_per_block
-            orders = (newest, newest)
-        else:
-            self._frames, self._cache = seen[:, -longest:], None
-            orders = (0, sizes.num_blocks - 1)
-        self._cache = self._fill(self.params, self._frames, self._prompt_id, self._cache, orders=orders)
+        ...
 
     def act(self, key: PRNGKey) -> Chunk:
         """Draws the next chunk.
 
         Raises:
-          ValueError: Nothing was observed yet.
+          ConfigError: Nothing was observed since the last chunk, or at all.
         """
-        if self._frames is None or self._state is None:
-            raise ValueError("Policy.act was called before Policy.observe: there is nothing to act on")
-        order = (self._frames.shape[1] - 1) // self.config.layout.frames_per_block + 1
-        last = self._frames[:, -1:]
-        return self._denoise(self.params, last, self._state, self._prompt_id, self._cache, key, order=order)
+        ...
 
-    def _fill_orders(
-        self,
-        params: PureDict,
-        frames: jax.Array,
-        prompt_id: jax.Array,
-        past: KeysValues | None,
-        *,
-        orders: tuple[int, int],
-    ) -> KeysValues:
-        model = nnx.merge(self._graphdef, params)
-        return fill_context(model, model.codec.encode(frames), prompt_id, self.layout, orders, past)
 
-    def _denoise_order(
-        self,
-        params: PureDict,
-        last_frame: jax.Array,
-        state: jax.Array,
-        prompt_id: jax.Array,
-        past: KeysValues,
-        key: PRNGKey,
-        *,
-        order: int,
-    ) -> Chunk:
-        model = nnx.merge(self._graphdef, params)
-        observation = Observation(last_frame=model.codec.encode(last_frame)[:, 0], state=state, prompt_id=prompt_id)
-        video, actions = denoise_block(model, observation, past, key, self.config, self.layout, order)
-        return Chunk(actions, model.codec.decode(video))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptTable:
+    """Encoded prompts of a backbone's policy, by ``prompt_id``.
+
+    Attributes:
+      text: ``[prompts l text_width]``, zero beyond a prompt's length.
+      negative: ``[l text_width]``: what guidance leads away from; None for zeros, the encoding of nothing.
+      embodiment_id: Which embodiment the policy drives.
+    """
+
+    text: npt.NDArray[Any]
+    negative: npt.NDArray[Any] | None = None
+    embodiment_id: int = 0
+
+    def look_up(self, prompt_id: npt.NDArray[Any], *, guided: bool) -> tuple[jax.Array, jax.Array]:
+        """Returns text ``[b l d]`` and embodiments ``[b]``; with ``guided`` the unconditional half after it.
+
+        Raises:
+          ConfigError: A prompt is not in the table.
+        """
+        rows = np.asarray(prompt_id)
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.text):
+            raise ConfigError(
+                f"prompt_id {rows.min()}..{rows.max()} in Policy.reset; this policy has {len(self.text)} prompts, "
+                "counted from 0"
+            )
+        text = np.asarray(self.text)[rows]
+        if guided:
+            nothing = np.zeros_like(text[:1]) if self.negative is None else np.asarray(self.negative)[None]
+            text = np.concatenate([text, np.broadcast_to(nothing, text.shape)])
+        return jnp.asarray(text), jnp.full(len(text), self.embodiment_id, jnp.int32)
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """The frozen encoders between pixels and what a backbone reads."""
+
+    def encode(self, video: Any) -> jax.Array:
+        """Returns normalised latents ``[b t h w c]`` of uint8 frames ``[b f H W 3]``, the first a latent of its own."""
+        ...
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Returns uint8 frames ``[b f H W 3]`` of latents ``[b t h w c]``."""
+        ...
+
+    def condition(self, first_frame: Any, num_latents: int) -> tuple[jax.Array | None, jax.Array | None]:
+        """Returns condition channels ``[b t h w c]`` of a clip from its first frame, and image tokens ``[b m d]``.
+
+        Args:
+          first_frame: uint8 ``[b 1 H W 3]``.
+          num_latents: Latent frames of the clip.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchLatents:
+    """Pixels as latents by the patch codec, for backbones that are trained on such: exact, and nothing to load."""
+
+    codec: PatchCodec
+
+    def encode(self, video: Any) -> jax.Array:
+        """As ``LatentCodec.encode``; every frame is a latent frame."""
+        return self.codec.encode(jnp.asarray(video))
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """As ``LatentCodec.decode``."""
+        return self.codec.decode(latents)
+
+    def condition(self, first_frame: Any, num_latents: int) -> tuple[None, None]:
+        """Returns nothing: there are no encoders of a first frame."""
+        del first_frame, num_latents
+        return None, None

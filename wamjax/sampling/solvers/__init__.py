@@ -6,7 +6,7 @@ model: a caller gives a function from (sample, time) to a velocity.
 
 from wamjax.sampling.solvers.edm import denoiser_velocity, precondition
 from wamjax.sampling.solvers.guidance import guide, guided
-from wamjax.sampling.solvers.integrate import sample
+from wamjax.sampling.solvers.integrate import sample, sample_reusing
 from wamjax.sampling.solvers.schedule import Schedule, SolverConfig, build_schedule
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "guided",
     "precondition",
     "sample",
+    "sample_reusing",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wamjax.sampling.solvers.schedule import Schedule
 from wamjax.sampling.solvers.unipc import Factors, Sample, State, init_state, unipc_factors, unipc_step
@@ -16,6 +19,49 @@ Velocity = Callable[[Sample, jax.Array], Sample]
 def euler_step(sample: Sample, velocity: Sample, sigma: jax.Array, next_sigma: jax.Array) -> Sample:
     """Returns ``x + (sigma' - sigma) v``."""
     return jax.tree.map(lambda x, v: x + (next_sigma - sigma) * v, sample, velocity)
+
+
+def sample_reusing(velocity: Velocity, noise: Sample, schedule: Schedule, evaluated: Sequence[int]) -> Sample:
+    """Draws a sample as ``sample`` does, running the model at some steps alone.
+
+    At the others the velocity of the last such step stands: the solver moves on, the model does not run.
+
+    Args:
+      velocity: As for ``sample``.
+      noise: As for ``sample``.
+      schedule: As for ``sample``.
+      evaluated: Ascending indices of the steps at which the model runs; the first is 0.
+
+    Source: DreamZero's released code, ``dit_step_mask``.
+    """
+    bounds = [*evaluated, schedule.num_steps]
+    longest = max(after - before for before, after in itertools.pairwise(bounds))
+    # One row of steps for each evaluation; what fills a row up is not taken.
+    rows = np.asarray(evaluated)[:, None] + np.arange(longest)
+    is_taken = rows < np.asarray(bounds[1:])[:, None]
+    rows = np.minimum(rows, schedule.num_steps - 1)
+    sigmas, times = jnp.asarray(schedule.sigmas), jnp.asarray(schedule.times)
+    factors = None
+    if schedule.method == "unipc":
+        factors = jax.tree.map(lambda column: jnp.asarray(column)[rows], unipc_factors(schedule.sigmas))
+    first = jax.tree.map(lambda x: schedule.noise_scale * jnp.asarray(x, jnp.float32), noise)
+
+    def evaluate(state: State, row: tuple[Any, ...]) -> tuple[State, None]:
+        time, levels, next_levels, taken, row_factors = row
+        held = velocity(state.sample, time)
+
+        def step(state: State, now: tuple[Any, ...]) -> tuple[State, None]:
+            sigma, next_sigma, is_taken, step_factors = now
+            if step_factors is None:
+                moved = state._replace(sample=euler_step(state.sample, held, sigma, next_sigma))
+            else:
+                moved = unipc_step(state, held, step_factors)
+            return jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), moved, state), None
+
+        return jax.lax.scan(step, state, (levels, next_levels, taken, row_factors))[0], None
+
+    steps = (times[rows[:, 0]], sigmas[:-1][rows], sigmas[1:][rows], jnp.asarray(is_taken), factors)
+    return jax.lax.scan(evaluate, init_state(first), steps)[0].sample
 
 
 def sample(velocity: Velocity, noise: Sample, schedule: Schedule, *, trajectory: bool = False) -> Sample:

@@ -1,0 +1,143 @@
+"""Trains the members of a comparison with equal FLOPs, evaluates them alike, and sets them side by side.
+
+  wamjax compare --config=experiments/sweeps/formulations.py --flops=2e12 --output=runs/formulations
+
+Writes OUTPUT/MEMBER (a work directory, train.log, result.json), and comparison.md, comparison.json and comparison.png
+of all that is finished. A member whose result is there is not run again; one that fails is named and the others go on.
+Overrides (--config.SECTION.KEY=VALUE) are for all members. Exit 1 where a member failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags, logging
+
+from data_pipelines.latents.manifest import cache_settings, record_fields
+from launch import distributed
+from launch.backbone_evaluation import BackboneEvaluation, evaluate_backbone
+from launch.comparison_page import write_comparison
+from launch.eval_command import describe_evaluation
+from launch.experiment import OVERRIDE_FLAG, define_config_flag, load_experiment, load_members
+from launch.patch_latents import fill_patch_latents
+from launch.workdir import WorkDir
+from wamjax.config import bridge
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError, DataError
+from wamjax.flops.model import count_flops
+from wamjax.layout import build_layout
+
+RESULT_FILE = "result.json"
+
+
+def define_flags() -> None:
+    """Defines the flags of ``wamjax compare``."""
+    define_config_flag()
+    flags.DEFINE_list("members", None, "Which members, by name; all that the file has by default.")
+    flags.DEFINE_float("flops", None, "Training FLOPs of every member (model FLOPs).", required=True, lower_bound=1.0)
+    flags.DEFINE_string("output", None, "Folder to fill, or to go on filling.", required=True)
+    distributed.define_device_flags()
+
+
+def run(argv: list[str]) -> int:
+    """Runs what is missing and writes the comparison; returns 1 where a member failed."""
+    if argv:
+        raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax compare takes flags only")
+    values = flags.FLAGS
+    known = load_members(values.config)
+    chosen = known if values.members is None else tuple(values.members)
+    for member in chosen:
+        if member not in known:
+            raise ConfigError(f"--members has {member!r}; {values.config} has {', '.join(known)}")
+    distributed.start_devices(values.cpu_devices)
+    output, failures = Path(values.output), {}
+    output.mkdir(parents=True, exist_ok=True)
+    for member in chosen:
+        if (output / member / RESULT_FILE).exists():
+            print(f"{member}: finished before", flush=True)
+            continue
+        try:
+            _run_member(member, output)
+            print(f"{member}: finished", flush=True)
+        except Exception as error:  # one member's fault, whatever it is, is not the others'
+            logging.exception("member %s failed", member)
+            failures[member] = " ".join(str(error).split()) or type(error).__name__
+    results = [
+        json.loads((output / member / RESULT_FILE).read_text())
+        for member in chosen
+        if (output / member / RESULT_FILE).exists()
+    ]
+    print(write_comparison(output, results, failures))
+    return 1 if failures else 0
+
+
+def _run_member(member: str, output: Path) -> None:
+    """Trains and evaluates one member and writes its result, last and whole."""
+    values, workdir = flags.FLAGS, output / member
+    overrides = flags.FLAGS[OVERRIDE_FLAG].value or []
+    config = bridge.apply_overrides(load_experiment(f"{values.config}:{member}"), overrides)
+    per_step = config.train.global_batch_size * count_flops(config, build_layout(config)).model_total
+    steps = max(1, round(values.flops / per_step))
+    latents = output / "latents" / _latents_key(config)
+    added = [f"train.num_steps={steps}", f"data.latents={latents}"]
+    config = bridge.apply_overrides(config, added)
+    fill_patch_latents(config, latents)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _train(f"{values.config}:{member}", [*overrides, *added], workdir)
+    found = evaluate_backbone(WorkDir(workdir), config)
+    result = describe_result(member, config, found, training_flops=steps * per_step)
+    temporary = workdir / f"{RESULT_FILE}.tmp"
+    temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, workdir / RESULT_FILE)
+
+
+def describe_result(
+    member: str, config: RunConfig, found: BackboneEvaluation, *, training_flops: int
+) -> dict[str, Any]:
+    """Returns the content of ``result.json``: what ``eval.json`` has, and what training and a chunk cost."""
+    device = jax.devices()[0]
+    return {
+        "member": member,
+        "formulation": config.layout.formulation,
+        "training_flops": training_flops,
+        "training_steps": config.train.num_steps,
+        "parameters": count_flops(config, build_layout(config)).num_parameters,
+        "chunk_flops": found.chunk.total,
+        "chunk_flops_by_stage": {"observe": found.chunk.observe, **found.chunk.stages},
+        "chunk_evaluations": dict(found.chunk.evaluations),
+        "chunk_ms": 1000.0 * found.latency_s,
+        "device": device.device_kind,
+        **describe_evaluation(found.open_loop, found.rollouts, found.reason, step=found.step, episodes=found.episodes),
+    }
+
+
+def _latents_key(config: RunConfig) -> str:
+    """Returns the folder name of the latents that ``config`` reads: equal where these are."""
+    content = [cache_settings(config), [str(field) for field in record_fields(config)]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _train(config: str, overrides: Sequence[str], workdir: Path) -> None:
+    """Runs ``wamjax train``, which resumes what was begun.
+
+    Raises:
+      DataError: It failed; the message ends with its last line.
+    """
+    words = [sys.executable, "-m", "launch.cli", "train", f"--config={config}", f"--workdir={workdir}"]
+    words += [f"--config.{override}" for override in overrides]
+    if flags.FLAGS.cpu_devices is not None:
+        words.append(f"--cpu_devices={flags.FLAGS.cpu_devices}")
+    log = workdir / "train.log"
+    with log.open("a", encoding="utf-8") as stream:
+        status = subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    if status:
+        lines = log.read_text(encoding="utf-8").strip().splitlines() or ["no output"]
+        raise DataError(f"training ended with status {status}: {lines[-1]} ({log})")

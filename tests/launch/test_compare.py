@@ -1,0 +1,97 @@
+"""Comparing systems: what is finished stays, what fails is named, and the table says what was found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch import compare_command
+from launch.cli import main
+from launch.comparison_page import write_comparison
+from launch.experiment import load_experiment
+from launch.patch_latents import PatchEncoders
+from tests.flops.steps import vary
+from wamjax.errors import ConfigError, DataError
+
+EXPERIMENT = "experiments/sweeps/formulations.py"
+
+
+def result(member: str, **changes: Any) -> dict[str, Any]:
+    figure = {"mean": 0.25, "low": 0.125, "high": 0.5, "n": 3}
+    found = {
+        "member": member,
+        "action_error": figure,
+        "action_sensitivity": None,
+        "video_psnr": {**figure, "mean": 20.0, "low": None, "high": None},
+        "closed_loop": {"reach-v3": {"successes": 1, "trials": 4, "rate": 0.25, "low": 0.1, "high": 0.7}},
+        "closed_loop_reason": None,
+        "training_flops": 2 * 10**12,
+        "training_steps": 7,
+        "chunk_flops": 5 * 10**7,
+        "chunk_ms": 12.34,
+        "device": "cpu",
+    }
+    return {**found, **changes}
+
+
+def test_table_and_plot_hold_what_was_found(tmp_path: Path) -> None:
+    quiet = result("b", closed_loop=None, closed_loop_reason="no simulator")
+    text = write_comparison(tmp_path, [result("a"), quiet], {"c": "diverged"})
+    assert "| a | 0.250 [0.125, 0.500] | - | 20.0 | reach-v3 25% [10%, 70%] | 2.00e+12 | 7 | 5.00e+07 | 12.3 |" in text
+    assert "b: no closed loop: no simulator" in text
+    assert "c failed: diverged" in text
+    assert (tmp_path / "comparison.md").read_text() == text + "\n"
+    assert json.loads((tmp_path / "comparison.json").read_text())["failures"] == {"c": "diverged"}
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_finished_member_is_not_run_again_and_a_failed_one_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+
+    def run_member(member: str, output: Path) -> None:
+        ran.append(member)
+        if member == "dreamzero" and len(ran) == 2:
+            raise DataError("the disk is full")
+        folder = output / member
+        folder.mkdir()
+        (folder / compare_command.RESULT_FILE).write_text(json.dumps(result(member)))
+
+    monkeypatch.setattr(compare_command, "_run_member", run_member)
+    words = ["compare", f"--config={EXPERIMENT}", "--flops=1e9", f"--output={tmp_path}"]
+    words.append("--members=fast_wam,dreamzero,hybrid")
+    assert main(words) == 1
+    assert "dreamzero failed: the disk is full" in capsys.readouterr().out
+    assert main(words) == 0
+    assert ran == ["fast_wam", "dreamzero", "hybrid", "dreamzero"]
+    assert "| dreamzero |" in (tmp_path / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "members", "words"),
+    [
+        (EXPERIMENT, "fast_wam,nobody", "--members has 'nobody'"),
+        ("experiments/quickstart.py", "", "has no MEMBERS"),
+        ("experiments/sweeps/none.py", "", "no file"),
+    ],
+)
+def test_comparison_that_cannot_be_is_refused(
+    config: str, members: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["compare", f"--config={config}", "--flops=1e9", f"--output={tmp_path}"]
+    assert main([*flags, *([f"--members={members}"] if members else [])]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_patches_of_another_backbone_are_refused() -> None:
+    config = load_experiment(EXPERIMENT)
+    encoders = PatchEncoders(config)
+    table = encoders.prompt_table(["a", "b", "a"])
+    assert (table.text[0] == table.text[2]).all()
+    assert (table.text[0] != table.text[1]).any()
+    with pytest.raises(ConfigError, match="have 108"):
+        PatchEncoders(vary(config, backbone={"in_channels": 48, "out_channels": 48}))
+    with pytest.raises(ConfigError, match=r"config\.clip\.stride=\(4, 6, 6\)"):
+        PatchEncoders(vary(config, clip={"stride": (4, 6, 6)}))

@@ -1,0 +1,157 @@
+"""The policy of every system: with its cache it acts as it does when every step computes the whole sequence."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.flops.steps import vary
+from tests.sampling.acting import SYSTEMS, expected_frames, load_twin, make_policy, roll_out
+from tests.tiny import tiny_batch
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.layout import Layout, Pass, build_layout
+from wamjax.nn.multihead import KeysValues
+from wamjax.objectives.latent_frames import LatentFramesObjective
+from wamjax.sampling import latent_policy, stages
+from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
+from wamjax.sampling.latent_policy import LatentPolicy
+from wamjax.sampling.policy import Policy
+from wamjax.sampling.solvers import SolverConfig, build_schedule, sample, sample_reusing
+
+WITHOUT_CACHE = ("cosmos_policy_libero", "cosmos_policy_robocasa", "summer_22b")
+CHUNKED = sorted({path.stem for path in SYSTEMS.glob("[!_]*.py")} - set(WITHOUT_CACHE))
+QUICK = ("fast_wam_libero",)
+
+
+class Uncached:
+    """Stands in for the cache: keeps clean tokens, which every pass then computes again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, layout: Layout) -> None:
+        self._predict, self._layout = stages._predict, layout
+        monkeypatch.setattr(stages, "_predict", self.predict)
+        monkeypatch.setattr(latent_policy, "fill_cache", self.fill)
+
+    def fill(
+        self, model: Any, told: Any, tokens: Any, layout_pass: Pass, layout: Layout, past: Any, config: RunConfig
+    ) -> Any:
+        # A dim in front, so that the batch is where a cache of keys and values has it.
+        kept: Any = {} if past is None else dict(past.keys)
+        for role, own in tokens.items():
+            before = [kept[role]] if role in kept else []
+            kept[role] = jnp.concatenate([*before, own[None]], axis=2)
+        return KeysValues(kept, {})  # type: ignore[arg-type]  # tokens in the place of keys
+
+    def predict(
+        self, model: Any, told: Any, tokens: Any, ids: Any, layout_pass: Pass, past: Any, config: RunConfig
+    ) -> Any:
+        whole = self._layout.make_pass((*layout_pass.past, *layout_pass.segments), ())
+        known = {role: kept[0] for role, kept in ({} if past is None else past.keys).items()}
+        return self._predict(model, told, {**known, **tokens}, ids, whole, None, config)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CHUNKED]
+)
+def test_cached_policy_acts_as_the_uncached_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_twin(name)
+    cached = roll_out(make_policy(config), config)
+    Uncached(monkeypatch, build_layout(config))
+    uncached = roll_out(make_policy(config), config)
+    for one, other in zip(cached, uncached, strict=True):
+        np.testing.assert_allclose(one.actions, other.actions, atol=1e-4, rtol=1e-4)
+        if one.video is not None:
+            difference = np.asarray(one.video, np.int32) - np.asarray(other.video, np.int32)
+            assert np.abs(difference).max() <= 1  # pixel levels
+
+
+@pytest.mark.parametrize("name", ["fast_wam_libero", "cosmos_policy_libero"])
+def test_policy_used_out_of_turn_says_so(name: str) -> None:
+    config = load_twin(name)
+    policy = make_policy(config)
+    assert isinstance(policy, Policy)
+    count = expected_frames(config)[0]
+    frames = np.zeros((2, count + 1, config.clip.height, config.clip.width, 3), np.uint8)
+    state = np.zeros((2, config.data.state_dim), np.float32)
+    with pytest.raises(ConfigError, match=r"before Policy\.reset"):
+        policy.observe(frames, state)
+    policy.reset(np.zeros(2, np.int32))
+    with pytest.raises(ConfigError, match=r"before Policy\.observe"):
+        policy.act(jax.random.key(0))
+    with pytest.raises(ConfigError, match=f"got {count + 1} .*; expected"):
+        policy.observe(frames, state)
+    with pytest.raises(ConfigError, match=r"this policy has 2 prompts"):
+        policy.reset(np.array([2], np.int32))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("summer_22b", {}, "formulation=video has no chunks"),
+        ("fast_wam_joint", {"sampling": {"action_shift": 1.0}}, "action_shift=1.0"),
+        ("cosmos_policy_libero", {"sampling": {"guidance": 2.0}}, "guidance=2.0"),
+        ("cosmos_policy_libero", {"sampling": {"solver": "unipc"}}, "solver=unipc"),
+        ("lingbot_va_mot", {"layout": {"num_blocks": 1, "frames_per_block": 1, "actions_per_block": 2}}, "one frame"),
+    ],
+)
+def test_policy_that_cannot_be_is_refused(name: str, changes: dict[str, Any], words: str) -> None:
+    config = vary(load_twin(name), **changes)
+    if "layout" in changes:
+        config = vary(config, clip={"num_frames": 1})
+    with pytest.raises(ConfigError, match=words):
+        make_policy(config)
+
+
+@pytest.mark.slow
+def test_latent_frames_policy_finds_what_a_perfect_denoiser_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_twin("cosmos_policy_libero")
+    policy = make_policy(config)
+    assert isinstance(policy, LatentFramesPolicy)
+    truth, given_frames = tiny_batch(config, 2), []
+
+    def predict(model: Any, noised: Any, clean: Any, given: Any, times: Any, text: Any) -> Any:
+        given_frames.append(given)
+        return (noised - policy.objective.frames(truth)) / times[:, None, None, None, None]
+
+    monkeypatch.setattr(LatentFramesObjective, "predict", staticmethod(predict))
+    chunk = roll_out(policy, config)[0]
+    np.testing.assert_allclose(chunk.actions, truth.actions, atol=1e-4)
+    np.testing.assert_allclose(chunk.value, truth.value, atol=1e-4)
+    assert len(given_frames) == 1  # traced once: the steps are one loop
+
+
+@pytest.mark.slow
+def test_text_of_a_tower_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_twin("cosmos3_nano")
+    policy = make_policy(config)
+    assert isinstance(policy, LatentPolicy)
+    filled: list[set[str]] = []
+    fill = policy._fill
+
+    def recorded(*arguments: Any, new: Any, cached: Any) -> Any:
+        filled.append({segment.role.value for segment in new})
+        return fill(*arguments, new=new, cached=cached)
+
+    monkeypatch.setattr(policy, "_fill", recorded)
+    roll_out(policy, config)
+    assert filled == [{"text"}, *[{"clean_video"}] * len(expected_frames(config))]
+
+
+def test_steps_left_out_go_on_with_the_last_velocity() -> None:
+    schedule, chosen = build_schedule(SolverConfig(num_steps=6, shift=3.0)), (0, 1, 4)
+    noise = jnp.linspace(-1.0, 1.0, 5)
+
+    def field(x: jax.Array, time: jax.Array) -> jax.Array:
+        return jnp.sin(3 * x) + time / 1000.0
+
+    x, velocity = noise, noise
+    for step, time in enumerate(schedule.times):
+        if step in chosen:
+            velocity = field(x, time)
+        x = x + (schedule.sigmas[step + 1] - schedule.sigmas[step]) * velocity
+    np.testing.assert_allclose(sample_reusing(field, noise, schedule, chosen), x, atol=1e-6)
+    second_order = build_schedule(SolverConfig(num_steps=6, method="unipc", sigmas="wan", shift=3.0))
+    every = sample_reusing(field, noise, second_order, tuple(range(6)))
+    np.testing.assert_allclose(every, sample(field, noise, second_order), atol=1e-6)

@@ -1,0 +1,175 @@
+"""FLOPs of one action chunk: what a policy computes between an observation and the actions that answer it.
+
+Counted from the passes of the layout (``layout.inference``) as a training step is: matrix products alone, every solver
+step that runs the model, guidance twice. Autoencoder and text encoder are not in it (``flops.encoders``). Text is
+embedded, and its keys and values projected, in every pass, as the policies do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.flops.backbone import Anatomy, Work, needed_attention, tally_model
+from wamjax.flops.execution import AttentionWork, Execution, executed_attention
+from wamjax.flops.model import count_flops
+from wamjax.flops.stacks import find_anatomies
+from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Pass, Role, build_layout
+from wamjax.layout.inference import acting_stages, context_segments, text_segments
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChunkFlops:
+    """FLOPs of one sample's chunk, and of what it needs before.
+
+    Attributes:
+      reset: Of a language tower, once for all chunks; 0 without one.
+      observe: Of the clean tokens that the newest observation adds to the cache.
+      stages: By stage, its solver steps: ``video``, ``actions``, ``video_actions``; and ``copy``, the clean tokens of
+        video that actions are read from.
+      evaluations: Passes of the model by stage; guidance counts as one.
+    """
+
+    reset: int
+    observe: int
+    stages: Mapping[str, int]
+    evaluations: Mapping[str, int]
+
+    @property
+    def denoise(self) -> int:
+        """FLOPs between the filled cache and the actions."""
+        return sum(self.stages.values())
+
+    @property
+    def total(self) -> int:
+        """FLOPs of a chunk, from observation to actions."""
+        return self.observe + self.denoise
+
+
+def count_chunk(config: RunConfig, chunk: int | None = None, *, is_executed: bool = False) -> ChunkFlops:
+    """Returns the FLOPs of one chunk of the policy of ``config``.
+
+    Args:
+      config: A run with a backbone that acts.
+      chunk: Which chunk of the window, from 0; None for the last one, which looks back on most.
+      is_executed: Whether to count what one device in plain XLA executes, the rectangles of its attention whole; the
+        walk over the jaxpr of ``LatentPolicy.denoise`` finds exactly this in ``stages``.
+
+    Raises:
+      ConfigError: The formulation does not act, or has no such chunk.
+    """
+    if config.backbone is not None and config.backbone.block.attention:
+        raise ConfigError(
+            f"{config.name} has config.backbone.block.attention, whose layers keep no keys of the past: no policy acts "
+            "with it yet, so that there is no chunk to count"
+        )
+    layout, sampling = build_layout(config), config.sampling
+    if config.layout.formulation == "latent_frames":
+        count = count_flops(config, layout)
+        once = sum(count.hardware_forward.values()) if is_executed else count.forward_total
+        return ChunkFlops(
+            reset=0, observe=0, stages={"video_actions": sampling.steps * once},
+            evaluations={"video_actions": sampling.steps},
+        )  # fmt: skip
+    last = config.layout.num_blocks - 1
+    place = last if chunk is None else chunk
+    if not 0 <= place <= last:
+        raise ConfigError(f"chunk {place} of config.layout.num_blocks={config.layout.num_blocks}; count from 0")
+
+    def cost(layout_pass: Pass) -> int:
+        return pass_flops(config, layout, layout_pass, is_executed=is_executed)
+
+    rows = 2 if sampling.guidance != 1 or sampling.action_guidance != 1 else 1
+    stages, evaluations = {}, {}
+    for row, stage in enumerate(acting_stages(config, layout, place)):
+        scales = {Role.NOISY_VIDEO: sampling.guidance, Role.ACTION: sampling.action_guidance}
+        is_guided = any(scales[role] != 1 for role in stage.denoised)
+        steps = len(sampling.evaluated_steps) or sampling.steps
+        if row:
+            steps = sampling.action_steps or sampling.steps
+        stages[stage.name] = steps * (2 if is_guided else 1) * cost(stage.denoise)
+        evaluations[stage.name] = steps
+        if stage.copy is not None:
+            stages["copy"] = rows * cost(stage.copy)
+    tower = text_segments(layout)
+    before = context_segments(config, layout, place - 1) if place else tower
+    newest = context_segments(config, layout, place)[len(before) :]
+    return ChunkFlops(
+        reset=rows * cost(layout.make_pass(tower, ())) if tower else 0,
+        observe=rows * cost(layout.make_pass(newest, before)) if newest else 0,
+        stages=stages,
+        evaluations=evaluations,
+    )
+
+
+def pass_flops(config: RunConfig, layout: Layout, layout_pass: Pass, *, is_executed: bool = False) -> int:
+    """Returns the forward FLOPs of one pass of a backbone with action modules, for one sample.
+
+    Args:
+      config: The run.
+      layout: Its layout.
+      layout_pass: What is computed; keys of the past cost their scores alone.
+      is_executed: As for ``count_chunk``.
+    """
+    anatomies = find_anatomies(config)
+    stacks = [
+        (anatomies[name], _pass_work(config, layout, layout_pass, name, anatomies[name], is_executed=is_executed))
+        for name in layout_pass.experts
+    ]
+    # The state is made a text token once, by whichever stack is first.
+    states = _text_states(config) if any(name != "prefix" for name in layout_pass.experts) else 0
+    own = [row for row, name in enumerate(layout_pass.experts) if name != "prefix"][:1]
+    for row in own:
+        stacks[row] = stacks[row][0], dataclasses.replace(stacks[row][1], text_states=states)
+    return sum(tally_model(stacks, config.finetune, is_executed=is_executed).forward.values())
+
+
+def _text_states(config: RunConfig) -> int:
+    return config.layout.states_per_block if config.actions.modules == "expert" else 0
+
+
+def _pass_work(
+    config: RunConfig, layout: Layout, layout_pass: Pass, expert: str, anatomy: Anatomy, *, is_executed: bool
+) -> Work:
+    """Returns what goes through the stack of ``expert`` in a pass."""
+    assert config.backbone is not None, "a backbone acts in passes"
+    own = layout_pass.of_expert(expert)
+
+    def count(*roles: Role) -> int:
+        return sum(s.num_tokens for s in own.segments if s.role in roles)
+
+    reads_text = anatomy.block.cross_attention
+    text = config.clip.text_tokens + _text_states(config) if reads_text else 0
+    is_first = expert in ("shared", "video")
+    image = config.clip.image_tokens if is_first and reads_text and config.backbone.image_width is not None else 0
+    slots = [len({s.timestep_slot for s in own.segments if s.role in roles}) for roles in (VIDEO_ROLES, ACTION_ROLES)]
+    has_own_times = config.actions.modules == "linear" and expert == "shared"
+    attention: AttentionWork = needed_attention(own.num_tokens, layout_pass.schedule.num_pairs, text, image)
+    if is_executed:
+        attention = executed_attention(
+            config.parallel,
+            anatomy.block,
+            layout_pass.schedule,
+            text,
+            image,
+            Execution(),
+            tokens=own.num_tokens,
+            masks_text=config.clip.masks_text,
+        )
+    num_slots = layout.num_slots if config.actions.modules == "category" else slots[0] + slots[1] * (not has_own_times)
+    return Work(
+        tokens=own.num_tokens,
+        patches=count(*VIDEO_ROLES),
+        predicted=count(Role.NOISY_VIDEO),
+        text=text,
+        image=image,
+        slots=0 if expert == "prefix" else num_slots,
+        attention=(attention,),
+        actions=count(*ACTION_ROLES),
+        states=count(Role.STATE),
+        decoded=count(Role.ACTION),
+        action_slots=slots[1] if has_own_times else 0,
+        prefix=count(Role.TEXT),
+    )

@@ -1,0 +1,29 @@
+"""Which policy a run of a backbone has."""
+
+from __future__ import annotations
+
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
+from wamjax.sampling.latent_policy import LatentPolicy
+from wamjax.sampling.policy import LatentCodec, PromptTable
+from wamjax.types import PureDict
+
+BackbonePolicy = LatentPolicy | LatentFramesPolicy
+
+
+def build_policy(
+    config: RunConfig, params: PureDict, *, codec: LatentCodec, prompts: PromptTable, imagine: bool = False
+) -> BackbonePolicy:
+    """Returns the policy of a run with a backbone; arguments as ``latent_policy.LatentPolicy``.
+
+    Raises:
+      ConfigError: The run has no backbone, or a formulation that does not act.
+    """
+    if config.backbone is None:
+        raise ConfigError(
+            "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"
+        )
+    if config.layout.formulation == "latent_frames":
+        return LatentFramesPolicy(config, params, codec=codec, prompts=prompts)
+    return LatentPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine)

@@ -1,0 +1,226 @@
+"""Acting with a backbone, as pure functions: keys and values of what is known, and one denoised stage.
+
+Which passes a chunk takes comes from the layout (``layout.inference``), how they are solved from ``config.sampling``;
+``latent_policy`` jits what is here. The small model on pixels has ``chunk``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
+from wamjax.layout import VIDEO_ROLES, Layout, Pass, Role
+from wamjax.layout.inference import Stage
+from wamjax.models.systems import ActionTransformer
+from wamjax.nn.multihead import KeysValues
+from wamjax.objectives.latent_tokens import join_condition
+from wamjax.sampling.solvers import Schedule, SolverConfig, build_schedule, guide, sample, sample_reusing
+from wamjax.types import PRNGKey
+
+Tokens = Mapping[Role, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the model is told besides the tokens it denoises; with guidance the second half is the unconditional one.
+
+    Attributes:
+      text: ``[b l text_width]`` tokens of the text encoder.
+      category: int32 ``[b]`` embodiments.
+      state: fp32 ``[b 1 p]``; None for a system without states.
+      image: ``[b m image_width]`` tokens of the image encoder; None without image branch.
+      condition: ``[b t h w c]`` channels beside the latents of the window's clip; None without.
+    """
+
+    text: jax.Array
+    category: jax.Array
+    state: jax.Array | None = None
+    image: jax.Array | None = None
+    condition: jax.Array | None = None
+
+    def first_half(self) -> Told:
+        """Returns the conditional half of what guidance is told."""
+        return jax.tree.map(lambda x: x[: x.shape[0] // 2], self)
+
+
+def is_guided(config: RunConfig) -> bool:
+    """Returns whether anything is denoised with guidance, so that ``Told`` has two halves."""
+    return config.sampling.guidance != 1 or config.sampling.action_guidance != 1
+
+
+def guidance_scales(config: RunConfig, stage: Stage) -> dict[Role, float]:
+    """Returns the scale of classifier-free guidance of each role that ``stage`` denoises."""
+    scales = {Role.NOISY_VIDEO: config.sampling.guidance, Role.ACTION: config.sampling.action_guidance}
+    return {role: scales[role] for role in stage.denoised}
+
+
+def stage_schedule(config: RunConfig, stage: Stage, *, follows: bool) -> Schedule:
+    """Returns the noise levels of a stage.
+
+    Args:
+      config: The run.
+      stage: The stage.
+      follows: Whether another stage was denoised before.
+
+    Raises:
+      ConfigError: Video and actions are denoised together at noise levels that are to differ.
+    """
+    sampling, objective = config.sampling, config.objective
+    video_shift = sampling.shift or objective.shift
+    action_shift = sampling.action_shift or objective.action_shift or video_shift
+    is_together = stage.name == "video_actions"
+    if is_together and action_shift != video_shift:
+        raise ConfigError(
+            f"config.sampling.action_shift={action_shift} (or, where it is 0, that of config.objective) with shift="
+            f"{video_shift}: video and actions are denoised together, at the same noise levels; make them equal"
+        )
+    return build_schedule(
+        SolverConfig(
+            num_steps=(sampling.action_steps if follows else 0) or sampling.steps,
+            method=sampling.solver,
+            sigmas="wan" if sampling.solver == "unipc" else "uniform",
+            shift=action_shift if stage.name == "actions" else video_shift,
+        )
+    )
+
+
+def fill_cache(
+    model: ActionTransformer,
+    told: Told,
+    tokens: Tokens,
+    layout_pass: Pass,
+    layout: Layout,
+    past: KeysValues | None,
+    config: RunConfig,
+) -> KeysValues:
+    """Computes keys and values of clean tokens and appends them to the cache.
+
+    Args:
+      model: The model.
+      told: Text and conditions.
+      tokens: Of each role of the pass ``[b n_role c]``, without condition channels; a language tower's come from text.
+      layout_pass: What is computed, and what the cache holds.
+      layout: The layout, for its timestep slots.
+      past: The cache, ``[layers b k m e]``; None while it is empty.
+      config: The run.
+
+    Returns:
+      The cache of ``layout_pass.past`` and ``layout_pass.segments``.
+    """
+    ids = jnp.zeros((told.text.shape[0], layout.num_slots))
+    _, own = _predict(model, told, tokens, ids, layout_pass, past, config, return_cache=True)
+    assert own is not None
+    return own if past is None else KeysValues(*(jnp.concatenate(pair, axis=3) for pair in zip(past, own, strict=True)))
+
+
+def denoise_stage(
+    model: ActionTransformer,
+    told: Told,
+    held: Tokens,
+    stage: Stage,
+    layout: Layout,
+    past: KeysValues | None,
+    key: PRNGKey,
+    config: RunConfig,
+    *,
+    follows: bool = False,
+) -> dict[Role, jax.Array]:
+    """Draws what a stage denoises.
+
+    Args:
+      model: The model.
+      told: Text, state and conditions.
+      held: The tokens of each denoised role that stay as they are (``Stage.num_held``); empty where there are none.
+      stage: The stage.
+      layout: The layout, for its timestep slots.
+      past: Cache of ``stage.denoise.past``; with guidance of both halves.
+      key: Noise key.
+      config: The run; ``config.sampling`` says how.
+      follows: Whether another stage was denoised before.
+
+    Returns:
+      fp32 tokens ``[b n_role c]`` of each denoised role.
+    """
+    scales = guidance_scales(config, stage)
+    is_doubled = any(scale != 1 for scale in scales.values())
+    if is_guided(config) and not is_doubled:
+        told = told.first_half()
+        past = None if past is None else jax.tree.map(lambda x: x[:, : x.shape[1] // 2], past)
+    batch_size = told.text.shape[0] // (2 if is_doubled else 1)
+    noise = draw_noise(key, batch_size, stage, model, config)
+    slots = jnp.asarray([slot in stage.noised_slots() for slot in range(layout.num_slots)])
+
+    def hold(x: dict[Role, jax.Array]) -> dict[Role, jax.Array]:
+        return {role: _held(part, held.get(role)) for role, part in x.items()}
+
+    def velocity(x: dict[Role, jax.Array], time: jax.Array) -> dict[Role, jax.Array]:
+        x = hold(x)
+        if is_doubled:
+            x = jax.tree.map(lambda part: jnp.concatenate([part, part]), x)
+        rows = told.text.shape[0]
+        ids = jnp.broadcast_to(jnp.where(slots, time, 0.0), (rows, layout.num_slots))
+        predicted, _ = _predict(model, told, x, ids, stage.denoise, past, config)
+        if not is_doubled:
+            return predicted
+        halves = {role: jnp.split(part, 2) for role, part in predicted.items()}
+        return {role: guide(first, second, scales[role]) for role, (first, second) in halves.items()}
+
+    schedule = stage_schedule(config, stage, follows=follows)
+    evaluated = () if follows else config.sampling.evaluated_steps
+    if evaluated:
+        return hold(sample_reusing(velocity, noise, schedule, evaluated))
+    return hold(sample(velocity, noise, schedule))
+
+
+def draw_noise(
+    key: PRNGKey, batch_size: int, stage: Stage, model: ActionTransformer, config: RunConfig
+) -> dict[Role, jax.Array]:
+    """Returns standard normal tokens ``[b n_role c]`` of what ``stage`` denoises."""
+    widths = {Role.NOISY_VIDEO: model.config.video.out_patch_channels, Role.ACTION: config.data.action_dim}
+    counts = {role: sum(s.num_tokens for s in stage.denoise.segments if s.role is role) for role in stage.denoised}
+    keys = dict(zip(widths, jax.random.split(key), strict=True))
+    return {role: jax.random.normal(keys[role], (batch_size, count, widths[role])) for role, count in counts.items()}
+
+
+def _held(tokens: jax.Array, known: jax.Array | None) -> jax.Array:
+    """Returns ``tokens`` ``[b n c]`` with ``known`` ``[b m c]`` in the place of the first m."""
+    return tokens if known is None else jnp.concatenate([known, tokens[:, known.shape[1] :]], axis=1)
+
+
+def _predict(
+    model: ActionTransformer,
+    told: Told,
+    tokens: Tokens,
+    ids: jax.Array,
+    layout_pass: Pass,
+    past: KeysValues | None,
+    config: RunConfig,
+    *,
+    return_cache: bool = False,
+) -> tuple[dict[Role, jax.Array], KeysValues | None]:
+    """Runs one pass; arguments as ``fill_cache``, and timestep ids ``[b slots]``."""
+    patch, streams = model.config.video.patch, dict(tokens)
+    for role in streams.keys() & set(VIDEO_ROLES):
+        segments = tuple(s for s in layout_pass.segments if s.role is role)
+        streams[role] = join_condition(streams[role], told.condition, segments, patch)
+    is_read = config.actions.modules == "expert" or any(s.role is Role.STATE for s in layout_pass.segments)
+    if told.state is not None and is_read:
+        streams[Role.STATE] = told.state
+    text_mask = jnp.any(told.text != 0, axis=-1) if config.clip.masks_text else None
+    return model.predict(
+        streams,
+        ids,
+        told.category,
+        told.text,
+        layout_pass,
+        image=told.image,
+        text_mask=text_mask,
+        past=past,
+        return_cache=return_cache,
+    )
