@@ -190,7 +190,7 @@ def rate_from_flags(config: RunConfig) -> Assumption | None:
             raise ConfigError(f"--fps={fps:g}; expected frames per second from {MIN_FPS:g} to {MAX_FPS:g}")
         return _rate(fps, "--fps")
     info = Path(config.data.path) / "meta" / "info.json"
-    if config.backbone is not None or not info.is_file():
+    if (config.backbone or config.vla) is not None or not info.is_file():
         return None
     try:
         recorded = float(json.loads(info.read_text())["fps"])

@@ -32,6 +32,7 @@ from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
 from launch.workdir import WorkDir, check_resumable, code_facts, config_hash, settings, write_run
+from wamjax.config.blocks import main_block
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, WamjaxError
 from wamjax.flops.execution import execution_on
@@ -174,6 +175,11 @@ def _open(workdir: WorkDir, config: RunConfig, allow_change: bool, stack: contex
 
 def _check_latents(config: RunConfig) -> None:
     """Raises ``ConfigError`` unless a folder of latents is named exactly where a backbone reads one."""
+    if config.vla is not None:
+        raise ConfigError(
+            f"config.vla of {config.name} reads images and token ids, which no dataset reader makes yet; wamjax plan "
+            "takes it, and wamjax.training.program.build_program with batches of your own"
+        )
     if config.backbone is None and config.data.latents:
         raise ConfigError(
             f"config.data.latents={config.data.latents} is what a backbone reads, and config.backbone is none: the "
@@ -200,7 +206,7 @@ def _build_ledger(config: RunConfig, program: TrainProgram, pipeline: Data) -> L
         denominator=Denominator(
             device_kind=program.mesh.devices.flat[0].device_kind,
             num_devices=program.mesh.devices.size,
-            dtype=(config.backbone.block if config.backbone else config.model).compute_dtype,
+            dtype=main_block(config).compute_dtype,
         ),
     )
 

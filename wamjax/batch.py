@@ -45,6 +45,9 @@ class WamBatch:
       condition: bfloat16 ``[b t h w c]``: channels beside the latents (Wan I2V: 4 of mask, 16 of the encoded image).
       image: bfloat16 ``[b m image_width]``: tokens of the image encoder.
       value: float32 ``[b]``: return from here on, in [-1, 1].
+      images: uint8 ``[b v H W 3]``: pictures of the present, one per camera, for a vision-language-action model;
+        ``view_mask`` says which there are.
+      text_ids: int32 ``[b l]``: token ids of the prompt; -1 beyond its length.
       question: int32 ``[b]``: what the sample asks for (``objectives.latent_frames.Question``).
     """
 
@@ -65,6 +68,8 @@ class WamBatch:
     condition: Any = None
     image: Any = None
     value: Any = None
+    images: Any = None
+    text_ids: Any = None
     question: Any = None
 
     @property
@@ -92,7 +97,16 @@ def batch_spec(config: RunConfig, batch_size: int) -> WamBatch:
     def spec(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
-    data = config.data
+    data, vla = config.data, config.vla
+    if vla is not None:
+        size = vla.vision.image_size
+        return WamBatch(
+            provenance=spec((3,), np.int32),
+            images=spec((vla.num_images, size, size, 3), np.uint8),
+            view_mask=spec((vla.num_images,), np.bool_),
+            text_ids=spec((vla.text_tokens,), np.int32),
+            **_vector_specs(config, config.layout.actions_per_block, 0, spec),
+        )
     if config.backbone is not None:
         backbone, clip, grid = config.backbone, config.clip, latent_grid(config)
         clips = WamBatch(

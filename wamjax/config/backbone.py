@@ -67,14 +67,18 @@ class BlockConfig:
         jointly have it in common.
       context_width: Width of the text tokens that the blocks read; None means ``width``.
       image_branch: Whether cross-attention has keys and values of its own for image tokens of width D (Wan I2V).
-      qk_norm: RMS norm of queries and keys over the full ``width`` (Wan) or within each ``head`` (Cosmos).
+      qk_norm: RMS norm of queries and keys over the full ``width`` (Wan) or within each ``head`` (Cosmos), or ``none``
+        at all (Gemma, SigLIP).
       qk_norm_eps: Epsilon of that norm.
       norm_eps: Epsilon of the layer norms.
       use_bias: Whether projections have biases.
       gated_mlp: Whether the feed-forward layer is down(gelu(gate(x)) up(x)).
-      modulation: ``none``: norms are RMS norms with a learned scale, and timesteps are not read (language models).
-        ``table``: a learned offset per block on six vectors that all blocks share (Wan). ``low_rank``: every
-        block projects the timestep through ``modulation_rank`` dims, for each of its three parts (Cosmos, AdaLN-LoRA).
+      modulation: ``none``: norms have learned parameters (``norm``), and timesteps are not read (language and vision
+        towers). ``adaptive_rms``: every RMS norm takes its scale and shift, and what follows it a gate, from a linear
+        layer of its own on the timestep's embedding (Pi-0.5's action expert). ``table``: a learned offset per block on
+        six vectors that all blocks share (Wan). ``low_rank``: every block projects the timestep through
+        ``modulation_rank`` dims, for each of its three parts (Cosmos, AdaLN-LoRA).
+      norm: Of ``modulation=none``: ``rms``, with a scale (Gemma), or ``layer``, with scale and bias (SigLIP, GPT-2).
       modulation_rank: Rank of ``low_rank``.
       cross_norm: Layer norm before cross-attention: ``affine``, or ``none`` at all. ``low_rank`` modulates (and gates)
         cross-attention instead.
@@ -93,12 +97,13 @@ class BlockConfig:
     attention_width: int | None = None
     context_width: int | None = None
     image_branch: bool = False
-    qk_norm: Literal["width", "head"] = "width"
+    qk_norm: Literal["width", "head", "none"] = "width"
     qk_norm_eps: float = 1e-6
     norm_eps: float = 1e-6
     use_bias: bool = True
     gated_mlp: bool = False
-    modulation: Literal["table", "low_rank", "none"] = "table"
+    modulation: Literal["table", "low_rank", "adaptive_rms", "none"] = "table"
+    norm: Literal["rms", "layer"] = "rms"
     modulation_rank: int = 256
     cross_norm: Literal["affine", "none"] = "affine"
     gelu: Literal["tanh", "exact"] = "tanh"
@@ -119,10 +124,15 @@ class BlockConfig:
             )
         if self.image_branch and not self.cross_attention:
             raise ConfigError("image_branch is a part of cross_attention, which is off; set image_branch to False")
-        if self.modulation == "none" and self.cross_attention:
+        if self.modulation in ("none", "adaptive_rms") and self.cross_attention:
             raise ConfigError(
-                "modulation=none with cross_attention: a tower without timesteps reads no text beside its tokens; set "
+                f"modulation={self.modulation} with cross_attention: such blocks read no text beside their tokens; set "
                 "cross_attention to False"
+            )
+        if self.norm != "rms" and self.modulation != "none":
+            raise ConfigError(
+                f"norm={self.norm} with modulation={self.modulation}: norms of modulated blocks follow from the "
+                "modulation; leave norm at rms"
             )
 
     @property

@@ -1,10 +1,41 @@
-"""The block of the small world-action model, from its configuration."""
+"""The stack of blocks that a run's work goes through, whichever model it trains."""
 
 from __future__ import annotations
 
-from wamjax.config.backbone import BlockConfig
-from wamjax.config.schema import ModelConfig
+import dataclasses
+
+from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
+from wamjax.config.choices import Remat
+from wamjax.config.schema import ModelConfig, RunConfig
+from wamjax.config.vla import VlaConfig
 from wamjax.errors import ConfigError
+
+
+def main_block(config: RunConfig) -> BlockConfig:
+    """Returns the block of the main stack: the backbone's, the language tower's, or the small model's."""
+    if config.vla is not None:
+        return config.vla.language_block
+    return block_config(config.model) if config.backbone is None else config.backbone.block
+
+
+def main_depth(config: RunConfig) -> int:
+    """Returns the blocks of the main stack, and of every stack that attends with it."""
+    return _main(config).num_layers
+
+
+def main_remat(config: RunConfig) -> Remat:
+    """Returns what the backward pass of a block finds."""
+    return _main(config).remat
+
+
+def with_remat(config: RunConfig, remat: Remat) -> RunConfig:
+    """Returns ``config`` whose backward pass finds ``remat`` of a block."""
+    name = "vla" if config.vla is not None else "model" if config.backbone is None else "backbone"
+    return dataclasses.replace(config, **{name: dataclasses.replace(_main(config), remat=remat)})
+
+
+def _main(config: RunConfig) -> VlaConfig | VideoTransformerConfig | ModelConfig:
+    return config.vla or config.backbone or config.model
 
 
 def block_config(model: ModelConfig) -> BlockConfig:

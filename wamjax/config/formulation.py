@@ -16,7 +16,8 @@ class LayoutConfig:
         clip denoised as a whole, all tokens seeing all (video pretraining). ``alternating``: chunks of video and of
         actions take turns, each denoised from all before it (LingBot-VA). ``first_frame``: one clip denoised as a whole
         from its first frame, beside its actions (Fast-WAM). ``latent_frames``: pictures, states, actions and a value as
-        latent frames of one video, all seeing all (Cosmos Policy).
+        latent frames of one video, all seeing all (Cosmos Policy). ``policy`` needs ``config.vla``: actions denoised
+        given pictures and a prompt (Pi-0.5).
       family: With ``first_frame``, what actions are read from: ``representation``: the first frame, so that no video
         need be denoised to act; ``joint``: the video while it is denoised; ``inverse_dynamics``: a copy of the video.
       num_blocks: Temporal blocks: of ``joint`` after the first frame, of ``alternating`` from it on; 1 of
@@ -39,7 +40,7 @@ class LayoutConfig:
         denoises) is padded to a multiple of this. 128 lets the blocks of a TPU kernel end where units do.
     """
 
-    formulation: Literal["joint", "video", "alternating", "first_frame", "latent_frames"] = "joint"
+    formulation: Literal["joint", "video", "alternating", "first_frame", "latent_frames", "policy"] = "joint"
     family: Literal["representation", "joint", "inverse_dynamics"] = "joint"
     num_blocks: int = 4
     frames_per_block: int = 2
@@ -71,6 +72,8 @@ class ObjectiveConfig:
       action_shift: The same for actions with timesteps of their own; 0 for that of the video.
       video_beta: Parameters (a, b) of a Beta distribution from which the place of the video's timesteps on the grid is
         drawn, 1 being noise; empty: uniform. DreamZero-Flash has (7, 1), with ``config.layout.action_times = own``.
+      action_beta: Parameters (a, b) of a Beta distribution from which the time of ``policy``'s actions is drawn, as
+        0.001 + 0.999 x; empty: uniform. Pi-0.5 has (1.5, 1). Its losses have no weights and its times no grid.
       num_timesteps: Number of timestep ids on the shifted grid.
       history_noise: Probability that noise is added to a sample's clean video (``alternating``), or to the copy of it
         that actions are read from (``first_frame``, ``inverse_dynamics``).
@@ -93,6 +96,7 @@ class ObjectiveConfig:
     action_shift: float = 0.0
     weighting: Literal["uniform", "gaussian"] = "gaussian"
     video_beta: tuple[float, ...] = ()
+    action_beta: tuple[float, ...] = ()
     num_timesteps: int = 1000
     history_noise: float = 0.0
     history_max_time: float = 0.5

@@ -15,6 +15,7 @@ from wamjax.config.formulation import LayoutConfig, ObjectiveConfig
 from wamjax.config.parallel import ParallelConfig
 from wamjax.config.reporting import CheckpointConfig, EvaluateConfig, LogConfig
 from wamjax.config.sources import AugmentationConfig, FilterConfig, MixtureConfig, ViewPlacement
+from wamjax.config.vla import VlaConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -241,11 +242,12 @@ class RunConfig:
 
     Attributes:
       name: Name of the experiment, for tables and reports.
-      model: The small world-action model on pixels. Not used where ``backbone`` is set.
+      model: The small world-action model on pixels. Not used where ``backbone`` or ``vla`` is set.
       backbone: A video transformer on latents (``config.presets`` has the published ones); None for ``model``.
       clip: What a backbone reads.
       actions: Action modules of a backbone.
       prefix: A language tower beside a backbone.
+      vla: A vision-language-action model in place of ``model`` and ``backbone``.
     """
 
     name: str = "unnamed"
@@ -254,6 +256,7 @@ class RunConfig:
     clip: ClipConfig = dataclasses.field(default_factory=ClipConfig)
     actions: ActionsConfig = dataclasses.field(default_factory=ActionsConfig)
     prefix: PrefixConfig = dataclasses.field(default_factory=PrefixConfig)
+    vla: VlaConfig | None = None
     layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -10,6 +10,7 @@ import dataclasses
 
 from wamjax.config.backbone import ClipConfig, VideoTransformerConfig
 from wamjax.config.schema import LayoutConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
+from wamjax.config.vla import VlaConfig
 from wamjax.errors import ConfigError
 
 _WIDTH, _HEADS, _FFN, _LAYERS, _TEXT_WIDTH, _IMAGE_WIDTH, _CHANNELS = 48, 2, 64, 2, 32, 16, 4
@@ -25,14 +26,17 @@ def tiny_twin(config: RunConfig) -> RunConfig:
     Raises:
       ConfigError: The run has no backbone.
     """
-    if config.backbone is None:
-        raise ConfigError(f"config.backbone of {config.name} is none; tiny twins are made of runs with a backbone")
+    if config.backbone is None and config.vla is None:
+        raise ConfigError(
+            f"config.backbone and config.vla of {config.name} are none; tiny twins are made of runs with one of them"
+        )
     layout = _twin_layout(config.layout)
     return dataclasses.replace(
         config,
         name=f"{config.name}_tiny",
-        backbone=_twin_backbone(config.backbone),
-        clip=_twin_clip(config, layout),
+        backbone=None if config.backbone is None else _twin_backbone(config.backbone),
+        vla=None if config.vla is None else _twin_vla(config.vla),
+        clip=config.clip if config.backbone is None else _twin_clip(config, layout),
         actions=dataclasses.replace(
             config.actions, hidden_width=16, expert_width=_EXPERT_WIDTH, expert_ffn_width=_EXPERT_FFN
         ),
@@ -42,7 +46,7 @@ def tiny_twin(config: RunConfig) -> RunConfig:
         layout=layout,
         data=dataclasses.replace(config.data, action_dim=4, state_dim=4),
         optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=2, schedule="constant", ema_decay=0.0),
-        parallel=ParallelConfig(),
+        parallel=ParallelConfig(attention_kernel=config.parallel.attention_kernel),
         train=TrainConfig(num_steps=20, global_batch_size=8),
     )
 
@@ -71,6 +75,29 @@ def _twin_backbone(backbone: VideoTransformerConfig) -> VideoTransformerConfig:
         time_width=_WIDTH if block.modulation == "low_rank" else 16,
         text_width=_TEXT_WIDTH,
         image_width=_IMAGE_WIDTH if backbone.block.image_branch else None,
+        remat="none",
+    )
+
+
+def _twin_vla(vla: VlaConfig) -> VlaConfig:
+    vision = dataclasses.replace(
+        vla.vision, width=_EXPERT_WIDTH, num_layers=_LAYERS, num_heads=_HEADS, ffn_width=_EXPERT_FFN, image_size=8,
+        patch_size=4,
+    )  # fmt: skip
+    return dataclasses.replace(
+        vla,
+        vision=vision,
+        width=_WIDTH,
+        ffn_width=_FFN,
+        expert_width=_EXPERT_WIDTH,
+        expert_ffn_width=_EXPERT_FFN,
+        num_layers=_LAYERS,
+        num_heads=_HEADS,
+        head_dim=_WIDTH // _HEADS,
+        vocab_size=64,
+        num_images=min(vla.num_images, 2),
+        text_tokens=3,
+        compute_dtype="float32",
         remat="none",
     )
 

@@ -91,11 +91,12 @@ def check_values(config: RunConfig) -> None:
             value = operator.attrgetter(f"{section}.{name}")(config)
             if not is_valid(value):
                 raise ConfigError(f"config.{section}.{name} = {value} is out of range; expected {expected}")
-    beta = config.objective.video_beta
-    if beta and (len(beta) != 2 or min(beta) <= 0):
-        raise ConfigError(
-            f"config.objective.video_beta = {beta}; expected two positive numbers (a, b), or () for uniform"
-        )
+    for name in ("video_beta", "action_beta"):
+        beta = getattr(config.objective, name)
+        if beta and (len(beta) != 2 or min(beta) <= 0):
+            raise ConfigError(
+                f"config.objective.{name} = {beta}; expected two positive numbers (a, b), or () for uniform"
+            )
     low, high = config.objective.edm_range
     if not 0 < low < high:
         raise ConfigError(

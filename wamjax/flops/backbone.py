@@ -11,14 +11,12 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
-from wamjax.config.blocks import block_config
+from wamjax.config.backbone import BlockConfig
 from wamjax.config.choices import Remat
-from wamjax.config.schema import FinetuneConfig, RunConfig
-from wamjax.config.systems import ActionExpertConfig, find_system, prefix_block
+from wamjax.config.schema import FinetuneConfig
 from wamjax.flops import layers
 from wamjax.flops.execution import AttentionWork
-from wamjax.flops.parameters import Parameter, layer_paths, list_parameters, video_parameters
+from wamjax.flops.parameters import Parameter, layer_paths
 from wamjax.flops.tally import Tally
 from wamjax.layout.kernels import exactly
 
@@ -43,6 +41,7 @@ class Anatomy:
       modules: Path of the ways of actions and states.
       text: Name of the text embedding.
       head: Name of the video head.
+      rotates: Whether the stack has rotary embedding.
     """
 
     block: BlockConfig
@@ -52,6 +51,7 @@ class Anatomy:
     modules: str = ""
     text: str = "text_embedding"
     head: str = "head_out"
+    rotates: bool = True
 
     @property
     def period(self) -> int:
@@ -99,63 +99,6 @@ class Work:
     prefix: int = 0
 
 
-def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
-    """Returns the stacks of the model of ``config`` by expert (``Segment.expert``); one is ``shared``."""
-    parameters, backbone = list_parameters(config), config.backbone
-    if backbone is None:
-        block, depth = block_config(config.model), config.model.num_layers
-        own = Anatomy(block=block, num_layers=depth, parameters=parameters, text="prompts", head="video_head")
-        return {"shared": own}
-    root = "" if config.layout.is_plain_clip else "video."
-    video = Anatomy(block=backbone.block, num_layers=backbone.num_layers, parameters=parameters, root=root)
-    if config.layout.is_plain_clip:
-        return {"shared": video}
-    system, found = find_system(config), {"shared": video}
-    if isinstance(system, ActionExpertConfig):
-        expert = dataclasses.replace(video, block=system.expert, root="expert.", modules="expert.")
-        found = {"video": video, "action": expert}
-    tower = prefix_block(config)
-    if tower is not None:
-        found["prefix"] = dataclasses.replace(video, block=tower, root="prefix.")
-    return found
-
-
-def video_transformer_flops(
-    config: VideoTransformerConfig,
-    *,
-    tokens: int,
-    text_tokens: int,
-    image_tokens: int = 0,
-    slots: int = 1,
-    pairs: int | None = None,
-    patch_tokens: int | None = None,
-    head_tokens: int | None = None,
-) -> dict[str, int]:
-    """Returns the forward FLOPs of a video transformer by component.
-
-    Args:
-      config: The model, its layers all alike.
-      tokens: Tokens that go through the blocks.
-      text_tokens: Text tokens, padding included where it is attended.
-      image_tokens: Tokens of all images of a sample.
-      slots: Timesteps that are embedded: 1, one per latent frame, or one per token.
-      pairs: Attended query-key pairs of self-attention; None for all of them.
-      patch_tokens: Tokens that are embedded from latents; None for ``tokens``.
-      head_tokens: Tokens that the head predicts; None for ``tokens``.
-    """
-    anatomy = Anatomy(block=config.block, num_layers=config.num_layers, parameters=video_parameters(config))
-    work = Work(
-        tokens=tokens,
-        patches=tokens if patch_tokens is None else patch_tokens,
-        predicted=tokens if head_tokens is None else head_tokens,
-        text=text_tokens,
-        image=image_tokens if config.image_width is not None else 0,
-        slots=slots,
-        attention=(needed_attention(tokens, tokens**2 if pairs is None else pairs, text_tokens, image_tokens),),
-    )
-    return tally_model([(anatomy, work)], FinetuneConfig()).forward
-
-
 def needed_attention(
     tokens: int, pairs: int, text: int, image: int, *, recurrence: tuple[int, int] = (0, 0)
 ) -> AttentionWork:
@@ -171,6 +114,7 @@ def tally_model(
     differentiates_data: bool = False,
     is_executed: bool = False,
     remat: Remat | None = None,
+    vision: tuple[Anatomy, Work] | None = None,
 ) -> Tally:
     """Adds up one sample.
 
@@ -182,21 +126,48 @@ def tally_model(
       is_executed: Whether to count what the program does: every layer of the scanned stack computes what any layer
         needs, and heads are turned by a product where the dtype asks for it.
       remat: What the backward pass of the blocks finds; None for everything.
+      vision: A tower whose tokens the first of ``stacks`` reads; it runs before.
     """
-    anatomy = stacks[0][0]
-    total = Tally(COMPONENTS, anatomy.parameters, finetune)
+    total = Tally(COMPONENTS, stacks[0][0].parameters, finetune)
+    seen = False
+    if vision is not None:
+        (tower, images), data = vision, differentiates_data
+        needs = total.chain("patch", [f"{tower.root}patch_embed"], images.patches, needs=data)
+        needs |= total.trains(f"{tower.root}positions")
+        seen_in = [_Gradients(needs, False, False, False, False)]
+        (out,) = _tally_blocks(total, [vision], seen_in, finetune, is_executed=is_executed, remat=remat)
+        normed = out.tokens or total.trains(f"{tower.root}norm.scale", f"{tower.root}norm.bias")
+        seen = total.chain("image_embed", [f"{tower.root}out"], images.tokens, needs=normed)
     into = [_tally_embeddings(total, *stack, data=differentiates_data) for stack in stacks]
+    into[0] = into[0]._replace(tokens=into[0].tokens or seen)
+    outs = _tally_blocks(total, stacks, into, finetune, is_executed=is_executed, remat=remat)
+    for (own, work), out in zip(stacks, outs, strict=True):
+        _tally_heads(total, own, work, out)
+    return total
+
+
+def _tally_blocks(
+    total: Tally,
+    stacks: Sequence[tuple[Anatomy, Work]],
+    into: Sequence[_Gradients],
+    finetune: FinetuneConfig,
+    *,
+    is_executed: bool,
+    remat: Remat | None,
+) -> list[_Gradients]:
+    """Adds the blocks of ``stacks``, which attend together; returns what of their outputs needs gradients."""
+    anatomy = stacks[0][0]
     first, rest, blocks = (Tally(COMPONENTS, anatomy.parameters, finetune, remat) for _ in range(3))
     turns = is_executed and anatomy.block.compute_dtype == "bfloat16"
-    period = [[_Block(*stack, place, turns=turns) for stack in stacks] for place in range(anatomy.period)]
+    period = [
+        [_Block(*stack, place, turns=turns and stack[0].rotates) for stack in stacks] for place in range(anatomy.period)
+    ]
     outs = _tally_period(first, period, into)
     _tally_period(rest, period, outs)
     blocks.add(rest if is_executed else first, 1)
     blocks.add(rest, anatomy.num_layers // anatomy.period - 1)
     total.add(blocks, 1)
-    for (own, work), out in zip(stacks, outs, strict=True):
-        _tally_heads(total, own, work, out)
-    return total
+    return outs
 
 
 class _Gradients(NamedTuple):
@@ -241,7 +212,8 @@ def _tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool)
     tokens = [
         work.patches > 0 and tally.chain("patch", [f"{root}patch_embed"], work.patches, needs=data),
         tally.trains("grid_embedding"),
-        work.prefix > 0 and tally.chain("text_embed", [f"{root}embed_tokens"], work.prefix, needs=data),
+        work.prefix > 0 and tally.trains(f"{root}table"),
+        work.prefix > 0 and chain("text_embed", f"{root}embed_tokens", ("",), work.prefix, needs=data),
         work.actions > 0 and tally.chain("action_state", ways(_ACTION_ENCODER), work.actions, needs=data),
         work.states > 0 and tally.chain("action_state", ways(_STATE_ENCODER), work.states, needs=data),
     ]
@@ -261,6 +233,8 @@ def _tally_heads(tally: Tally, anatomy: Anatomy, work: Work, into: _Gradients) -
     if work.decoded:
         # Actions with an embedding of timesteps of their own go out through the video's modulation.
         needs = into.tokens or (work.action_slots > 0 and modulation)
+        if anatomy.block.modulation == "adaptive_rms":
+            needs |= tally.chain("time_embed", [f"{anatomy.root}out_norm.vectors"], work.slots, needs=into.embedding)
         ways = anatomy.having([f"{anatomy.modules}{name}" for name in _ACTION_DECODER])
         tally.chain("action_state", ways, work.decoded, needs=needs)
 
@@ -354,7 +328,17 @@ class _Block:
     def _modulations(self, tally: Tally, into: _Gradients) -> tuple[bool, bool, bool]:
         """Adds what modulates self-attention, cross-attention and feed-forward; returns which need gradients."""
         if self.block.modulation == "none":
-            own, mlp = (tally.trains(f"{self.path}.{part}_norm_scale") for part in ("self", "mlp"))
+            own, mlp = (
+                tally.trains(f"{self.path}.{part}_norm_scale", f"{self.path}.{part}_norm_bias")
+                for part in ("self", "mlp")
+            )
+            return own, False, mlp
+        if self.block.modulation == "adaptive_rms":
+            own, mlp = (
+                tally.chain("time_embed", [f"{self.path}.{part}_norm.vectors"], self.work.slots,
+                            needs=into.embedding)
+                for part in ("self", "mlp")
+            )  # fmt: skip
             return own, False, mlp
         if self.block.modulation == "table":
             needs = into.vectors or tally.trains(f"{self.path}.modulation")

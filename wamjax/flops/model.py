@@ -27,12 +27,13 @@ import dataclasses
 from collections.abc import Iterable
 
 from wamjax.config.backbone import BlockConfig, LayerAttention
-from wamjax.config.choices import Remat
+from wamjax.config.blocks import main_remat
 from wamjax.config.schema import RunConfig
-from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, find_anatomies, needed_attention, tally_model
+from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, needed_attention, tally_model
 from wamjax.flops.execution import Execution, executed_attention
 from wamjax.flops.layers import delta_rule
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
+from wamjax.flops.stacks import find_anatomies, find_vision
 from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Schedule, Segment
 from wamjax.layout.windows import joint_schedule
 
@@ -121,15 +122,19 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
         name: _executed_work(config, layout, needed[name], name, anatomy, execution or Execution())
         for name, anatomy in anatomies.items()
     }
-    is_published = config.backbone is not None and not config.finetune.is_partial
+    is_published = (config.backbone or config.vla) is not None and not config.finetune.is_partial
     model = tally_model(
-        [(anatomies[name], work) for name, work in needed.items()], config.finetune, differentiates_data=is_published
+        [(anatomies[name], work) for name, work in needed.items()],
+        config.finetune,
+        differentiates_data=is_published,
+        vision=find_vision(config),
     )
     hardware = tally_model(
         [(anatomies[name], work) for name, work in executed.items()],
         config.finetune,
         is_executed=True,
-        remat=_remat(config),
+        remat=main_remat(config),
+        vision=find_vision(config, is_executed=True),
     )
     (attends, *_), (computes, *_) = ([work.attention for work in works.values()] for works in (needed, executed))
     return FlopCount(
@@ -177,7 +182,7 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
         decoded=_count(own, Role.ACTION),
         action_slots=len(layout.slots_of(ACTION_ROLES)) if has_own_times and is_first else 0,
         text_states=states if is_first else 0,  # made once, read by all
-        prefix=_count(own, Role.TEXT),
+        prefix=_count(own, Role.IMAGE, Role.TEXT),
     )
 
 
@@ -205,6 +210,8 @@ def _num_slots(config: RunConfig, layout: Layout, expert: str) -> int:
     """Returns the timesteps that a stack's own embedding embeds."""
     if config.layout.is_plain_clip:
         return 1  # a clip that is denoised as a whole has one time, and nothing clean
+    if config.vla is not None:
+        return 1 if expert == "action" else 0
     if config.backbone is None or config.actions.modules == "category":
         return layout.num_slots
     if expert == "prefix":
@@ -238,7 +245,3 @@ def _executed_work(
     if config.layout.is_plain_clip:
         return dataclasses.replace(work, patches=tokens, predicted=tokens)
     return work
-
-
-def _remat(config: RunConfig) -> Remat:
-    return config.model.remat if config.backbone is None else config.backbone.remat

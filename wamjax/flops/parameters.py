@@ -16,6 +16,7 @@ from wamjax.config.finetune import UPDATE_OF, is_trained, matches
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import FinetuneConfig, RunConfig
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig, find_system
+from wamjax.config.vla import VlaConfig
 from wamjax.layout.kernels import DELTA_TAPS
 
 
@@ -43,7 +44,9 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
 
     The codec's statistics are constants of the data and not among them.
     """
-    if config.backbone is None:
+    if config.vla is not None:
+        found = _vla_parameters(config.vla, config.data.action_dim)
+    elif config.backbone is None:
         found = _world_action_parameters(config)
     elif config.layout.is_plain_clip:
         found = video_parameters(config.backbone)
@@ -153,6 +156,22 @@ def _prefix_parameters(block: BlockConfig, video: VideoTransformerConfig) -> dic
     return embed | _stack("prefix.blocks", block, video.num_layers)
 
 
+def _vla_parameters(config: VlaConfig, action_dim: int) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.vision_language_action.VisionLanguageActionModel``."""
+    vision, d = config.vision, config.expert_width
+    found = _linear("vision.patch_embed", vision.patch_values, vision.width)
+    found["vision.positions"] = Parameter((vision.num_patches, vision.width))
+    found |= _stack("vision.blocks", vision.block(config.compute_dtype), vision.num_layers)
+    found |= _norm("vision.norm", vision.width) | _linear("vision.out", vision.width, config.width)
+    found["prefix.table"] = Parameter((config.vocab_size, config.width))
+    found |= _stack("prefix.blocks", config.language_block, config.num_layers)
+    found |= _linear("expert.action_embed", action_dim, d) | _linear("expert.action_out", d, action_dim)
+    for name in ("hidden", "out"):
+        found |= _linear(f"expert.time_embedding.{name}", d, d)
+    found |= _stack("expert.blocks", config.expert_block, config.num_layers)
+    return found | _linear("expert.out_norm.vectors", d, 3 * d)
+
+
 def _action_modules(
     d: int, action: int, state: int, hidden: int, linear: Callable[[str, int, int], dict[str, Parameter]]
 ) -> dict[str, Parameter]:
@@ -199,8 +218,12 @@ def _block(block: BlockConfig) -> dict[str, Parameter]:
     if block.modulation == "low_rank":
         for part in ("self", "cross", "mlp"):
             found |= _low_rank(f"{part}_modulation", d, block.modulation_rank, 3)
+    elif block.modulation == "adaptive_rms":
+        for part in ("self", "mlp"):
+            found |= _linear(f"{part}_norm.vectors", d, 3 * d)
     elif block.modulation == "none":
-        found |= {f"{part}_norm_scale": Parameter((d,)) for part in ("self", "mlp")}
+        names = ("scale", "bias") if block.norm == "layer" else ("scale",)
+        found |= {f"{part}_norm_{name}": Parameter((d,)) for part in ("self", "mlp") for name in names}
     else:
         found["modulation"] = Parameter((6, d))
         if block.cross_attention and block.cross_norm == "affine":
@@ -226,7 +249,9 @@ def _attention(path: str, block: BlockConfig, seen: int, *, image: bool = False)
     d, inner, use_bias = block.width, block.inner_width, block.use_bias
     keys = block.key_heads * block.head_dim
     scale, key_scale = (Parameter((w if block.qk_norm == "width" else block.head_dim,)) for w in (inner, keys))
-    found = {f"{path}.query_scale": scale, f"{path}.key_scale": key_scale}
+    found = {}
+    if block.qk_norm != "none":
+        found = {f"{path}.query_scale": scale, f"{path}.key_scale": key_scale}
     found[f"{path}.out_kernel"] = Parameter((inner, d), takes_update=True)
     if use_bias:
         found[f"{path}.out_bias"] = Parameter((d,))

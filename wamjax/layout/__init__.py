@@ -5,6 +5,7 @@ from wamjax.layout.blocks import choose_block, executed_pairs
 from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.formulations import JOINT_VISIBILITY, build_layout, joint_layout, video_layout
 from wamjax.layout.layout import Layout, Pass
+from wamjax.layout.policy import image_layout, policy_layout
 from wamjax.layout.schedule import Rectangle, Schedule, build_schedule
 from wamjax.layout.segments import (
     ACTION_ROLES,
@@ -49,7 +50,9 @@ __all__ = [
     "choose_block",
     "executed_pairs",
     "first_frame_layout",
+    "image_layout",
     "joint_layout",
+    "policy_layout",
     "video_layout",
     "window",
     "window_before",

@@ -12,10 +12,12 @@ from typing import Literal
 from wamjax.config.clip import patch_grid, token_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
+from wamjax.config.vla import VlaConfig
 from wamjax.errors import ConfigError
 from wamjax.layout.alternating import alternating_layout
 from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.layout import Layout
+from wamjax.layout.policy import policy_layout
 from wamjax.layout.segments import ACTION_ROLES, ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
 from wamjax.layout.windows import check_recurrence
 
@@ -151,6 +153,8 @@ def build_layout(config: RunConfig) -> Layout:
 
 def _build_layout(config: RunConfig) -> Layout:
     sizes = config.layout
+    if config.vla is not None:
+        return _policy(config, config.vla)
     if config.backbone is not None and sizes.is_plain_clip:
         return video_layout(token_grid(config), sizes.pad_multiple)
     layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
@@ -216,6 +220,24 @@ def _first_frame(config: RunConfig) -> Layout:
         noisy_condition=config.objective.history_noise > 0,
     )
     return _padded_end(layout, sizes.pad_multiple)
+
+
+def _policy(config: RunConfig, vla: VlaConfig) -> Layout:
+    sizes = config.layout
+    if sizes.formulation != "policy" or (sizes.num_blocks, sizes.states_per_block) != (1, 0):
+        raise ConfigError(
+            f"config.layout.formulation={sizes.formulation}, num_blocks={sizes.num_blocks}, "
+            f"states_per_block={sizes.states_per_block}; config.vla needs formulation=policy, one block of actions and "
+            "no states (they are written in the prompt): set them to policy, 1 and 0"
+        )
+    if sizes.pad_multiple != 1 or sizes.pad_unit != 1:
+        raise ConfigError(
+            f"config.layout.pad_multiple={sizes.pad_multiple}, pad_unit={sizes.pad_unit}; formulation policy is not "
+            "padded: set both to 1"
+        )
+    return policy_layout(
+        image_tokens=vla.image_tokens, text_tokens=vla.text_tokens, num_actions=sizes.actions_per_block
+    )
 
 
 def _frame_grid(config: RunConfig, first: int) -> tuple[int, int]:

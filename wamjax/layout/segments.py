@@ -20,6 +20,7 @@ class Role(enum.StrEnum):
     CLEAN_ACTION = "clean_action"
     ACTION = "action"  # noised
     STATE = "state"
+    IMAGE = "image"  # tokens of a vision tower
     TEXT = "text"  # text and vision tokens of a language tower
     PADDING = "padding"
 

@@ -1,7 +1,7 @@
 """The transformer block that every video model of ours is a stack of.
 
-One block serves Wan, Cosmos and the world-action model; what differs is ``BlockConfig``: modulated self-attention (or a
-recurrence in its place), cross-attention to text (and an image), modulated feed-forward.
+One block serves Wan, Cosmos, the world-action model, and language and vision towers; what differs is ``BlockConfig``:
+modulated self-attention (or a recurrence in its place), cross-attention to text (and an image), modulated feed-forward.
 
 Source: Wan 2.1's ``WanAttentionBlock`` and Cosmos-Predict's ``Block``; what differs: timesteps modulate per slot,
 attention follows a layout's schedule, keys of earlier tokens may come from a cache.
@@ -21,11 +21,11 @@ from wamjax.layout import Pass, Rectangle, Schedule
 from wamjax.layout.windows import layer_schedule, token_spans
 from wamjax.nn.attention import CROSS_ATTENTION_OUT, attend, attend_self
 from wamjax.nn.gated_delta_net import GatedDeltaNet
-from wamjax.nn.init import named
+from wamjax.nn.init import named, zeros
 from wamjax.nn.linear import Mlp
-from wamjax.nn.modulation import LowRankModulation, Modulation, Runs, gate, modulate
+from wamjax.nn.modulation import AdaptiveNorm, LowRankModulation, Modulation, Runs, gate, modulate
 from wamjax.nn.multihead import Attention, KeysValues
-from wamjax.nn.norm import layer_norm, rms_norm
+from wamjax.nn.norm import layer_norm, rms_norm, rms_normalise
 from wamjax.nn.rotary import Rotation, apply_rotary
 from wamjax.parallel.rules import constrain
 from wamjax.types import Heads, PRNGKey, TextTokens, Tokens
@@ -42,21 +42,31 @@ class Conditioning(NamedTuple):
       modulation: fp32 vectors from the timesteps that all blocks share: ``[b slots 6 d]`` for the table, ``[b slots 3
         d]`` for low rank.
       runs: (slot, number of tokens) in sequence order, or int32 ``[n]``, every token's slot.
-      rotation: Rotary embedding of the tokens.
+      rotation: Rotary embedding of the tokens; of parts ``[b 1 n e/2]`` where samples differ. None without.
       text: ``[b l context_width]``.
       text_mask: bool ``[b l]``, which text tokens are seen; None for all.
       image: ``[b m d]`` image tokens; None without image branch.
       positions: fp32 ``[n d]`` added to the tokens before every block; None without.
+      seen: bool ``[b n]``, which tokens are seen by any; None for all. Of a mixture (``models.mixture``).
     """
 
     embedding: jax.Array
     modulation: jax.Array
     runs: Runs
-    rotation: Rotation
+    rotation: Rotation | None
     text: TextTokens
     text_mask: jax.Array | None = None
     image: jax.Array | None = None
     positions: jax.Array | None = None
+    seen: jax.Array | None = None
+
+
+def bare_conditioning(
+    batch_size: int, num_tokens: int, rotation: Rotation | None = None, seen: jax.Array | None = None
+) -> Conditioning:
+    """Returns the conditioning of ``num_tokens`` tokens that read no timesteps and no text."""
+    nothing = jnp.zeros((batch_size, 1, 0))
+    return Conditioning(nothing, nothing, ((0, num_tokens),), rotation, nothing, seen=seen)
 
 
 Parts = tuple[Modulation | None, Modulation | None, Modulation | None]
@@ -108,9 +118,15 @@ class Block(nnx.Module):
             self.self_norm_scale, self.mlp_norm_scale = (
                 named(key, jax.nn.initializers.ones, (width,), (None,)) for _ in range(2)
             )
+            self.self_norm_bias, self.mlp_norm_bias = (
+                named(key, zeros, (width,), (None,)) if config.norm == "layer" else nnx.data(None) for _ in range(2)
+            )
             self.cross_norm_scale = self.cross_norm_bias = nnx.data(None)
             return
         self.cross_norm_scale = self.cross_norm_bias = nnx.data(None)
+        if config.modulation == "adaptive_rms":
+            self.self_norm, self.mlp_norm = (AdaptiveNorm(k, width) for k in jax.random.split(keys[3]))
+            return
         if config.modulation == "low_rank":
             self.self_modulation, self.cross_modulation, self.mlp_modulation = (
                 LowRankModulation(k, width, config.modulation_rank, NUM_LOW_RANK_VECTORS)
@@ -154,9 +170,9 @@ class Block(nnx.Module):
         x, h, parts = self._enter(x, conditioning)
         layer = self.self_attention
         assert isinstance(layer, Attention), "a recurrence attends to nothing; see recur"
-        query = apply_rotary(layer.queries(h), conditioning.rotation, self.dtype)
-        key, value = layer.keys_values(h)
-        return Begun(x, query, KeysValues(apply_rotary(key, conditioning.rotation, self.dtype), value), parts)
+        query, (key, value) = layer.queries(h), layer.keys_values(h)
+        query, key = (self._rotated(heads, conditioning.rotation) for heads in (query, key))
+        return Begun(x, query, KeysValues(key, value), parts)
 
     def finish(self, begun: Begun, attended: Heads, conditioning: Conditioning) -> Tokens:
         """Returns the new tokens ``[b n d]`` from what self-attention gave ``[b k n e]``."""
@@ -198,6 +214,8 @@ class Block(nnx.Module):
         shared = conditioning.modulation
         if self.kind == "none":
             return None, None, None
+        if self.kind == "adaptive_rms":
+            return self.self_norm(conditioning.embedding), None, self.mlp_norm(conditioning.embedding)
         if self.kind == "low_rank":
             layers = (self.self_modulation, self.cross_modulation, self.mlp_modulation)
             parts = (layer(conditioning.embedding, shared) for layer in layers)
@@ -210,14 +228,21 @@ class Block(nnx.Module):
     def _normed(
         self, x: Tokens, name: Literal["self", "mlp"], part: Modulation | None, conditioning: Conditioning
     ) -> Tokens:
-        """Returns what self-attention or the feed-forward layer reads: modulated, or by an RMS norm of its own."""
+        """Returns what self-attention or the feed-forward layer reads: modulated, or by a norm of its own."""
         if part is not None:
             return self._modulated(x, part, conditioning)
         scale = self.self_norm_scale if name == "self" else self.mlp_norm_scale
-        return rms_norm(x, scale[...], self.eps).astype(self.dtype)
+        bias = self.self_norm_bias if name == "self" else self.mlp_norm_bias
+        if bias is None:
+            return rms_norm(x, scale[...], self.eps).astype(self.dtype)
+        return (layer_norm(x, self.eps) * scale[...] + bias[...]).astype(self.dtype)
 
     def _modulated(self, x: Tokens, part: Modulation, conditioning: Conditioning) -> Tokens:
-        return modulate(layer_norm(x, self.eps), part.shift, part.scale, conditioning.runs).astype(self.dtype)
+        normed = rms_normalise(x, self.eps) if self.kind == "adaptive_rms" else layer_norm(x, self.eps)
+        return modulate(normed, part.shift, part.scale, conditioning.runs).astype(self.dtype)
+
+    def _rotated(self, heads: Heads, rotation: Rotation | None) -> Heads:
+        return heads.astype(self.dtype) if rotation is None else apply_rotary(heads, rotation, self.dtype)
 
     def _cross_input(self, x: Tokens) -> Tokens:
         """Returns the tokens as an unmodulated cross-attention reads them."""

@@ -108,10 +108,11 @@ def _run_jointly(
             {name: part.own.values for name, part in begun.items()},
         )
     )
+    seen = _seen({name: conditionings[name] for name in blocks}, streams, runs)
     # Experts have the same windows, so that any of them says what the layer shows.
     attention = next(iter(blocks.values())).attention
     schedule = schedule_beside(layout_pass, alone) if alone else layer_schedule(layout_pass, attention)
-    attended = _separate(attend_self(query, key, value, schedule), runs)
+    attended = _separate(attend_self(query, key, value, schedule, key_mask=seen), runs)
     return {name: block.finish(begun[name], attended[name], conditionings[name]) for name, block in blocks.items()}
 
 
@@ -119,6 +120,17 @@ def _expert_runs(layout_pass: Pass) -> tuple[tuple[str, int], ...]:
     """Returns (expert, tokens) of the stretches of the sequence that one expert has."""
     stretches = itertools.groupby(layout_pass.segments, key=lambda segment: segment.expert)
     return tuple((name, sum(segment.num_tokens for segment in stretch)) for name, stretch in stretches)
+
+
+def _seen(conditionings: Conditionings, streams: Streams, runs: tuple[tuple[str, int], ...]) -> jax.Array | None:
+    """Returns which tokens of ``runs`` are seen, bool ``[b n]``; None where all are."""
+    if all(told.seen is None for told in conditionings.values()):
+        return None
+    masks = {
+        name: jnp.ones(streams[name].shape[:2], bool) if told.seen is None else told.seen
+        for name, told in conditionings.items()
+    }
+    return _interleave({name: mask[:, None, :, None] for name, mask in masks.items()}, runs)[:, 0, :, 0]
 
 
 def _interleave(parts: Mapping[str, jax.Array], runs: tuple[tuple[str, int], ...]) -> jax.Array:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.layout import Pass
-from wamjax.models.block import Conditioning
+from wamjax.models.block import Conditioning, bare_conditioning
 from wamjax.models.stack import Conditionings, Stack, Stacks, Streams, stack_blocks
 from wamjax.nn.linear import Linear
 from wamjax.nn.rotary import rotary_table
@@ -43,14 +42,8 @@ class PrefixTower(nnx.Module):
 
     def condition(self, batch_size: int, layout_pass: Pass) -> Conditioning:
         """Returns what the blocks read besides the tokens of ``layout_pass``: where they are, and nothing else."""
-        nothing = jnp.zeros((batch_size, 1, 0))
-        return Conditioning(
-            embedding=nothing,
-            modulation=nothing,
-            runs=((0, layout_pass.num_tokens),),
-            rotation=rotary_table(layout_pass, self.block.head_dim, self.theta),
-            text=nothing,
-        )
+        rotation = rotary_table(layout_pass, self.block.head_dim, self.theta)
+        return bare_conditioning(batch_size, layout_pass.num_tokens, rotation)
 
 
 def make_prefix(key: PRNGKey, block: BlockConfig | None, video: VideoTransformerConfig) -> PrefixTower | None:

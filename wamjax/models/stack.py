@@ -143,7 +143,7 @@ def _reorder_conditioning(conditioning: Conditioning, order: TokenOrder) -> Cond
     runs, positions = _slots_of_tokens(conditioning), conditioning.positions
     return conditioning._replace(
         runs=conditioning.runs if isinstance(runs, tuple) else jnp.asarray(moved(runs)),
-        rotation=Rotation(*(moved(part) for part in conditioning.rotation)),
+        rotation=None if conditioning.rotation is None else Rotation(*(moved(part) for part in conditioning.rotation)),
         positions=None if positions is None else moved(positions),
     )
 
@@ -187,7 +187,9 @@ def run_explicit(
     per_token = {"runs", "rotation", "positions"}
 
     def field_specs(name: str, value: Any) -> Any:
-        return jax.tree.map(lambda array: spec(array, "tokens" if name in per_token else "batch"), value)
+        # A rotation with a dim of samples has that one first.
+        is_first = name in per_token and not (name == "rotation" and value is not None and value[0].ndim > 2)
+        return jax.tree.map(lambda array: spec(array, "tokens" if is_first else "batch"), value)
 
     conditioning_specs = {
         name: Conditioning(*(field_specs(field, value) for field, value in part._asdict().items()))

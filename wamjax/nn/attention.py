@@ -135,7 +135,15 @@ def attend(
     return _run_local(run, placement, (q, names), (k, whole), (v, whole))
 
 
-def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kernel: str = "auto") -> Heads:
+def attend_self(
+    q: Heads,
+    k: KeyHeads,
+    v: KeyHeads,
+    schedule: Schedule,
+    *,
+    key_mask: Bool[Array, "b m"] | None = None,
+    kernel: str = "auto",
+) -> Heads:
     """Attends a sequence to itself (and to a past), where the mesh's context axis splits both.
 
     Args:
@@ -143,6 +151,7 @@ def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kerne
       k: ``[b k m e]``, likewise.
       v: ``[b k m e]``, likewise.
       schedule: Of the whole sequence.
+      key_mask: As of ``attend``; for a whole sequence on every device alone.
       kernel: Key of ``KERNELS``; ``auto`` picks as ``choose_kernel``.
 
     Returns:
@@ -153,13 +162,18 @@ def attend_self(q: Heads, k: KeyHeads, v: KeyHeads, schedule: Schedule, *, kerne
     """
     placement = active_placement()
     if placement is None:
-        return attend(*_named(q, k, v), schedule, kernel=kernel)
+        return attend(*_named(q, k, v), schedule, key_mask=key_mask, kernel=kernel)
     sizes = placement.mesh.shape
     # Where arrays are local, so are heads; there tensor is 1.
     plan = plan_context(placement.context_method, q.shape[1], sizes)
     if plan.ring == 1:
         parts = _exchanged(q, k, v, plan.ulysses)
-        return join_heads(attend(*parts, schedule, kernel=kernel), plan.ulysses)
+        return join_heads(attend(*parts, schedule, key_mask=key_mask, kernel=kernel), plan.ulysses)
+    if key_mask is not None:
+        raise ConfigError(
+            f"config.parallel.context_method={plan.method} attends to parts of the keys, which takes no mask of them; "
+            "set config.parallel.context to 1"
+        )
     if kernel == "auto":
         kernel = choose_kernel(placement, v.dtype, q.shape[3], is_in_parts=True)
     _check_known(kernel)

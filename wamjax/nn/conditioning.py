@@ -14,7 +14,7 @@ from flax import nnx
 
 from wamjax.nn.init import named
 from wamjax.nn.linear import Linear
-from wamjax.nn.modulation import timestep_embedding
+from wamjax.nn.modulation import period_embedding, timestep_embedding
 from wamjax.nn.norm import LayerNorm, rms_norm
 from wamjax.parallel.rules import constrain
 from wamjax.types import PRNGKey
@@ -46,6 +46,23 @@ class TimeEmbedding(nnx.Module):
         hidden = constrain(jax.nn.silu(embedding), None, None, "embed")
         vectors = constrain(self.project(hidden), "batch", None, None)
         return embedding, vectors.reshape(*embedding.shape[:-1], self.num_vectors, -1)
+
+
+class PeriodTimeEmbedding(nnx.Module):
+    """Time -> embedding that adaptive norms read, in fp32: silu(out(silu(hidden(sinusoid)))).
+
+    Source: openpi, src/openpi/models/pi0.py, ``time_mlp_in`` and ``time_mlp_out``.
+    """
+
+    def __init__(self, key: PRNGKey, width: int) -> None:
+        """Makes the embedding; the sinusoid has ``width`` dims too."""
+        keys, self.width = jax.random.split(key), width
+        self.hidden = Linear(keys[0], (width, width), (None, "embed"), dtype="float32", precision=HIGHEST)
+        self.out = Linear(keys[1], (width, width), ("embed", None), dtype="float32", precision=HIGHEST)
+
+    def __call__(self, times: jax.Array) -> jax.Array:
+        """Embeds times ``[b slots]`` in [0, 1]: returns ``[b slots d]``."""
+        return jax.nn.silu(self.out(jax.nn.silu(self.hidden(period_embedding(times, self.width)))))
 
 
 class NormedTimeEmbedding(nnx.Module):

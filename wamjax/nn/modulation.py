@@ -70,6 +70,45 @@ class LowRankModulation(nnx.Module):
         return vectors.reshape(*embedding.shape[:-1], self.num_vectors, -1) + shared[:, :, : self.num_vectors]
 
 
+class AdaptiveNorm(nnx.Module):
+    """Vectors of one adaptive RMS norm: a linear layer on an embedding, in fp32, that starts at zero.
+
+    Source: openpi, src/openpi/models/gemma.py, ``RMSNorm`` with ``cond`` (adaRMS): scale, shift and gate in this order;
+    after DiT's adaLN-Zero (arXiv 2212.09748). What differs: fp32, where openpi multiplies in its compute dtype.
+    """
+
+    def __init__(self, key: PRNGKey, width: int) -> None:
+        """Makes the layer from an embedding of ``width``."""
+        highest = jax.lax.Precision.HIGHEST
+        self.vectors = Linear(key, (width, 3 * width), ("embed", None), dtype="float32", scale=0.0, precision=highest)
+
+    def __call__(self, embedding: jax.Array) -> Modulation:
+        """Returns the vectors ``[b slots d]`` of ``embedding`` ``[b slots d]``."""
+        scale, shift, factor = jnp.split(self.vectors(embedding), 3, axis=-1)
+        return Modulation(shift, scale, factor)
+
+
+def period_embedding(times: jax.Array, width: int, *, min_period: float = 4e-3, max_period: float = 4.0) -> jax.Array:
+    """Sinusoidal embedding of times in [0, 1], in fp32, by periods between two ends.
+
+    embedding = [sin(2 pi t / p_j), cos(2 pi t / p_j)], p_j from ``min_period`` to ``max_period``, evenly in the log.
+
+    Args:
+      times: ``[...]``.
+      width: Even size of the embedding.
+      min_period: Of the first dim.
+      max_period: Of the last one.
+
+    Returns:
+      ``[... width]``.
+
+    Source: openpi, src/openpi/models/pi0.py, ``posemb_sincos`` and its periods.
+    """
+    periods = min_period * (max_period / min_period) ** np.linspace(0.0, 1.0, width // 2)
+    angles = times.astype(jnp.float32)[..., None] * np.asarray(2 * np.pi / periods, np.float32)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 def timestep_embedding(ids: jax.Array, width: int) -> jax.Array:
     """Sinusoidal embedding of timestep ids, in fp32.
 

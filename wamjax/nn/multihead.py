@@ -49,7 +49,7 @@ class HeadProjection(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with query-key RMS norm, over the full width or within each head.
+    """Multi-head attention with query-key RMS norm, over the full width or within each head, or without.
 
     With ``image_branch`` there are keys and values of their own for image tokens (Wan I2V); queries and output
     projection are shared.
@@ -72,8 +72,9 @@ class Attention(nnx.Module):
             for k, fan, heads in zip(keys[:3], fans, (shape, key_shape, key_shape), strict=True)
         )
         self.norm_axes = (-3, -1) if config.qk_norm == "width" else (-1,)
-        self.query_scale = self._scale(key, shape)
-        self.key_scale = self._scale(key, key_shape)
+        self.query_scale = self.key_scale = nnx.data(None)
+        if config.qk_norm != "none":
+            self.query_scale, self.key_scale = self._scale(key, shape), self._scale(key, key_shape)
         init = fan_in(in_axis=(0, 1), out_axis=2)
         self.out_kernel = named(keys[3], init, (*shape, width), ("heads", None, "embed"))
         self.out_bias = named(key, zeros, (width,), (None,)) if use_bias else nnx.data(None)
@@ -86,11 +87,11 @@ class Attention(nnx.Module):
             self.image_key_scale = self._scale(key, key_shape)
 
     def queries(self, x: Tokens) -> Heads:
-        """Returns normed queries ``[b k n e]`` in fp32."""
+        """Returns queries ``[b k n e]``, normed in fp32 if at all."""
         return self._norm(self.query(x), self.query_scale)
 
     def keys_values(self, x: Tokens) -> KeysValues:
-        """Returns normed keys in fp32 and values, both ``[b k m e]``, as often as query heads read them."""
+        """Returns keys, normed in fp32 if at all, and values, both ``[b k m e]``, as often as query heads read them."""
         return self._repeated(KeysValues(self._norm(self.key(x), self.key_scale), self.value(x)))
 
     def image_keys_values(self, x: Tokens) -> KeysValues:
@@ -107,8 +108,10 @@ class Attention(nnx.Module):
     def _repeated(self, found: KeysValues) -> KeysValues:
         return found if self.repeats == 1 else KeysValues(*(jnp.repeat(part, self.repeats, axis=1) for part in found))
 
-    def _norm(self, heads: Heads, scale: nnx.Param) -> Heads:
-        """Norms ``[b k n e]`` with a scale ``[k e]``, over the full width, or ``[e]``, within each head."""
+    def _norm(self, heads: Heads, scale: nnx.Param | None) -> Heads:
+        """Norms ``[b k n e]`` with a scale ``[k e]``, over the full width, or ``[e]``, within each head, if at all."""
+        if scale is None:
+            return heads
         spread = scale[...][:, None] if len(self.norm_axes) == 2 else scale[...]
         return rms_norm(heads, spread, self.eps, axes=self.norm_axes)
 

@@ -48,6 +48,11 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axes: tuple[int, ...] =
 
     y = scale * x / sqrt(mean(x^2) + eps)
     """
+    return rms_normalise(x, eps, axes) * scale.astype(jnp.float32)
+
+
+def rms_normalise(x: jax.Array, eps: float, axes: tuple[int, ...] = (-1,)) -> jax.Array:
+    """Returns ``x / sqrt(mean(x^2) + eps)`` over ``axes``, in fp32."""
     x = x.astype(jnp.float32)
     rate = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=axes, keepdims=True) + eps)
-    return x * checkpoint_name(rate, NORM_STATISTICS) * scale.astype(jnp.float32)
+    return x * checkpoint_name(rate, NORM_STATISTICS)

@@ -16,7 +16,7 @@ from wamjax.layout import Pass
 
 
 class Rotation(NamedTuple):
-    """Rotation of every token and pair of head dims: fp32 ``[n e/2]`` cosines and sines."""
+    """Rotation of every token and pair of head dims: fp32 ``[n e/2]`` cosines and sines, ``[b 1 n e/2]`` per sample."""
 
     cos: jax.Array | np.ndarray
     sin: jax.Array | np.ndarray
@@ -67,6 +67,19 @@ def rotary_table(
     frames = frames * frame_step
     angles = xp.where(is_video, xp.concatenate([frames, rows, columns], axis=-1), sequence)
     return Rotation(xp.cos(angles).astype(np.float32), xp.sin(angles).astype(np.float32))
+
+
+def rotation_of(positions: jax.Array, head_dim: int, theta: float) -> Rotation:
+    """Returns the rotation of tokens whose places differ from sample to sample, with a dim for heads.
+
+    Args:
+      positions: Int ``[b n]``, of one axis over all pairs.
+      head_dim: Even head dimension e.
+      theta: Base of the frequencies.
+    """
+    frequencies = _frequencies(head_dim, theta).astype(np.float32)
+    angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
 def apply_rotary(x: jax.Array, rotation: Rotation, dtype: str) -> jax.Array:

@@ -54,6 +54,17 @@ def draw_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) ->
     return jnp.asarray(time_grid(config))[ids], jnp.asarray(time_weights(config))[ids]
 
 
+def draw_action_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) -> jax.Array:
+    """Draws t = 0.001 + 0.999 x, fp32 of ``shape``: x from ``config.action_beta``, or uniform.
+
+    Source: openpi, src/openpi/models/pi0.py, ``compute_loss``: Beta(1.5, 1).
+    """
+    if not config.action_beta:
+        return 0.001 + 0.999 * jax.random.uniform(key, shape)
+    alpha, beta = config.action_beta
+    return 0.001 + 0.999 * jax.random.beta(key, alpha, beta, shape)
+
+
 def draw_edm_times(key: PRNGKey, shape: tuple[int, ...], config: ObjectiveConfig) -> jax.Array:
     """Draws t = sigma / (sigma + 1), fp32 of ``shape``: sigma log-normal, for a share ``edm_uniform`` uniform.
 

@@ -16,6 +16,7 @@ from wamjax.errors import ConfigError
 from wamjax.layout import Layout
 from wamjax.objectives.joint import JointObjective
 from wamjax.objectives.latent_frames import LatentFramesObjective
+from wamjax.objectives.policy import PolicyObjective
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.objectives.video import VideoObjective
 from wamjax.objectives.world_action import WorldActionObjective
@@ -60,6 +61,15 @@ def build_objective(config: RunConfig) -> Objective:
     Raises:
       ConfigError: The formulation and the model do not fit together, or the sizes of the layout do not.
     """
+    if config.vla is not None:
+        return PolicyObjective(config)
+    if config.layout.formulation == "policy":
+        raise ConfigError("config.layout.formulation=policy needs config.vla, a vision-language-action model")
+    if config.objective.action_beta:
+        raise ConfigError(
+            f"config.objective.action_beta={config.objective.action_beta} belongs to config.layout.formulation=policy; "
+            f"this one is {config.layout.formulation}: set it to ()"
+        )
     if config.actions.modules != "none" and (config.backbone is None or config.layout.is_plain_clip):
         raise ConfigError(
             f"config.actions.modules={config.actions.modules} belongs to a backbone and a formulation with actions "

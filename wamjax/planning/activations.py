@@ -76,6 +76,20 @@ class Activations:
         """What one block's backward pass needs beside what is kept, at its worst place."""
         return max(self.block, self.attention)
 
+    def beside(self, other: Activations) -> Activations:
+        """Returns what is kept of both stacks, one of which is at work at a time."""
+        arrays = {
+            name: self.by_array.get(name, 0) + other.by_array.get(name, 0) for name in (*self.by_array, *other.by_array)
+        }
+        return Activations(
+            kept=self.kept + other.kept,
+            offloaded=self.offloaded + other.offloaded,
+            repeated=max(self.repeated, other.repeated),
+            block=max(self.block, other.block),
+            attention=max(self.attention, other.attention),
+            by_array=arrays,
+        )
+
 
 def plan_activations(shard: Shard, schedule: Schedule) -> Activations:
     """Returns the activations of ``shard``.

@@ -19,6 +19,7 @@ import jax
 from jax.sharding import Mesh
 
 from wamjax.batch import WamBatch, batch_spec
+from wamjax.config.blocks import main_block
 from wamjax.errors import ConfigError
 from wamjax.flops.model import count_flops
 from wamjax.flops.utilisation import Denominator
@@ -124,8 +125,7 @@ def compile_step(program: TrainProgram, topology: Topology, say: Callable[[str],
     """
     flops = count_flops(program.config, program.layout).model_total * program.config.train.global_batch_size
     arguments = (program.abstract_state, abstract_batch(program))
-    backbone = program.config.backbone
-    dtype = program.config.model.compute_dtype if backbone is None else backbone.block.compute_dtype
+    dtype = main_block(program.config).compute_dtype
     return compile_function(program.step, arguments, program.mesh, topology, model_flops=flops, dtype=dtype, say=say)
 
 

@@ -193,6 +193,9 @@ def plan_feed(
 
 def _clip(config: RunConfig, taken: FeedAssumptions, clip_hz: float | None) -> _Clip:
     """Returns what one sample shows."""
+    if config.vla is not None:
+        size = config.vla.vision.image_size
+        return _Clip(num_frames=config.vla.num_images, height=size, width=size, stored_per_frame=1.0)
     if config.backbone is None:
         height, width = config.data.canvas
         frames, stride = derive_geometry(config).num_frames, config.data.frame_stride

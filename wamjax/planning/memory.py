@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from wamjax.config.clip import latent_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import OptimizerConfig, RunConfig
-from wamjax.layout import Schedule
+from wamjax.layout import Schedule, image_layout
 from wamjax.planning.activations import plan_activations
 from wamjax.planning.assumption import Source
 from wamjax.planning.placement import Placed
-from wamjax.planning.shards import DTYPE_BYTES, Shard
+from wamjax.planning.shards import DTYPE_BYTES, Shard, vision_shard
 
 _FP32 = 4
 _BF16 = 2
@@ -133,6 +133,10 @@ def plan_memory(
     own = [p for p in parameters if p.is_trained]
     held, mine = sum(p.local for p in parameters), sum(p.local for p in own)
     activations = plan_activations(shard, schedule)
+    vision = vision_shard(config, shard)
+    if vision is not None:  # kept while the backward pass is in the stacks that read it
+        seen = plan_activations(vision, image_layout(vision.num_tokens).full_pass().schedule)
+        activations = activations.beside(seen)
     in_attention = activations.attention > activations.block
     return MemoryPlan(
         parameters=_FP32 * held + 3 * _INT32,
@@ -160,6 +164,10 @@ def batch_bytes(config: RunConfig, num_samples: int) -> int:
     # fp32 actions and states with their masks; whether there are actions at all, and the embodiment.
     vectors = actions * (_FP32 * data.action_dim + 1) + data.action_dim + 1
     vectors += (_FP32 + 1) * states * data.state_dim + _INT32
+    if config.vla is not None:
+        vla = config.vla
+        images = vla.num_images * (3 * vla.vision.image_size**2 + 1)
+        return num_samples * (images + _INT32 * vla.text_tokens + provenance + vectors)
     if backbone is None:
         frames, views = derive_geometry(config).num_frames, max(1, len(data.views))
         return num_samples * (frames * (3 * math.prod(data.canvas) + 1) + views + _INT32 + provenance + vectors)
@@ -197,12 +205,23 @@ def gathered_bytes(parameters: Sequence[Placed], shard: Shard) -> int:
 
     All are in the compute dtype.
     """
-    step = 3 * sum(p.gathered // p.copies for p in parameters if p.is_in_blocks and p.is_gathered) * shard.itemsize
-    return step // len(shard.block.layers)  # of a pattern, one layer of a period is at work
+    blocks = [p for p in parameters if p.is_in_blocks and p.is_gathered]
+    # A vision tower's blocks run before the others; of a pattern, one layer of a period is at work.
+    vision, main = ([p for p in blocks if p.path.startswith("vision.") is is_vision] for is_vision in (True, False))
+    at_work = max(_whole(vision), _whole(main) // len(shard.block.layers))
+    return 3 * at_work * shard.itemsize
+
+
+def _whole(parameters: Sequence[Placed]) -> int:
+    """Returns how many numbers the kernels of ``parameters`` have, one layer of each, gathered."""
+    return sum(p.gathered // p.copies for p in parameters)
 
 
 def _loss_bytes(config: RunConfig, shard: Shard) -> int:
     """Head and loss: the modulated output of the blocks in fp32, and prediction, target, noise and noised input."""
+    if config.vla is not None:  # of the actions alone
+        actions = shard.batch * config.layout.actions_per_block
+        return _FP32 * actions * (config.vla.expert_width + 4 * config.data.action_dim)
     channels = 3 * math.prod(config.model.patch) if config.backbone is None else config.backbone.out_patch_channels
     return _FP32 * shard.tokens * (shard.block.width + 4 * channels)
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from wamjax.config.blocks import main_block
 from wamjax.config.finetune import is_trained, is_update
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
@@ -35,6 +36,7 @@ _KERNELS: Mapping[str, Names] = {
     "head_modulation.up": _IN,
     "state_embed": (None, None),
     "embed_tokens": _IN,
+    **dict.fromkeys(("self_norm.vectors", "mlp_norm.vectors", "out_norm.vectors", "vision.out"), _OUT),
     "mlp.gate": ("embed", "mlp"),
     **dict.fromkeys(("self_attention.gate", "self_attention.decay", "self_attention.strength"), _TO_HEADS),
     "mlp.up": ("embed", "mlp"),
@@ -46,6 +48,7 @@ _KERNELS: Mapping[str, Names] = {
 }
 _OUT_KERNEL: Names = ("heads", "embed")  # ``out_kernel`` of an attention layer
 _TABLES = ("grid_embedding", "learned_positions.frames", "learned_positions.rows", "learned_positions.columns")
+_TOWER_TABLES = ("vision.positions", "prefix.table")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,7 @@ def place_parameters(config: RunConfig, mesh: Mapping[str, int], rules: Rules) -
     Raises:
       ConfigError: A dim does not divide over the mesh.
     """
+    is_small = config.backbone is None and config.vla is None
     head_dim = None if config.backbone is None else config.backbone.block.head_dim
     is_per_head = config.backbone is not None and config.backbone.block.qk_norm == "head"
     placed = []
@@ -95,7 +99,7 @@ def place_parameters(config: RunConfig, mesh: Mapping[str, int], rules: Rules) -
         if is_head_scale and (is_per_head or path.startswith("prefix.")):
             names = (None,)
         placed.append(_place(path, parameter, names, mesh, rules, config))
-    if config.backbone is None:  # statistics of the codec: saved with the parameters, never trained
+    if is_small:  # statistics of the codec: saved with the parameters, never trained
         geometry = derive_geometry(config)
         for path, size in (("codec.mean", math.prod(geometry.grid) * geometry.token_channels), ("codec.std", 1)):
             placed.append(_place(path, Parameter((size,)), (None,), mesh, rules, config))
@@ -110,13 +114,14 @@ def _place(
     rules: Rules,
     config: RunConfig,
 ) -> Placed:
-    entries = partition(names, _checked_shape(parameter.shape, names, config), mesh, rules, f"parameter {path}")
+    heads = _num_heads(path, config)
+    entries = partition(names, _checked_shape(parameter.shape, names, heads), mesh, rules, f"parameter {path}")
     ways = [
         math.prod(mesh[axis] for axis in ((entry,) if isinstance(entry, str) else entry or ())) for entry in entries
     ]
     by_name = dict(zip(names, ways, strict=True))
     gather = by_name.get("embed", 1)
-    is_in_blocks = path.startswith(("blocks.", "video.blocks.", "expert.blocks.", "prefix.blocks."))
+    is_in_blocks = path.startswith(("blocks.", "video.blocks.", "expert.blocks.", "prefix.blocks.", "vision.blocks."))
     return Placed(
         path=path,
         size=parameter.size,
@@ -130,15 +135,20 @@ def _place(
     )
 
 
-def _checked_shape(shape: tuple[int, ...], names: tuple[str | None, ...], config: RunConfig) -> tuple[int, ...]:
+def _num_heads(path: str, config: RunConfig) -> int:
+    if config.vla is not None and path.startswith("vision."):
+        return config.vla.vision.num_heads
+    return main_block(config).num_heads
+
+
+def _checked_shape(shape: tuple[int, ...], names: tuple[str | None, ...], heads: int) -> tuple[int, ...]:
     """Returns ``shape`` with heads counted whole: a device holds no part of one."""
-    heads = config.model.num_heads if config.backbone is None else config.backbone.block.num_heads
     return tuple(heads if name == "heads" else size for name, size in zip(names, shape, strict=True))
 
 
 def _names(path: str, parameter: Parameter, config: RunConfig) -> tuple[str | None, ...]:
     """Returns the logical names of a parameter's dims, heads folded into one."""
-    if path.removeprefix("video.") in _TABLES:
+    if path.removeprefix("video.") in _TABLES or path in _TOWER_TABLES:
         return (*(None,) * (len(parameter.shape) - 1), "embed")
     module, _, name = path.rpartition(".")
     if is_update(path):

@@ -28,6 +28,14 @@ _ROBOT_RATE = Assumption(
 )
 
 
+_ACTION_RATE = Assumption(
+    name="actions per second of a chunk",
+    value=15.0,
+    unit="Hz",
+    source="DROID (arXiv 2403.12945); other robots are taken to be alike",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
     """One training sample.
@@ -37,11 +45,11 @@ class Sample:
       canvas: Height and width in pixels.
       num_frames: Pixel frames.
       frame_stride: Dataset steps between two of them (1 where the clip is of latents).
-      latent_grid: Latent frames, rows and columns.
+      latent_grid: Latent frames, rows and columns; of a policy's sample images and patches.
       token_grid: Tokens along frames, rows and columns.
       tokens: Tokens by stream, without padding.
       padding: Tokens of padding.
-      seconds: From the first frame to the last.
+      seconds: From the first frame to the last; of a policy's sample, which shows the present alone, its actions.
       has_actions: Whether a robot moved meanwhile.
       rate: The frame rate that ``seconds`` rests on.
     """
@@ -80,7 +88,12 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
     rate = rate or default_rate(config)
     streams = layout.tokens_by_stream()
     padding = streams.pop(Role.PADDING.value, 0)
-    if config.backbone is not None:
+    if config.vla is not None:
+        vision = config.vla.vision
+        canvas, num_frames, stride = (vision.image_size, vision.image_size), 1, 1
+        side = vision.image_size // vision.patch_size
+        latents = tokens = (config.vla.num_images, side, side)
+    elif config.backbone is not None:
         clip = config.clip
         canvas, num_frames, stride = (clip.height, clip.width), clip.num_frames, 1
         latents, tokens = latent_grid(config), token_grid(config)
@@ -97,7 +110,7 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
         token_grid=tokens,
         tokens=streams,
         padding=padding,
-        seconds=(num_frames - 1) / rate.value,
+        seconds=(config.layout.actions_per_block if config.vla is not None else num_frames - 1) / rate.value,
         has_actions=config.layout.formulation != "video",
         rate=rate,
     )
@@ -105,4 +118,6 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
 
 def default_rate(config: RunConfig) -> Assumption:
     """Returns the frame rate of a sample's frames where none is given."""
+    if config.vla is not None:
+        return _ACTION_RATE
     return _WAN_RATE if config.layout.formulation == "video" else _ROBOT_RATE

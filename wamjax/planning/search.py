@@ -14,7 +14,7 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
-from wamjax.config.blocks import block_config
+from wamjax.config.blocks import main_block, with_remat
 from wamjax.config.choices import ContextMethod, Remat
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -79,9 +79,7 @@ class Candidate:
         parallel = dataclasses.replace(config.parallel, **self.mesh, context_method=self.context_method, blocks=blocks)
         train = dataclasses.replace(config.train, accumulate=self.parts)
         config = dataclasses.replace(config, parallel=parallel, train=train)
-        if config.backbone is None:
-            return dataclasses.replace(config, model=dataclasses.replace(config.model, remat=self.remat))
-        return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, remat=self.remat))
+        return with_remat(config, self.remat)
 
     def __str__(self) -> str:
         mesh = " ".join(f"{name}={size}" for name, size in self.mesh.items())
@@ -138,7 +136,7 @@ class Result:
 
 def candidates(config: RunConfig, machine: Machine, space: Space) -> Iterator[Candidate]:
     """Yields every candidate on ``machine`` whose mesh has its number of devices."""
-    block = block_config(config.model) if config.backbone is None else config.backbone.block
+    block = main_block(config)
     for mesh in _meshes(machine, space):
         methods = _methods(mesh, block.num_heads, space)
         for method, remat, parts in itertools.product(methods, space.remats, space.parts):

@@ -12,13 +12,13 @@ import functools
 import math
 
 from wamjax.config.backbone import BlockConfig
-from wamjax.config.blocks import block_config
+from wamjax.config.blocks import main_block, main_depth, main_remat
 from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import check_layers_are_whole, check_mixture_is_whole
 from wamjax.errors import ConfigError
-from wamjax.flops.backbone import find_anatomies
 from wamjax.flops.model import layer_schedules
+from wamjax.flops.stacks import find_anatomies
 from wamjax.layout import Layout, Schedule
 from wamjax.layout.balance import balance_order, imbalance
 from wamjax.layout.kernels import pick_kernel
@@ -147,7 +147,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
             f"{machine.name}, and no other axis may leave a slice; set data to a multiple"
         )
     mesh = {name: sizes[name] for name in MESH_AXES}
-    block = block_config(config.model) if config.backbone is None else config.backbone.block
+    block = main_block(config)
     accumulate, batch = config.train.accumulate, config.train.global_batch_size
     rules = build_rules(config.parallel)
     check_batch_divides(batch, mesh, accumulate)
@@ -163,8 +163,8 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         rules=rules,
         context=context,
         block=block,
-        num_layers=config.model.num_layers if backbone is None else backbone.num_layers,
-        remat=config.model.remat if backbone is None else backbone.remat,
+        num_layers=main_depth(config),
+        remat=main_remat(config),
         kernel=pick_kernel(
             config.parallel.attention_kernel,
             machine.platform,
@@ -183,8 +183,25 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     )
 
 
+def vision_shard(config: RunConfig, shard: Shard) -> Shard | None:
+    """Returns a device's part of the vision tower that runs before the stacks of ``shard``; None without one."""
+    if config.vla is None:
+        return None
+    vision = config.vla.vision
+    return dataclasses.replace(
+        shard,
+        block=vision.block(config.vla.compute_dtype),
+        num_layers=vision.num_layers,
+        batch=shard.batch * config.vla.num_images,
+        num_tokens=vision.num_patches,
+        experts=(),
+    )
+
+
 def _context_tokens(config: RunConfig) -> int:
     """Returns the text tokens that blocks read; a state may be one of them."""
+    if config.vla is not None:
+        return 0  # a prompt's tokens are of the sequence
     if config.backbone is None:
         return config.model.text_tokens
     if not config.backbone.block.cross_attention:

@@ -17,8 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from wamjax.batch import VideoStatistics, WamBatch
-from wamjax.config.backbone import BlockConfig
-from wamjax.config.blocks import block_config
+from wamjax.config.blocks import main_block
 from wamjax.config.schema import RunConfig
 from wamjax.layout import Layout
 from wamjax.models.world_action import WorldActionModel
@@ -118,7 +117,7 @@ def build_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
 
     placement = make_placement(config.parallel, mesh)
     check_platform(config.parallel.attention_kernel, mesh.devices.flat[0].platform)
-    plan_context(placement.context_method, _block(config).num_heads, mesh.shape)  # refuses what does not divide
+    plan_context(placement.context_method, main_block(config).num_heads, mesh.shape)  # refuses what does not divide
     check_tokens_divide(objective.layout.num_tokens, mesh.shape[CONTEXT], "tokens")
     params_sharding = parameter_shardings(variables, mesh, placement.rules.parameters)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
@@ -186,7 +185,7 @@ def describe_sharding(program: TrainProgram) -> str:
     sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
     config = program.config
     placement = make_placement(config.parallel, program.mesh)
-    attention = describe_attention(placement, program.layout.full_pass().schedule, _block(config))
+    attention = describe_attention(placement, program.layout.full_pass().schedule, main_block(config))
     lines = [
         f"mesh: {sizes}",
         attention,
@@ -252,11 +251,6 @@ def _placed(function: Callable[..., Any], placement: Placement) -> Callable[...,
             return function(*args)
 
     return placed
-
-
-def _block(config: RunConfig) -> BlockConfig:
-    """Returns the block that a run's model is a stack of."""
-    return block_config(config.model) if config.backbone is None else config.backbone.block
 
 
 def _product(shape: tuple[int, ...]) -> int:
