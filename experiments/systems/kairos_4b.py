@@ -3,7 +3,7 @@
 Command:   wamjax plan --config=experiments/systems/kairos_4b.py --topology=v5p:4x4x4 --compile
 Paper:     Kairos (arXiv 2606.16533) and its released code (kairos_4b_wam_config, KairosDiTV2): 32 layers of 2,560, two
            of 5 latent frames' windows, one of 5 frames four apart, one Gated DeltaNet (20 heads of 256, values of
-           512); action expert of 1,024 whose layers see all that is shown; Wan 2.1's VAE, Qwen 3.5-2B's text; lr 1e-4
+           512), 4.05B; action expert of 1,024 without windows, 0.95B; Wan 2.1's VAE, Qwen 3.5-2B's text; lr 1e-4
 Sequence:  first frame and 20 noisy x 16 x 28, 32 actions = 9,440 tokens, padded to 9,440
 Mesh:      64 chips of TPU v5p: fsdp 64
 Differs:   horizon, batch, steps, shift and loss weights are ours. Units are GELU (there SiLU), the state enters by one

@@ -39,7 +39,16 @@ class LayerAttention:
     def __post_init__(self) -> None:
         for name, least in (("reach", 0), ("dilation", 1), ("key_dim", 1), ("value_dim", 1)):
             if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)} of a layer's attention; expected {least} or more")
+                value = getattr(self, name)
+                raise ConfigError(f"{name}={value} in config.backbone.block.attention; expected {least} or more")
+
+    def __str__(self) -> str:
+        """Returns it in a few words."""
+        return {
+            "full": "full",
+            "window": f"window of {self.reach} to each side" + f", {self.dilation} apart" * (self.dilation > 1),
+            "gated_delta": f"gated delta of {self.key_dim} x {self.value_dim}",
+        }[self.kind]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +235,7 @@ class VideoTransformerConfig:
         if self.num_layers % len(self.block.layers):
             raise ConfigError(
                 f"num_layers {self.num_layers} is no multiple of the {len(self.block.layers)} layers of the pattern "
-                "block.attention"
+                "config.backbone.block.attention; change one of them"
             )
         if self.text_embedding == "none" and self.text_width != context:
             raise ConfigError(

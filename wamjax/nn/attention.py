@@ -214,6 +214,8 @@ def describe_attention(placement: Placement, schedule: Schedule, block: BlockCon
     line = f"attention: kernel {kernel}; context {plan}"
     if kernel == "cudnn" and unfused(schedule):
         line += f"; {unfused(schedule)} of {len(schedule.rectangles)} rectangles in plain XLA (causal after a context)"
+    if block.attention:
+        line += f"; layers by turns: {', '.join(map(str, block.attention))}"
     if plan.ring == 1:
         return line
     order = token_order(placement, schedule, block.num_heads)
