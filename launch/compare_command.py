@@ -5,6 +5,8 @@
 Writes OUTPUT/MEMBER (a work directory, train.log, result.json), and comparison.md, comparison.json and comparison.png
 of all that is finished. A member whose result is there is not run again; one that fails is named and the others go on.
 Overrides (--config.SECTION.KEY=VALUE) are for all members. Exit 1 where a member failed.
+
+A member is trained by a process of its own beside this one: on a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false.
 """
 
 from __future__ import annotations
@@ -58,6 +60,10 @@ def run(argv: list[str]) -> int:
         if member not in known:
             raise ConfigError(f"--members has {member!r}; {values.config} has {', '.join(known)}")
     distributed.start_devices(values.cpu_devices)
+    if jax.default_backend() == "tpu":
+        raise ConfigError(
+            "wamjax compare trains in a process beside this one, and a TPU has one; set JAX_PLATFORMS=cpu"
+        )
     output, failures = Path(values.output), {}
     output.mkdir(parents=True, exist_ok=True)
     for member in chosen:
