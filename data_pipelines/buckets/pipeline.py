@@ -233,7 +233,17 @@ class BucketPipeline:
             for name, found in self._unfit.items()
             if found.windows
         }
-        return {**first, "fingerprint": self.fingerprint, **windows, "buckets": buckets, "unfit": unfit}
+        found = {**first, "fingerprint": self.fingerprint, **windows, "buckets": buckets, "unfit": unfit}
+        return {**found, "shares": self._shares_of_sources(parts)} if "shares" in first else found
+
+    def _shares_of_sources(self, summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, float]]:
+        """Returns the share of each source of a mixture over all buckets, as ``MixturePipeline.summary`` has it."""
+        sums = dict.fromkeys(self.num_windows, 0.0)
+        for bucket, share in self.shares.items():
+            (stage,) = summaries[bucket]["shares"]
+            for source in sums:
+                sums[source] += share * stage[source]
+        return [{"step": 0, **sums}]
 
 
 class BucketStream(ReadAhead):

@@ -179,6 +179,8 @@ def test_mixture_in_buckets_keeps_the_weights_of_its_sources(
     for batch in batches:
         read_of += np.bincount(batch.provenance[:, 0], minlength=2)
     assert abs(read_of[1] / read_of.sum() - 0.75) < 0.08
+    (shares,) = pipeline.summary["shares"]
+    assert shares == pytest.approx({"step": 0, "a": 0.25, "b": 0.75}, abs=1e-3)
     long = [batch for batch in batches if batch.frame_mask.shape[1] == 9]
     of_b = sum(int(batch.provenance[:, 0].sum()) for batch in long)
     assert pipeline.parts["long"].count_samples(8 * len(long)) == {"a": 8 * len(long) - of_b, "b": of_b}
