@@ -212,6 +212,14 @@ class BucketPipeline:
                 sums[source] = sums.get(source, 0) + count
         return sums
 
+    def count_samples(self, position: int) -> dict[str, int]:
+        """Returns how many samples of the first ``position`` batches of the stream come from each dataset."""
+        sums = dict.fromkeys(self.num_windows, 0)
+        for (name, part), steps in zip(self.parts.items(), self.order.count_before(position), strict=True):
+            for source, count in part.count_samples(steps * self.configs[name].train.global_batch_size).items():
+                sums[source] += count
+        return sums
+
     @property
     def summary(self) -> dict[str, Any]:
         """What was read and what was left out, for run.json (JSON types only)."""
