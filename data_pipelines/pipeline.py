@@ -238,7 +238,9 @@ class Pipeline:
 
     def validation_windows(self) -> ValidationWindows:
         """Returns random access to the held-out windows, ordered by episode and start."""
-        return ValidationWindows(self.reader(self.index.validation), self._bucket and self._bucket["validation"])
+        return ValidationWindows(
+            self.reader(self.index.validation), self._bucket["validation"] if self._bucket else None
+        )
 
     def video_statistics(self) -> VideoStatistics | None:
         """Returns the statistics of the training frames that ``data.video_statistics`` asks for, or None."""

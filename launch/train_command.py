@@ -96,7 +96,7 @@ def train(config: RunConfig, workdir: WorkDir, *, began_unix_s: float) -> int:
     programs = build_bucket_programs(config, mesh)
     pipeline = _build_pipeline(config, workdir)
     distributed.check_same_everywhere({"the fingerprint of the dataset": pipeline.fingerprint})
-    program = next(iter(programs.values()))
+    program = dataclasses.replace(next(iter(programs.values())), config=config)
     ledger = _build_ledger(config, programs, pipeline)
     store = CheckpointStore(workdir.checkpoints, keep=config.checkpoint.keep)
     kept = program.load_base() if config.finetune.needs_base else None

@@ -212,6 +212,14 @@ class BucketPipeline:
                 sums[source] = sums.get(source, 0) + count
         return sums
 
+    def count_samples(self, position: int) -> dict[str, int]:
+        """Returns how many samples of the first ``position`` batches of the stream come from each dataset."""
+        sums = dict.fromkeys(self.num_windows, 0)
+        for (name, part), steps in zip(self.parts.items(), self.order.count_before(position), strict=True):
+            for source, count in part.count_samples(steps * self.configs[name].train.global_batch_size).items():
+                sums[source] += count
+        return sums
+
     @property
     def summary(self) -> dict[str, Any]:
         """What was read and what was left out, for run.json (JSON types only)."""
@@ -233,7 +241,17 @@ class BucketPipeline:
             for name, found in self._unfit.items()
             if found.windows
         }
-        return {**first, "fingerprint": self.fingerprint, **windows, "buckets": buckets, "unfit": unfit}
+        found = {**first, "fingerprint": self.fingerprint, **windows, "buckets": buckets, "unfit": unfit}
+        return {**found, "shares": self._shares_of_sources(parts)} if "shares" in first else found
+
+    def _shares_of_sources(self, summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, float]]:
+        """Returns the share of each source of a mixture over all buckets, as ``MixturePipeline.summary`` has it."""
+        sums = dict.fromkeys(self.num_windows, 0.0)
+        for bucket, share in self.shares.items():
+            (stage,) = summaries[bucket]["shares"]
+            for source in sums:
+                sums[source] += share * stage[source]
+        return [{"step": 0, **sums}]
 
 
 class BucketStream(ReadAhead):

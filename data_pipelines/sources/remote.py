@@ -22,7 +22,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path, PosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -75,17 +75,17 @@ class RemotePath(PosixPath):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
         return os.stat_result((stat.S_IFREG, 0, 0, 1, 0, 0, entry.size, entry.time_s, entry.time_s, entry.time_s))
 
-    def iterdir(self) -> Iterator[RemotePath]:
+    def iterdir(self) -> Generator[RemotePath, None, None]:
         """Yields what lies directly in a folder."""
         depth = len(self.parts) + 1
         below = (RemotePath(name) for name in (*_listing(self).files, *_listing(self).folders))
         yield from (path for path in below if len(path.parts) == depth and path.parts[: depth - 1] == self.parts)
 
-    def glob(self, pattern: str, **_: Any) -> Iterator[RemotePath]:
+    def glob(self, pattern: str, **_: Any) -> Generator[RemotePath, None, None]:
         """Yields the files whose path within the folder matches, part by part."""
         yield from (path for path, parts in self._files() if _matches(parts, pattern.split("/")))
 
-    def rglob(self, pattern: str, **_: Any) -> Iterator[RemotePath]:
+    def rglob(self, pattern: str, **_: Any) -> Generator[RemotePath, None, None]:
         """Yields the files at any depth whose last parts match."""
         wanted = pattern.split("/")
         yield from (path for path, parts in self._files() if _matches(parts[-len(wanted) :], wanted))

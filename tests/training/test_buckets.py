@@ -43,7 +43,7 @@ def test_a_step_of_each_bucket_trains_the_one_state_as_its_own_program_would() -
     mesh = build_mesh(config.parallel, jax.devices()[:1])
     programs = build_bucket_programs(config, mesh)
     joined = join_programs(programs, config)
-    state = joined.init(None, None)
+    state, expected = joined.init(None, None), None
     for number, (name, program) in enumerate(programs.items()):
         batch: Any = make_global_batch(fake_batch(program.config, program.config.train.global_batch_size), mesh)
         if name == "long":
@@ -100,6 +100,7 @@ def test_ledger_counts_every_step_at_the_cost_of_its_bucket_over_a_resume() -> N
         ledger.record(step, 1.0, 0.1, bucket=name)
     resumed, _ = bucket_ledger()
     resumed.resume(ledger.totals)
+    line: dict[str, Any] = {}
     for step, name in enumerate(order[2:], 3):
         line = resumed.record(step, 1.0, 0.1, bucket=name)
         assert line["this_step"]["hardware_flops"] == costs[name].samples * costs[name].count.hardware_total

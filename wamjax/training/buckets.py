@@ -69,7 +69,8 @@ def join_programs(
         spec = batch_spec(program.config, program.config.train.global_batch_size)
         key = shape_key(spec)
         logging.info("compiling the step of bucket %s", name)
-        compiled = program.step.lower(program.abstract_state, spec).compile()  # type: ignore[attr-defined]
+        step_of_bucket: Any = program.step
+        compiled = step_of_bucket.lower(program.abstract_state, spec).compile()
         # Made once: the loop allows no transfer to the device.
         number = jax.device_put(jnp.float32(names.index(name)), replicated(program.mesh))
         steps[key] = _reporting(compiled, number)

@@ -69,13 +69,13 @@ def bucketed(dataset_path: Path, make_config: MakeConfig) -> Callable[..., RunCo
 def test_windows_go_to_the_longest_bucket_they_fill_and_all_go_somewhere(bucketed: Callable[..., RunConfig]) -> None:
     config = bucketed()
     pipeline = open_buckets(config)
-    long, short = (pipeline.parts[name].training_windows() for name in ("long", "short"))
+    long, short = (pipeline.parts[name].training_windows() for name in ("long", "short"))  # pyright: ignore
     whole = open_training_data(shortest_windows(config), workdir=None)
     assert not isinstance(whole, BucketPipeline)
-    assert len(long) + len(short) == len(whole.training_windows())
+    assert len(long) + len(short) == len(whole.training_windows())  # pyright: ignore
     seen = set()
     for windows, frames in ((long, 9), (short, 5)):
-        for sample in windows.read(range(len(windows))):
+        for sample in windows.read(range(len(windows))):  # pyright: ignore
             assert sample.frame_mask.shape == (frames,)
             _, episode, start = sample.provenance.tolist()
             assert (start + 8 * STRIDE < LENGTHS[episode]) == (frames == 9)
@@ -109,7 +109,7 @@ def test_batches_hold_about_as_many_tokens_and_shares_follow_the_windows(buckete
     equal = split_buckets(bucketed(batch="samples"))
     assert {own.train.global_batch_size for own in equal.values()} == {8}
     pipeline = open_buckets(bucketed())
-    windows = {name: len(part.training_windows()) for name, part in pipeline.parts.items()}
+    windows = {name: len(part.training_windows()) for name, part in pipeline.parts.items()}  # pyright: ignore
     for name, share in pipeline.shares.items():
         assert abs(share - windows[name] / sum(windows.values())) < 3e-4
     assert pipeline.order.shares[0].sum() == BLOCK
@@ -123,7 +123,7 @@ def test_an_epoch_of_a_bucket_reads_each_of_its_windows_and_no_held_out_episode(
     for batch in read(pipeline, 1, 0, 24):
         found[batch.frame_mask.shape[1]] += [tuple(row) for row in batch.provenance.tolist()]
     for name, frames in (("long", 9), ("short", 5)):
-        count = len(pipeline.parts[name].training_windows())
+        count = len(pipeline.parts[name].training_windows())  # pyright: ignore
         assert len(found[frames]) > count
         assert len(set(found[frames][:count])) == count
     held_out = {
@@ -158,7 +158,7 @@ def test_videos_of_several_sizes_are_sorted_by_aspect_and_small_ones_counted(
         pipeline = open_buckets(config)
     assert "fit no bucket and are left out: episode 3: every bucket is larger than its cameras" in caplog.text
     episodes = {
-        name: {int(sample.provenance[1]) for sample in part.training_windows().read(range(9))}
+        name: {int(sample.provenance[1]) for sample in part.training_windows().read(range(9))}  # pyright: ignore
         for name, part in pipeline.parts.items()
     }
     assert episodes["wide"] <= {0, 4}
@@ -179,6 +179,8 @@ def test_mixture_in_buckets_keeps_the_weights_of_its_sources(
     for batch in batches:
         read_of += np.bincount(batch.provenance[:, 0], minlength=2)
     assert abs(read_of[1] / read_of.sum() - 0.75) < 0.08
+    (shares,) = pipeline.summary["shares"]
+    assert shares == pytest.approx({"step": 0, "a": 0.25, "b": 0.75}, abs=1e-3)
     long = [batch for batch in batches if batch.frame_mask.shape[1] == 9]
     of_b = sum(int(batch.provenance[:, 0].sum()) for batch in long)
     assert pipeline.parts["long"].count_samples(8 * len(long)) == {"a": 8 * len(long) - of_b, "b": of_b}

@@ -85,7 +85,7 @@ def test_latents_of_each_bucket_make_one_stream_of_global_batches(dataset_path: 
     windows = {bucket.name: fill(config, bucket.name, tmp_path / bucket.name) for bucket in BUCKETS}
     pipeline = open_training_data(config, workdir=None)
     assert isinstance(pipeline, BucketPipeline)
-    assert {name: len(part.training_windows()) for name, part in pipeline.parts.items()} == windows
+    assert {name: len(part.training_windows()) for name, part in pipeline.parts.items()} == windows  # pyright: ignore
     batches = {}
     for hosts in (1, 2):
         streams = [pipeline.train_stream(host, hosts) for host in range(hosts)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.indexing import job
+from data_pipelines.indexing.lock import locked
 from data_pipelines.indexing.manifest import MANIFEST_FILE, IndexManifest
 from data_pipelines.indexing.parts import PartOrder
 from data_pipelines.indexing.stored import open_index
@@ -248,3 +249,11 @@ def test_videos_without_actions_are_indexed_and_read_from_where_they_lie(
     for episode in range(3):
         expected = open_source(path).frames("video", episode, steps)
         np.testing.assert_array_equal(stored.frames("video", episode, steps), expected)
+
+
+def test_second_job_on_one_folder_is_refused_in_one_line(sound: Path, make_config: MakeConfig, tmp_path: Path) -> None:
+    out = tmp_path / "index"
+    refusal = rf"^--out={re.escape(str(out))} is being made by process {os.getpid()} on .*; wait for that job"
+    with locked(out), pytest.raises(ConfigError, match=refusal):
+        make(make_config(sound), out)
+    assert make(make_config(sound), out).counts["episodes"] == len(LENGTHS)
