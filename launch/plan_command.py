@@ -24,6 +24,7 @@ from absl import flags
 from launch.command import Verb
 from launch.experiment import config_from_flags, define_config_flag
 from launch.output import check_writable
+from wamjax.config.blocks import is_small
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.planning.assumption import Assumption, Source
@@ -190,7 +191,7 @@ def rate_from_flags(config: RunConfig) -> Assumption | None:
             raise ConfigError(f"--fps={fps:g}; expected frames per second from {MIN_FPS:g} to {MAX_FPS:g}")
         return _rate(fps, "--fps")
     info = Path(config.data.path) / "meta" / "info.json"
-    if (config.backbone or config.vla) is not None or not info.is_file():
+    if not is_small(config) or not info.is_file():
         return None
     try:
         recorded = float(json.loads(info.read_text())["fps"])

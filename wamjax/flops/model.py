@@ -26,12 +26,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from wamjax.config.blocks import main_remat
+from wamjax.config.blocks import is_small, main_remat
 from wamjax.config.schema import RunConfig
 from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, needed_attention, tally_model
 from wamjax.flops.execution import Execution, executed_attention
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
+from wamjax.flops.queries import executed_queries, tally_queries
 from wamjax.flops.stacks import find_anatomies, find_vision
+from wamjax.flops.tally import Tally
 from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Segment
 
 __all__ = ["COMPONENTS", "FlopCount", "count_flops"]
@@ -113,13 +115,34 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
     Raises:
       ConfigError: The devices cannot share attention as ``config.parallel`` says.
     """
+    where = execution or Execution()
+    is_published = not is_small(config) and not config.finetune.is_partial
+    tallies = _tally_queries if config.gpt is not None else _tally_stacks
+    model, hardware, num_executed_pairs = tallies(config, layout, where, is_published=is_published)
+    return FlopCount(
+        forward=model.forward,
+        model=model.training(),
+        hardware=hardware.training(),
+        hardware_forward=hardware.forward,
+        tokens=layout.tokens_by_stream(),
+        num_pairs=layout.num_pairs,
+        num_executed_pairs=num_executed_pairs,
+        num_dense_pairs=layout.num_dense_pairs,
+        num_parameters=sum(count_parameters(config).values()),
+        num_trained_parameters=count_trained_parameters(config),
+    )
+
+
+def _tally_stacks(
+    config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool
+) -> tuple[Tally, Tally, int]:
+    """Returns what a model of stacks that attend together needs, what it executes, and the pairs that it executes."""
     anatomies = find_anatomies(config)
     needed = {name: needed_work(config, layout, name) for name in anatomies}
     executed = {
-        name: _executed_work(config, layout, needed[name], name, anatomy, execution or Execution())
+        name: _executed_work(config, layout, needed[name], name, anatomy, execution)
         for name, anatomy in anatomies.items()
     }
-    is_published = (config.backbone or config.vla) is not None and not config.finetune.is_partial
     model = tally_model(
         [(anatomies[name], work) for name, work in needed.items()],
         config.finetune,
@@ -133,19 +156,18 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
         remat=main_remat(config),
         vision=find_vision(config, is_executed=True),
     )
-    attention = next(iter(executed.values())).attention
-    return FlopCount(
-        forward=model.forward,
-        model=model.training(),
-        hardware=hardware.training(),
-        hardware_forward=hardware.forward,
-        tokens=layout.tokens_by_stream(),
-        num_pairs=layout.num_pairs,
-        num_executed_pairs=attention.num_pairs,
-        num_dense_pairs=layout.num_dense_pairs,
-        num_parameters=sum(count_parameters(config).values()),
-        num_trained_parameters=count_trained_parameters(config),
-    )
+    return model, hardware, next(iter(executed.values())).attention.num_pairs
+
+
+def _tally_queries(
+    config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool
+) -> tuple[Tally, Tally, int]:
+    """As ``_tally_stacks``, of a GPT that answers queries."""
+    gpt = config.gpt
+    assert gpt is not None, "this counts GPT policies"
+    model = tally_queries(config, gpt, layout, differentiates_data=is_published)
+    hardware = tally_queries(config, gpt, layout, execution, remat=main_remat(config))
+    return model, hardware, executed_queries(config, layout, execution)
 
 
 def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Work:
