@@ -15,6 +15,7 @@ Every jaxtyping string, einops pattern and shape in a docstring uses these lette
 ``d`` model width
 ``k`` attention heads
 ``e`` head dimension
+``g`` head dimension of values, where it is not that of queries and keys
 ``i`` temporal blocks (DreamZero's "chunks")
 ``a`` action steps
 ``u`` action dimensions

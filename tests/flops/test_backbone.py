@@ -15,8 +15,8 @@ from wamjax.config.presets import (
     WAN_2_2_TI2V_5B,
 )
 from wamjax.flops import layers
-from wamjax.flops.backbone import video_transformer_flops
 from wamjax.flops.jaxpr import trace_flops
+from wamjax.flops.video_transformer import video_transformer_flops
 from wamjax.models.video_transformer import VideoTransformer
 
 WAN = VideoTransformerConfig(

@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.flops.steps import build, closed_form, vary, walk_evaluation, walk_step
 from tests.flops.test_steps import CLIP, COSMOS
-from wamjax.config.backbone import ActionsConfig, PrefixConfig
+from wamjax.config.backbone import ActionsConfig, LayerAttention, PrefixConfig
 from wamjax.config.schema import DataConfig, FinetuneConfig, LayoutConfig, ParallelConfig, RunConfig
 from wamjax.flops.model import count_flops
 from wamjax.flops.parameters import list_parameters
@@ -62,6 +62,16 @@ TOWER = vary(
     actions={"modules": "linear"},
     prefix=PrefixConfig(width=16, ffn_width=26, num_key_heads=2),
 )  # fmt: skip
+# Windows, and a recurrence over the video beside actions that attend; four frames, so that a step of two reaches two.
+PATTERN = {
+    "num_layers": 4,
+    "block": {
+        "attention": (
+            LayerAttention(kind="window", reach=1, dilation=2),
+            LayerAttention(kind="gated_delta", key_dim=6, value_dim=10),
+        )
+    },
+}
 KINDS = {
     "linear, alternating": ALTERNATING,
     "expert, alternating": vary(ALTERNATING, actions={"modules": "expert"}),
@@ -74,6 +84,11 @@ KINDS = {
     ),
     "linear, first frame": vary(FIRST_FRAME, actions={"modules": "linear"}, layout={"states_per_block": 0}),
     "latent frames": COSMOS_POLICY,
+    "expert, pattern": vary(FIRST_FRAME, backbone=PATTERN, layout={"pad_multiple": 16}),
+    "expert, pattern, explicit": vary(FIRST_FRAME, backbone=PATTERN, parallel=ParallelConfig(blocks="explicit")),
+    "linear, pattern": vary(
+        FIRST_FRAME, backbone=PATTERN, actions={"modules": "linear"}, layout={"family": "joint", "states_per_block": 0}
+    ),
     "linear, tower": vary(
         TOWER,
         layout={"formulation": "joint", "family": "joint", "states_per_block": 0},
@@ -101,8 +116,12 @@ def check(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["linear, alternating", "expert, first frame", "latent frames", "linear, tower", "expert, tower alone"]
-)
+    "kind",
+    [
+        "linear, alternating", "expert, first frame", "latent frames", "linear, tower", "expert, tower alone",
+        "expert, pattern",
+    ],
+)  # fmt: skip
 def test_hardware_flops_equal_the_jaxpr(kind: str) -> None:
     check(KINDS[kind])
 
@@ -128,7 +147,9 @@ def test_validation_executes_the_forward_closed_form(kind: str) -> None:
     assert walk_evaluation(program) == 8 * sum(closed_form(program).hardware_forward.values())
 
 
-@pytest.mark.parametrize("kind", ["linear, alternating", "expert, first frame", "linear, tower", "expert, tower alone"])
+@pytest.mark.parametrize(
+    "kind", ["linear, alternating", "expert, first frame", "linear, tower", "expert, tower alone", "expert, pattern"]
+)
 def test_parameters_and_their_places_are_those_of_the_real_model(kind: str) -> None:
     program = build(KINDS[kind])
     variables = abstract_model(build_objective(KINDS[kind]))[1]

@@ -12,9 +12,9 @@ from flax import nnx
 from tests.tiny import QUICK_COMPILE
 from wamjax.config.backbone import BlockConfig
 from wamjax.layout import Layout, Role, alternating_layout
-from wamjax.models.block import Block, Conditioning
+from wamjax.models.block import Conditioning
 from wamjax.models.mixture import scan_mixture
-from wamjax.models.stack import scan_blocks, stack_blocks
+from wamjax.models.stack import Stack, scan_blocks, stack_blocks
 from wamjax.nn.rotary import rotary_table
 
 WIDE = BlockConfig(width=12, num_heads=2, ffn_width=10)
@@ -25,7 +25,7 @@ VIDEO = {Role.NOISY_VIDEO: "video", Role.CLEAN_VIDEO: "video", Role.ACTION: "act
 PIECES = {Role.NOISY_VIDEO: "video", Role.CLEAN_VIDEO: "action", Role.ACTION: "video", Role.CLEAN_ACTION: "action"}
 
 
-def randomised(config: BlockConfig, seed: int) -> Block:
+def randomised(config: BlockConfig, seed: int) -> Stack:
     blocks, rng = stack_blocks(jax.random.key(seed), config, 2), np.random.default_rng(seed)
     for _, variable in nnx.to_flat_state(nnx.state(blocks)):
         variable.set_value(jnp.asarray(rng.normal(0, 0.3, variable.shape), jnp.float32))

@@ -14,10 +14,10 @@ from wamjax.planning.collectives import (
     find_events,
     list_collectives,
     name_axes,
-    parse_groups,
     tabulate,
 )
-from wamjax.planning.hlo import Instruction, parse_module
+from wamjax.planning.device_groups import parse_groups
+from wamjax.planning.hlo import HloError, Instruction, parse_module
 from wamjax.planning.loops import visit_computations
 
 MESH = {"data": 1, "fsdp": FSDP, "context": CONTEXT, "tensor": 1}
@@ -87,10 +87,35 @@ def test_permute_is_named_by_the_axes_it_crosses() -> None:
         ("replica_groups=[2,2]<=[4]", [(0, 1), (2, 3)]),
         ("replica_groups=[2,2]<=[2,2]T(1,0)", [(0, 2), (1, 3)]),
         ("source_target_pairs={{0,1},{1,0}}", [(0, 1), (1, 0)]),
+        ("replica_groups=mesh['axis_0'=4] {'axis_0'}", [(0, 1, 2, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}", [(0, 1), (2, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'a'}", [(0, 2), (1, 3)]),
+        ("replica_groups=mesh['a'=1,'b'=2,'c'=2] {'a','c'}", [(0, 1), (2, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}", [(0, 2), (1, 3)]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [(0, 2), (1, 3)]),
     ],
 )
 def test_groups_are_read_in_every_notation(attributes: str, expected: list[tuple[int, ...]]) -> None:
     assert parse_groups(instruction(attributes), 4) == tuple(expected)
+
+
+def test_groups_over_a_part_of_an_axis_are_its_devices() -> None:
+    # 'a' of 8 is 2 x 2 x 2; the second of them runs over 0, 2.
+    groups = parse_groups(instruction("replica_groups=mesh['a'=8] {'a':(2)2}"), 8)
+    assert groups == ((0, 2), (1, 3), (4, 6), (5, 7))
+    apart = parse_groups(instruction("replica_groups=mesh['a'=8] {'a':(1)2,'a':(4)2}"), 8)
+    assert apart == ((0, 1, 4, 5), (2, 3, 6, 7))
+
+
+def test_axes_of_groups_of_a_mesh_are_that_meshs() -> None:
+    # As libtpu 0.0.51 writes an exchange over fsdp of 32 x 8 devices: not one over all 256.
+    groups = parse_groups(instruction("replica_groups=mesh['axis_0'=32,'axis_1'=8] {'axis_0'}"), 256)
+    assert name_axes(collective("all-gather", list(groups)), {"data": 1, "fsdp": 32, "context": 8}) == "fsdp"
+
+
+def test_groups_in_an_unknown_notation_are_refused_not_guessed() -> None:
+    with pytest.raises(HloError, match=r"x: replica_groups=ring\(4\) is in no notation"):
+        parse_groups(instruction("replica_groups=ring(4)"), 4)
 
 
 def test_iota_groups_of_a_mesh_axis_equal_the_mesh() -> None:

@@ -9,9 +9,9 @@ from wamjax.config.presets import (
     WAN_2_1_T2V_14B,
     WAN_2_2_TI2V_5B,
 )
-from wamjax.flops.backbone import video_transformer_flops
 from wamjax.flops.model import count_flops
 from wamjax.flops.parameters import video_parameters
+from wamjax.flops.video_transformer import video_transformer_flops
 from wamjax.layout import build_layout
 from wamjax.planning.published import (
     DREAMZERO,

@@ -16,6 +16,33 @@ from wamjax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerAttention:
+    """How the tokens of one layer read one another.
+
+    Attributes:
+      kind: ``full``: all that the layout shows. ``window``: of that, video reads of video only frames nearby; tokens
+        that are no video read, and are read, as in ``full``. ``gated_delta``: no softmax but a recurrence over the
+        stack's own tokens in the order of the sequence, every token reading those before it (``nn.gated_delta_net``);
+        other experts of a mixture attend to each other without it.
+      reach: Of ``window``: how many steps a video token sees to each side of its own latent frame.
+      dilation: Of ``window``: latent frames of one step; those between are not seen.
+      key_dim: Of ``gated_delta``: dims of a head's queries and keys.
+      value_dim: Of ``gated_delta``: dims of a head's values.
+    """
+
+    kind: Literal["full", "window", "gated_delta"] = "full"
+    reach: int = 0
+    dilation: int = 1
+    key_dim: int = 256
+    value_dim: int = 512
+
+    def __post_init__(self) -> None:
+        for name, least in (("reach", 0), ("dilation", 1), ("key_dim", 1), ("value_dim", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}={getattr(self, name)} of a layer's attention; expected {least} or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """One transformer block: self-attention, cross-attention to text (and an image) if any, feed-forward.
 
@@ -24,6 +51,8 @@ class BlockConfig:
       num_heads: Attention heads K; the head dimension is ``attention_width / num_heads`` and must be even.
       ffn_width: Hidden width of the feed-forward layer.
       num_key_heads: Heads of keys and values, each read by as many query heads; None for ``num_heads``.
+      attention: How tokens read one another in one layer after the other, over and over: a pattern whose length divides
+        the layers. Empty: ``full`` in all.
       cross_attention: Whether there is cross-attention; without it, text is read as tokens of the sequence, if at all.
       attention_width: Width of all heads together; None means ``width``. Experts of different widths that attend
         jointly have it in common.
@@ -55,6 +84,7 @@ class BlockConfig:
     num_heads: int
     ffn_width: int
     num_key_heads: int | None = None
+    attention: tuple[LayerAttention, ...] = ()
     cross_attention: bool = True
     attention_width: int | None = None
     context_width: int | None = None
@@ -97,6 +127,27 @@ class BlockConfig:
                 f"norm={self.norm} with modulation={self.modulation}: norms of modulated blocks follow from the "
                 "modulation; leave norm at rms"
             )
+
+    @property
+    def layers(self) -> tuple[BlockConfig, ...]:
+        """The blocks of one period of the pattern: this one, each with its own attention."""
+        return tuple(dataclasses.replace(self, attention=(each,)) for each in self.attention) or (self,)
+
+    @property
+    def own_attention(self) -> LayerAttention:
+        """Attention of a single layer (one of ``layers``)."""
+        assert len(self.attention) < 2, "a pattern of several layers; take one of them"
+        return self.attention[0] if self.attention else LayerAttention()
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether some layer reads tokens by a recurrence."""
+        return any(each.kind == "gated_delta" for each in self.attention)
+
+    @property
+    def attention_beside(self) -> tuple[LayerAttention, ...]:
+        """Attention of another expert of a mixture: in recurrent layers it attends without this one."""
+        return tuple(LayerAttention() if each.kind == "gated_delta" else each for each in self.attention)
 
     @property
     def key_heads(self) -> int:
@@ -174,6 +225,11 @@ class VideoTransformerConfig:
 
     def __post_init__(self) -> None:
         context = self.block.context_width or self.block.width
+        if self.num_layers % len(self.block.layers):
+            raise ConfigError(
+                f"num_layers {self.num_layers} is no multiple of the {len(self.block.layers)} layers of the pattern "
+                "block.attention"
+            )
         if self.text_embedding == "none" and self.text_width != context:
             raise ConfigError(
                 f"text_width {self.text_width} enters the blocks as it is (text_embedding='none') and must equal their "

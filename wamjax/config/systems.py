@@ -7,8 +7,9 @@ One class per way in which actions enter (see ``models.action_transformers``); w
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
-from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
+from wamjax.config.backbone import BlockConfig, LayerAttention, VideoTransformerConfig
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 
@@ -133,6 +134,7 @@ def find_system(config: RunConfig) -> ActionSystem:
             width=config.actions.expert_width,
             ffn_width=config.actions.expert_ffn_width,
             attention_width=backbone.block.inner_width,
+            attention=backbone.block.attention_beside,
             image_branch=False,
         ),
         action_dim=config.data.action_dim,
@@ -161,6 +163,7 @@ def prefix_block(config: RunConfig) -> BlockConfig | None:
         num_key_heads=config.prefix.num_key_heads,
         ffn_width=config.prefix.ffn_width,
         attention_width=block.inner_width,
+        attention=block.attention_beside,
         cross_attention=False,
         gated_mlp=True,
         modulation="none",
@@ -179,6 +182,15 @@ def check_mixture_is_whole(context: int) -> None:
         raise ConfigError(
             f"config.parallel.context={context} splits the sequence, which a mixture of transformers "
             "(config.actions.modules=expert, or config.prefix) keeps whole; set it to 1 and use fsdp"
+        )
+
+
+def check_layers_are_whole(attention: Iterable[LayerAttention], context: int) -> None:
+    """Raises ``ConfigError`` if ``context`` devices would split the sequence of layers that need it whole."""
+    if context > 1 and any(each.kind != "full" for each in attention):
+        raise ConfigError(
+            f"config.parallel.context={context} splits the sequence, which the window and gated_delta layers of "
+            "config.backbone.block.attention keep whole; set it to 1 and use fsdp"
         )
 
 

@@ -17,6 +17,7 @@ from wamjax.errors import ConfigError
 
 _WIDTH, _HEADS, _FFN, _LAYERS, _TEXT_WIDTH, _IMAGE_WIDTH, _CHANNELS = 48, 2, 64, 2, 32, 16, 4
 _EXPERT_WIDTH, _EXPERT_FFN = 32, 40
+_STATE_DIM = 8  # of a head of a recurrent layer
 _TOKENS = (1, 2)  # rows and columns of a latent frame
 _ACTIONS_PER_FRAME = 2
 
@@ -63,13 +64,16 @@ def _twin_backbone(backbone: VideoTransformerConfig) -> VideoTransformerConfig:
         context_width=_TEXT_WIDTH if backbone.block.context_width else None,
         num_key_heads=1 if backbone.block.num_key_heads else None,
         modulation_rank=8,
+        attention=tuple(
+            dataclasses.replace(each, key_dim=_STATE_DIM, value_dim=_STATE_DIM) for each in backbone.block.attention
+        ),
         compute_dtype="float32",
     )
     beside = backbone.in_channels - backbone.out_channels
     return dataclasses.replace(
         backbone,
         block=block,
-        num_layers=_LAYERS,
+        num_layers=max(_LAYERS, len(block.attention)),
         in_channels=_CHANNELS + beside,
         out_channels=_CHANNELS,
         time_width=_WIDTH if block.modulation == "low_rank" else 16,

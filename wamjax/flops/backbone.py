@@ -11,12 +11,12 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
+from wamjax.config.backbone import BlockConfig
 from wamjax.config.choices import Remat
 from wamjax.config.schema import FinetuneConfig
 from wamjax.flops import layers
 from wamjax.flops.execution import AttentionWork
-from wamjax.flops.parameters import Parameter, video_parameters
+from wamjax.flops.parameters import Parameter, layer_paths
 from wamjax.flops.tally import Tally
 from wamjax.layout.kernels import exactly
 
@@ -53,6 +53,11 @@ class Anatomy:
     head: str = "head_out"
     rotates: bool = True
 
+    @property
+    def period(self) -> int:
+        """Layers of its pattern, which one step of the scan runs."""
+        return len(self.block.layers)
+
     def having(self, paths: Iterable[str]) -> list[str]:
         """Returns those of ``paths`` that are layers of the model."""
         return [path for path in paths if f"{path}.kernel" in self.parameters]
@@ -71,7 +76,8 @@ class Work:
       slots: Timesteps.
       actions: Action tokens that are embedded.
       states: State tokens.
-      attention: Pairs of one block. Self-attention of several stacks together is in the first one's.
+      attention: Of each layer of one period of the stack. Self-attention of several stacks together is in the first
+        one's.
       decoded: Action tokens that are predicted.
       action_slots: Timesteps of an embedding that actions have for themselves.
       text_states: States that enter as text tokens; they are among ``text``.
@@ -84,7 +90,7 @@ class Work:
     text: int
     image: int
     slots: int
-    attention: AttentionWork
+    attention: tuple[AttentionWork, ...]
     actions: int = 0
     states: int = 0
     decoded: int = 0
@@ -93,45 +99,12 @@ class Work:
     prefix: int = 0
 
 
-def video_transformer_flops(
-    config: VideoTransformerConfig,
-    *,
-    tokens: int,
-    text_tokens: int,
-    image_tokens: int = 0,
-    slots: int = 1,
-    pairs: int | None = None,
-    patch_tokens: int | None = None,
-    head_tokens: int | None = None,
-) -> dict[str, int]:
-    """Returns the forward FLOPs of a video transformer by component.
-
-    Args:
-      config: The model.
-      tokens: Tokens that go through the blocks.
-      text_tokens: Text tokens, padding included where it is attended.
-      image_tokens: Tokens of all images of a sample.
-      slots: Timesteps that are embedded: 1, one per latent frame, or one per token.
-      pairs: Attended query-key pairs of self-attention; None for all of them.
-      patch_tokens: Tokens that are embedded from latents; None for ``tokens``.
-      head_tokens: Tokens that the head predicts; None for ``tokens``.
-    """
-    anatomy = Anatomy(block=config.block, num_layers=config.num_layers, parameters=video_parameters(config))
-    work = Work(
-        tokens=tokens,
-        patches=tokens if patch_tokens is None else patch_tokens,
-        predicted=tokens if head_tokens is None else head_tokens,
-        text=text_tokens,
-        image=image_tokens if config.image_width is not None else 0,
-        slots=slots,
-        attention=needed_attention(tokens, tokens**2 if pairs is None else pairs, text_tokens, image_tokens),
-    )
-    return tally_model([(anatomy, work)], FinetuneConfig()).forward
-
-
-def needed_attention(tokens: int, pairs: int, text: int, image: int) -> AttentionWork:
-    """Returns what attention needs: ``pairs`` of its own, and all pairs with text and image."""
-    return AttentionWork((exactly(pairs),), (exactly(tokens * text),), (exactly(tokens * image),))
+def needed_attention(
+    tokens: int, pairs: int, text: int, image: int, *, recurrence: tuple[int, int] = (0, 0)
+) -> AttentionWork:
+    """Returns what attention needs: ``pairs`` of its own (or a recurrence), and all pairs with text and image."""
+    cross = (exactly(tokens * text),), (exactly(tokens * image),)
+    return AttentionWork((exactly(pairs),), *cross, recurrence=recurrence)
 
 
 def tally_model(
@@ -186,11 +159,13 @@ def tally_blocks(
     anatomy = stacks[0][0]
     first, rest, blocks = (Tally(COMPONENTS, anatomy.parameters, finetune, remat) for _ in range(3))
     turns = is_executed and anatomy.block.compute_dtype == "bfloat16"
-    layer = [_Block(*stack, turns=turns and stack[0].rotates) for stack in stacks]
-    outs = [part._replace(tokens=out) for part, out in zip(into, _tally_layer(first, layer, into), strict=True)]
-    _tally_layer(rest, layer, outs)
+    period = [
+        [_Block(*stack, place, turns=turns and stack[0].rotates) for stack in stacks] for place in range(anatomy.period)
+    ]
+    outs = _tally_period(first, period, into)
+    _tally_period(rest, period, outs)
     blocks.add(rest if is_executed else first, 1)
-    blocks.add(rest, anatomy.num_layers - 1)
+    blocks.add(rest, anatomy.num_layers // anatomy.period - 1)
     total.add(blocks, 1)
     return outs
 
@@ -264,15 +239,24 @@ def _tally_heads(tally: Tally, anatomy: Anatomy, work: Work, into: Gradients) ->
         tally.chain("action_state", ways, work.decoded, needs=needs)
 
 
+def _tally_period(tally: Tally, period: Sequence[Sequence[_Block]], into: Sequence[Gradients]) -> list[Gradients]:
+    """Adds the layers that one step of the scan runs; returns what needs gradients after them."""
+    found = list(into)
+    for layer in period:
+        outs = _tally_layer(tally, layer, found)
+        found = [part._replace(tokens=out) for part, out in zip(found, outs, strict=True)]
+    return found
+
+
 def _tally_layer(tally: Tally, layer: Sequence[_Block], into: Sequence[Gradients]) -> list[bool]:
     """Adds one block of every stack, which attend together; returns whose outputs need gradients."""
     begun = [block.begin(tally, part) for block, part in zip(layer, into, strict=True)]
-    query, key, value = (any(part.heads[i] for part in begun) for i in range(3))
-    first = layer[0]
-    own, width = first.work.attention.own, first.block.inner_width
+    joint = [part for block, part in zip(layer, begun, strict=True) if not block.block.is_recurrent]
+    query, key, value = (any(part.heads[i] for part in joint) for i in range(3))
+    own, width = layer[0].attention.own, layer[0].block.inner_width
     out = tally.attend("self_scores", width, own, query=query, key=key, value=value)
     return [
-        block.finish(tally, part, started, attended=out)
+        block.finish(tally, part, started, attended=block.recur(tally, started) if block.block.is_recurrent else out)
         for block, part, started in zip(layer, into, begun, strict=True)
     ]
 
@@ -288,8 +272,9 @@ class _Begun(NamedTuple):
 class _Block:
     """The walk along one block (``models.block.Block``)."""
 
-    def __init__(self, anatomy: Anatomy, work: Work, *, turns: bool) -> None:
-        self.path, self.block, self.work = f"{anatomy.root}blocks", anatomy.block, work
+    def __init__(self, anatomy: Anatomy, work: Work, place: int, *, turns: bool) -> None:
+        self.path = layer_paths(f"{anatomy.root}blocks", anatomy.block)[place]
+        self.block, self.work, self.attention = anatomy.block.layers[place], work, work.attention[place]
         # Dims of a head that its rotary embedding multiplies by a constant matrix.
         self.turned = self.block.head_dim if turns else 0
         self.positions = tuple(f"{anatomy.root}learned_positions.{axis}" for axis in ("frames", "rows", "columns"))
@@ -303,9 +288,24 @@ class _Block:
             self._project(tally, "self_projections", f"{path}.{name}", tokens, needs=x or parts[0])
             for name in ("query", "key", "value")
         )
+        if self.block.is_recurrent:
+            return _Begun(x, parts, (query, key, value))
         for needs_turn in (query, key):
             tally.turn("self_projections", layers.linear(tokens, width, self.turned), needs=needs_turn)
         return _Begun(x, parts, (query, key, value))
+
+    def recur(self, tally: Tally, begun: _Begun) -> bool:
+        """Adds a recurrence with its gates; returns whether what it gives needs gradients."""
+        tokens, path = self.work.tokens, f"{self.path}.self_attention"
+        reads = begun.tokens or begun.parts[0]
+        gates = [
+            tally.linear("self_projections", f"{path}.{name}.kernel", tokens, needs=reads)
+            for name in ("decay", "strength", "gate")
+        ]
+        vectors = ("query_taps", "key_taps", "value_taps", "log_rate", "decay_bias")
+        needs = any(begun.heads) or any(gates[:2]) or tally.trains(*(f"{path}.{name}" for name in vectors))
+        read = tally.recur("self_scores", self.attention.recurrence, needs=needs)
+        return read or gates[2] or tally.trains(f"{path}.output_norm")
 
     def finish(self, tally: Tally, into: Gradients, begun: _Begun, *, attended: bool) -> bool:
         """Adds the rest of a block; returns whether its output needs gradients."""
@@ -343,7 +343,7 @@ class _Block:
         if self.block.modulation == "table":
             needs = into.vectors or tally.trains(f"{self.path}.modulation")
             return needs, False, needs
-        slots = self.work.slots * self.work.attention.copies
+        slots = self.work.slots * self.attention.copies
         own, cross, mlp = (
             tally.chain("time_embed", [f"{self.path}.{part}_modulation.{way}" for way in ("down", "up")], slots,
                         needs=into.embedding) or into.vectors
@@ -357,13 +357,13 @@ class _Block:
         query = self._project(tally, "cross_qo", f"{path}.query", work.tokens, needs=needs)
         out = False
         for prefix, tokens, seen, computed in (
-            ("", work.text, into.text, work.attention.text),
-            ("image_", work.image if self.block.image_branch else 0, into.image, work.attention.image),
+            ("", work.text, into.text, self.attention.text),
+            ("image_", work.image if self.block.image_branch else 0, into.image, self.attention.image),
         ):
             if not tokens:
                 continue
             key, value = (
-                self._project(tally, "cross_kv", f"{path}.{prefix}{name}", tokens * work.attention.copies, needs=seen)
+                self._project(tally, "cross_kv", f"{path}.{prefix}{name}", tokens * self.attention.copies, needs=seen)
                 for name in ("key", "value")
             )
             out |= tally.attend("cross_scores", width, computed, query=query, key=key, value=value, is_cross=True)

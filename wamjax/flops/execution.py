@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.choices import AttentionKernel
 from wamjax.config.parallel import ParallelConfig
+from wamjax.flops.layers import chunked_delta_rule
 from wamjax.layout import Rectangle, Schedule
 from wamjax.layout.balance import balance_order
-from wamjax.layout.kernels import Computed, Platform, computed_pairs, pick_kernel
+from wamjax.layout.kernels import DELTA_CHUNK, Computed, Platform, computed_pairs, pick_kernel
 from wamjax.layout.parts import gathered_schedules, ring_schedules, ring_steps
 from wamjax.parallel.context_plan import CONTEXT, ContextPlan, plan_context
 
@@ -51,12 +52,14 @@ class AttentionWork(NamedTuple):
       text: Cross-attention to text.
       image: Cross-attention to an image.
       copies: How many devices project the same text and image, and modulation.
+      recurrence: FLOPs forward and backward of a recurrence in place of self-attention.
     """
 
     own: tuple[Computed, ...]
     text: tuple[Computed, ...]
     image: tuple[Computed, ...]
     copies: int = 1
+    recurrence: tuple[int, int] = (0, 0)
 
     @property
     def num_pairs(self) -> int:
@@ -74,6 +77,7 @@ def executed_attention(
     *,
     tokens: int | None = None,
     masks_text: bool = False,
+    recurrent_tokens: int = 0,
 ) -> AttentionWork:
     """Returns what attention executes.
 
@@ -86,6 +90,7 @@ def executed_attention(
       execution: The devices.
       tokens: Queries of attention to text and image; None for those of ``schedule``. One expert has its own alone.
       masks_text: Whether text is masked, which the fused kernels do not do.
+      recurrent_tokens: What a recurrence reads, where ``block`` has one in place of self-attention.
 
     Raises:
       ConfigError: Heads do not divide as the context method needs, or a kernel does not take the lengths.
@@ -104,11 +109,16 @@ def executed_attention(
         everything = Rectangle(((0, rows),), ((0, keys),))
         return ways * computed_pairs(kernel, Schedule(rows, keys, (everything,))) if keys else ()
 
+    recurrence = (0, 0)
+    if block.is_recurrent:
+        sizes = block.num_heads, block.own_attention.key_dim, block.own_attention.value_dim
+        recurrence = chunked_delta_rule(recurrent_tokens, *sizes, DELTA_CHUNK)
     return AttentionWork(
         own=_executed_self(parallel, block, schedule, plan, execution),
         text=cross(text, "rectangles" if masks_text else kernel),
         image=cross(image, kernel),
         copies=execution.context if is_explicit else 1,
+        recurrence=recurrence,
     )
 
 

@@ -73,6 +73,34 @@ def fused_attention(computed: Computed, width: SupportsIndex) -> tuple[int, int]
     return attention_scores(computed.forward, width), 5 * attention_scores(computed.backward, width) // 2
 
 
+def delta_rule(tokens: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex) -> int:
+    """FLOPs of the gated delta rule, token by token: ``6 e g k N``.
+
+    A token reads the state with its key, writes to it, and reads it with its query: three products of a vector and a
+    state ``[e g]``, for each of k heads. What chunks execute is ``chunked_delta_rule``.
+    """
+    tokens, heads, key_dim, value_dim = _exact(tokens=tokens, heads=heads, key_dim=key_dim, value_dim=value_dim)
+    return 6 * tokens * heads * key_dim * value_dim
+
+
+def chunked_delta_rule(
+    tokens: SupportsIndex, heads: SupportsIndex, key_dim: SupportsIndex, value_dim: SupportsIndex, chunk: SupportsIndex
+) -> tuple[int, int]:
+    """FLOPs of the gated delta rule as ``nn.gated_delta`` executes it in chunks of C tokens, forward and backward.
+
+    Per chunk and head, forward: keys with keys, queries with keys and the inverse with keys ``6 C^2 e``; the inverse
+    with values, scores with values ``4 C^2 g``; three products with the state ``6 C e g``; the inverse itself
+    ``2 C s^2`` for s = 2, 4, ... C / 2. Backward: two products for each, and the forward pass again but for the two
+    products whose results nothing but the output needs.
+    """
+    tokens, heads, e, g, c = _exact(tokens=tokens, heads=heads, key_dim=key_dim, value_dim=value_dim, chunk=chunk)
+    inverse = sum(2 * c * 4**power for power in range(1, c.bit_length() - 1))
+    forward = 6 * c * c * e + 4 * c * c * g + 6 * c * e * g + inverse
+    unneeded = 2 * c * e * g + 2 * c * c * g
+    times = heads * -(-tokens // c)
+    return times * forward, times * (3 * forward - unneeded)
+
+
 def self_projections(tokens: SupportsIndex, width: SupportsIndex) -> int:
     """FLOPs of the query, key, value and output projections of self-attention: ``8 d^2 N``."""
     return 4 * linear(tokens, width, width)

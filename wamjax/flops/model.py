@@ -24,17 +24,21 @@ the optimizer: AdamW, SGD and the parameter average are elementwise, and Muon's 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+from wamjax.config.backbone import BlockConfig, LayerAttention
 from wamjax.config.blocks import is_small, main_remat
 from wamjax.config.schema import RunConfig
 from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, needed_attention, tally_model
-from wamjax.flops.execution import Execution, executed_attention
+from wamjax.flops.execution import AttentionWork, Execution, executed_attention
+from wamjax.flops.layers import delta_rule
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
 from wamjax.flops.queries import executed_queries, tally_queries
 from wamjax.flops.stacks import find_anatomies, find_vision
 from wamjax.flops.tally import Tally
-from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Segment
+from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Schedule, Segment
+from wamjax.layout.windows import joint_schedule
 
 __all__ = ["COMPONENTS", "FlopCount", "count_flops"]
 
@@ -49,8 +53,8 @@ class FlopCount:
       hardware: One training step, as executed.
       hardware_forward: One forward pass, as executed (what an evaluation costs).
       tokens: Tokens by stream, padding included under ``padding``.
-      num_pairs: Attended query-key pairs of self-attention, per layer.
-      num_executed_pairs: Pairs the attention kernel computes in a forward pass.
+      num_pairs: Attended query-key pairs of self-attention in a layer; of layers that differ, in the one with most.
+      num_executed_pairs: Pairs the attention kernel computes in a forward pass, likewise.
       num_dense_pairs: Pairs of dense attention over the same tokens.
       num_parameters: Parameters of the model.
       num_trained_parameters: Those of them that are trained.
@@ -118,25 +122,32 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
     where = execution or Execution()
     is_published = not is_small(config) and not config.finetune.is_partial
     tallies = _tally_queries if config.gpt is not None else _tally_stacks
-    model, hardware, num_executed_pairs = tallies(config, layout, where, is_published=is_published)
+    model, hardware, needed, executed = tallies(config, layout, where, is_published=is_published)
     return FlopCount(
         forward=model.forward,
         model=model.training(),
         hardware=hardware.training(),
         hardware_forward=hardware.forward,
         tokens=layout.tokens_by_stream(),
-        num_pairs=layout.num_pairs,
-        num_executed_pairs=num_executed_pairs,
+        num_pairs=max(attention.num_pairs for attention in needed),
+        num_executed_pairs=max(attention.num_pairs for attention in executed),
         num_dense_pairs=layout.num_dense_pairs,
         num_parameters=sum(count_parameters(config).values()),
         num_trained_parameters=count_trained_parameters(config),
     )
 
 
-def _tally_stacks(
-    config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool
-) -> tuple[Tally, Tally, int]:
-    """Returns what a model of stacks that attend together needs, what it executes, and the pairs that it executes."""
+class _Counts(NamedTuple):
+    """What is needed and what is executed, and self-attention of both by the kinds of layers."""
+
+    model: Tally
+    hardware: Tally
+    needed: Sequence[AttentionWork]
+    executed: Sequence[AttentionWork]
+
+
+def _tally_stacks(config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool) -> _Counts:
+    """Returns the counts of a model of stacks that attend together."""
     anatomies = find_anatomies(config)
     needed = {name: needed_work(config, layout, name) for name in anatomies}
     executed = {
@@ -156,18 +167,18 @@ def _tally_stacks(
         remat=main_remat(config),
         vision=find_vision(config, is_executed=True),
     )
-    return model, hardware, next(iter(executed.values())).attention.num_pairs
+    (attends, *_), (computes, *_) = ([work.attention for work in works.values()] for works in (needed, executed))
+    return _Counts(model, hardware, attends, computes)
 
 
-def _tally_queries(
-    config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool
-) -> tuple[Tally, Tally, int]:
-    """As ``_tally_stacks``, of a GPT that answers queries."""
+def _tally_queries(config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool) -> _Counts:
+    """Returns the counts of a GPT that answers queries."""
     gpt = config.gpt
     assert gpt is not None, "this counts GPT policies"
     model = tally_queries(config, gpt, layout, differentiates_data=is_published)
     hardware = tally_queries(config, gpt, layout, execution, remat=main_remat(config))
-    return model, hardware, executed_queries(config, layout, execution)
+    computes = executed_queries(config, layout, execution)
+    return _Counts(model, hardware, (needed_attention(0, layout.num_pairs, 0, 0),), (computes,))
 
 
 def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Work:
@@ -182,7 +193,11 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
         states = config.layout.states_per_block if config.actions.modules == "expert" else 0
     if not find_anatomies(config)[expert].block.cross_attention:
         text = states = 0
-    attention = needed_attention(tokens, layout.num_pairs, text + states, image)
+    layers = find_anatomies(config)[expert].block.layers
+    attention = tuple(
+        needed_attention(tokens, schedule.num_pairs, text + states, image, recurrence=_needed_recurrence(layer, tokens))
+        for layer, schedule in zip(layers, layer_schedules(config, layout), strict=True)
+    )
     has_own_times = config.actions.modules == "linear"
     return Work(
         tokens=tokens,
@@ -199,6 +214,21 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
         text_states=states if is_first else 0,  # made once, read by all
         prefix=_count(own, Role.IMAGE, Role.TEXT),
     )
+
+
+def layer_schedules(config: RunConfig, layout: Layout) -> tuple[Schedule, ...]:
+    """Returns what experts attend to in each layer of one period; one schedule where all layers are alike."""
+    pattern = () if config.backbone is None else config.backbone.block.attention
+    return tuple(joint_schedule(layout.full_pass(), each) for each in pattern or (LayerAttention(),))
+
+
+def _needed_recurrence(layer: BlockConfig, tokens: int) -> tuple[int, int]:
+    """Returns the FLOPs of a recurrent layer, forward and backward; none of another."""
+    if not layer.is_recurrent:
+        return 0, 0
+    own = layer.own_attention
+    forward = delta_rule(tokens, layer.num_heads, own.key_dim, own.value_dim)
+    return forward, 2 * forward
 
 
 def _count(segments: Iterable[Segment], *roles: Role) -> int:
@@ -227,15 +257,19 @@ def _executed_work(
     Padding goes through the blocks, and of a clip in and out of them too.
     """
     tokens = sum(s.num_tokens for s in layout.segments if s.expert == expert)
-    attention = executed_attention(
-        config.parallel,
-        anatomy.block,
-        layout.full_pass().schedule,
-        needed.text,
-        needed.image,
-        execution,
-        tokens=tokens,
-        masks_text=config.backbone is not None and config.clip.masks_text,
+    attention = tuple(
+        executed_attention(
+            config.parallel,
+            layer,
+            schedule,
+            needed.text,
+            needed.image,
+            execution,
+            tokens=tokens,
+            masks_text=config.backbone is not None and config.clip.masks_text,
+            recurrent_tokens=needed.tokens,
+        )
+        for layer, schedule in zip(anatomy.block.layers, layer_schedules(config, layout), strict=True)
     )
     work = dataclasses.replace(needed, tokens=tokens, attention=attention)
     if config.layout.is_plain_clip:

@@ -18,6 +18,7 @@ from wamjax.config.gpt import GptPolicyConfig
 from wamjax.config.schema import FinetuneConfig, RunConfig
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig, find_system
 from wamjax.config.vla import VlaConfig
+from wamjax.layout.kernels import DELTA_TAPS
 
 
 class Parameter(NamedTuple):
@@ -223,9 +224,24 @@ def _action_modules(
 
 
 def _stack(path: str, block: BlockConfig, num_layers: int) -> dict[str, Parameter]:
-    """Returns the parameters of ``num_layers`` of ``models.block.Block``."""
+    """Returns the parameters of ``num_layers`` of ``models.block.Block``, by a pattern or all alike."""
+    copies = num_layers // len(block.layers)
+    found: dict[str, Parameter] = {}
+    for root, layer in zip(layer_paths(path, block), block.layers, strict=True):
+        found |= {f"{root}.{name}": part._replace(copies=copies) for name, part in _block(layer).items()}
+    return found
+
+
+def layer_paths(path: str, block: BlockConfig) -> tuple[str, ...]:
+    """Returns the path of each layer of one period of the stack at ``path`` (``models.stack.stack_blocks``)."""
+    count = len(block.layers)
+    return (path,) if count == 1 else tuple(f"{path}.layer_{place}" for place in range(count))
+
+
+def _block(block: BlockConfig) -> dict[str, Parameter]:
+    """Returns the parameters of one ``models.block.Block``."""
     d, use_bias = block.width, block.use_bias
-    found = _attention("self_attention", block, d)
+    found = _gated_delta("self_attention", block) if block.is_recurrent else _attention("self_attention", block, d)
     if block.cross_attention:
         found |= _attention("cross_attention", block, block.context_width or d, image=block.image_branch)
     if block.gated_mlp:
@@ -245,7 +261,20 @@ def _stack(path: str, block: BlockConfig, num_layers: int) -> dict[str, Paramete
         found["modulation"] = Parameter((6, d))
         if block.cross_attention and block.cross_norm == "affine":
             found |= {f"cross_norm_{name}": Parameter((d,)) for name in ("scale", "bias")}
-    return {f"{path}.{name}": parameter._replace(copies=num_layers) for name, parameter in found.items()}
+    return found
+
+
+def _gated_delta(path: str, block: BlockConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``nn.gated_delta_net.GatedDeltaNet``."""
+    d, heads, own = block.width, block.num_heads, block.own_attention
+    keys, values = heads * own.key_dim, heads * own.value_dim
+    found = {f"{path}.out_kernel": Parameter((values, d), takes_update=True)}
+    widths = {"query": keys, "key": keys, "value": values, "gate": values, "decay": heads, "strength": heads}
+    for name, width in widths.items():
+        found |= _linear(f"{path}.{name}", d, width, use_bias=False)
+    found |= {f"{path}.{name}_taps": Parameter((DELTA_TAPS, widths[name])) for name in ("query", "key", "value")}
+    found |= {f"{path}.{name}": Parameter((heads,)) for name in ("log_rate", "decay_bias")}
+    return found | {f"{path}.output_norm": Parameter((own.value_dim,))}
 
 
 def _attention(path: str, block: BlockConfig, seen: int, *, image: bool = False) -> dict[str, Parameter]:

@@ -61,9 +61,9 @@ def tally_queries(
     return total
 
 
-def executed_queries(config: RunConfig, layout: Layout, execution: Execution) -> int:
-    """Returns the pairs that self-attention over ``layout`` executes in a forward pass."""
-    return _attention(config, "", layout.full_pass().schedule, execution).num_pairs
+def executed_queries(config: RunConfig, layout: Layout, execution: Execution) -> AttentionWork:
+    """Returns what self-attention over ``layout`` executes."""
+    return _attention(config, "", layout.full_pass().schedule, execution)
 
 
 def _attention(config: RunConfig, root: str, schedule: Schedule, execution: Execution) -> AttentionWork:
@@ -95,7 +95,7 @@ def _tally_stack(
     seeing = {row for r in schedule.rectangles for start, stop in r.queries for row in range(start, stop)}
     tokens = copies * (schedule.num_queries if is_executed else len(seeing))
     attention = AttentionWork(own=copies * own, text=(), image=())
-    work = Work(tokens=tokens, patches=0, predicted=0, text=0, image=0, slots=0, attention=attention)
+    work = Work(tokens=tokens, patches=0, predicted=0, text=0, image=0, slots=0, attention=(attention,))
     into = [Gradients(needs, False, False, False, False)]
     stacks = [(_anatomy(config, root), work)]
     (out,) = tally_blocks(total, stacks, into, config.finetune, is_executed=is_executed, remat=remat)

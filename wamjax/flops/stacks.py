@@ -73,6 +73,6 @@ def find_vision(config: RunConfig, *, is_executed: bool = False) -> tuple[Anatom
         text=0,
         image=0,
         slots=0,
-        attention=AttentionWork(own=vla.num_images * pairs, text=(), image=()),
+        attention=(AttentionWork(own=vla.num_images * pairs, text=(), image=()),),
     )
     return anatomy, work

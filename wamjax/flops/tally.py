@@ -125,6 +125,14 @@ class Tally:
             self._recompute(component, needs * kept * (not is_repeated), _SCORES_AGAIN)
         return needs
 
+    def recur(self, component: str, flops: tuple[int, int], *, needs: bool) -> bool:
+        """Adds a recurrence of ``flops`` forward and backward, whose gradients come together, wanted or not."""
+        forward, backward = flops
+        self.forward[component] += forward
+        self.backward[component] += needs * backward
+        self._recompute(component, needs * forward, _ATTENTION_AGAIN)
+        return needs
+
     def turn(self, component: str, flops: int, *, needs: bool) -> None:
         """Adds the product of heads and the constant matrix that exchanges their halves (``nn.rotary``)."""
         self.forward[component] += flops

@@ -20,6 +20,7 @@ from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.layout import Layout
 from wamjax.layout.policy import policy_layout, query_layout
 from wamjax.layout.segments import ACTION_ROLES, ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
+from wamjax.layout.windows import check_recurrence
 
 JOINT_VISIBILITY: Visibility = {
     (Role.CLEAN_VIDEO, Role.CLEAN_VIDEO): UP_TO,
@@ -146,6 +147,12 @@ def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
 @functools.lru_cache(maxsize=32)
 def build_layout(config: RunConfig) -> Layout:
     """Returns the layout that ``config`` describes, the same object for equal configurations."""
+    layout = _build_layout(config)
+    check_recurrence(config, layout)
+    return layout
+
+
+def _build_layout(config: RunConfig) -> Layout:
     sizes = config.layout
     if config.vla is not None:
         return _policy(config, config.vla)

@@ -16,6 +16,8 @@ from wamjax.layout.schedule import Rectangle, Schedule, Span, merge_spans, span_
 Platform = Literal["cpu", "gpu", "tpu"]
 
 QUERY_CHUNK = 256  # queries of a rectangle whose scores exist at one time, in plain XLA
+DELTA_CHUNK = 64  # tokens of a chunk of ``nn.gated_delta``, a power of 2; flash-linear-attention's
+DELTA_TAPS = 4  # tokens that the short convolutions of ``nn.gated_delta_net`` read, the newest their own
 BLOCK = 128  # side of a block of ``blockwise`` where no multiple of 128 divides the sequences
 
 CUDNN_DTYPES = ("bfloat16", "float16")

@@ -105,8 +105,10 @@ class ActionExpertTransformer(nnx.Module):
         """Predicts the velocities of what a layout denoises.
 
         Arguments and result as ``CategoryActionTransformer.predict``; there is one set of weights for all embodiments,
-        so ``category`` is not read. A state ``[b 1 p]`` enters as a text token that is always seen.
+        so ``category`` is not read. A state ``[b 1 p]`` enters as a text token that is always seen, by cross-attention:
+        a language tower has the prompt alone.
         """
+        prompt = text
         if self.state_embed is not None:
             text = self.append_state(text, streams[Role.STATE][:, 0])
             if text_mask is not None:
@@ -129,7 +131,7 @@ class ActionExpertTransformer(nnx.Module):
         }
         blocks = {"video": self.video.blocks, "action": self.expert.blocks}
         stacks, packed, told = prefixed(
-            self.prefix, text, layout_pass, {name: (blocks[name], tokens[name], told[name]) for name in blocks}
+            self.prefix, prompt, layout_pass, {name: (blocks[name], tokens[name], told[name]) for name in blocks}
         )
         x = run_mixture(stacks, packed, layout_pass, told, remat=self.config.video.remat)
         own = told["video"]._replace(runs=role_runs(video.segments, video_runs, Role.NOISY_VIDEO))

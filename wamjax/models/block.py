@@ -1,7 +1,7 @@
 """The transformer block that every video model of ours is a stack of.
 
 One block serves Wan, Cosmos, the world-action model, and language and vision towers; what differs is ``BlockConfig``:
-modulated self-attention, cross-attention to text (and an image), modulated feed-forward.
+modulated self-attention (or a recurrence in its place), cross-attention to text (and an image), modulated feed-forward.
 
 Source: Wan 2.1's ``WanAttentionBlock`` and Cosmos-Predict's ``Block``; what differs: timesteps modulate per slot,
 attention follows a layout's schedule, keys of earlier tokens may come from a cache.
@@ -18,7 +18,9 @@ from flax import nnx
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.choices import Matmul
 from wamjax.layout import Pass, Rectangle, Schedule
+from wamjax.layout.windows import layer_schedule, token_spans
 from wamjax.nn.attention import CROSS_ATTENTION_OUT, attend, attend_self
+from wamjax.nn.gated_delta_net import GatedDeltaNet
 from wamjax.nn.init import named, zeros
 from wamjax.nn.linear import Mlp
 from wamjax.nn.modulation import AdaptiveNorm, LowRankModulation, Modulation, Runs, gate, modulate
@@ -95,7 +97,9 @@ class Block(nnx.Module):
         width, self.dtype, self.eps = config.width, config.compute_dtype, config.norm_eps
         self.kind, self.num_heads = config.modulation, config.num_heads
         self.matmul: Matmul = config.matmul
-        self.self_attention = Attention(keys[0], config)
+        self.attention = config.own_attention
+        self.is_recurrent = config.is_recurrent
+        self.self_attention = (GatedDeltaNet if self.is_recurrent else Attention)(keys[0], config)
         self.cross_attention = nnx.data(None)
         if config.cross_attention:
             self.cross_attention = Attention(
@@ -138,7 +142,7 @@ class Block(nnx.Module):
 
     def __call__(
         self, x: Tokens, layout_pass: Pass, conditioning: Conditioning, past: KeysValues | None
-    ) -> tuple[Tokens, KeysValues]:
+    ) -> tuple[Tokens, KeysValues | None]:
         """Applies the block.
 
         Args:
@@ -148,8 +152,10 @@ class Block(nnx.Module):
           past: Cached keys and values of ``layout_pass.past``; None if it is empty.
 
         Returns:
-          The new tokens, and their own keys and values (without the past).
+          The new tokens, and their own keys and values (without the past); None of a recurrence, which has none.
         """
+        if self.is_recurrent:
+            return self.recur(x, layout_pass, conditioning), None
         begun = self.begin(x, conditioning)
         own = begun.own
         seen = (
@@ -157,24 +163,46 @@ class Block(nnx.Module):
             if past is None
             else KeysValues(*(jnp.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)))
         )
-        attended = attend_self(begun.query, *seen, layout_pass.schedule)
+        attended = attend_self(begun.query, *seen, layer_schedule(layout_pass, self.attention))
         return self.finish(begun, attended, conditioning), own
 
     def begin(self, x: Tokens, conditioning: Conditioning) -> Begun:
         """Returns what self-attention reads of ``x`` ``[b n d]``, as ``__call__`` does before it attends."""
-        parts = self._modulations(conditioning)
-        if conditioning.positions is not None:
-            x = self._add(x, conditioning.positions)
-        h, layer = self._normed(x, "self", parts[0], conditioning), self.self_attention
+        x, h, parts = self._enter(x, conditioning)
+        layer = self.self_attention
+        assert isinstance(layer, Attention), "a recurrence attends to nothing; see recur"
         query, (key, value) = layer.queries(h), layer.keys_values(h)
         query, key = (self._rotated(heads, conditioning.rotation) for heads in (query, key))
         return Begun(x, query, KeysValues(key, value), parts)
 
     def finish(self, begun: Begun, attended: Heads, conditioning: Conditioning) -> Tokens:
         """Returns the new tokens ``[b n d]`` from what self-attention gave ``[b k n e]``."""
-        x, (self_part, cross_part, mlp_part) = begun.tokens, begun.parts
-        attended = constrain(self.self_attention.project_out(attended), "batch", "stream", None)
-        x = self._add(x, _gated(attended, self_part, conditioning))
+        assert isinstance(self.self_attention, Attention), "a recurrence attends to nothing; see recur"
+        return self._leave(begun.tokens, self.self_attention.project_out(attended), begun.parts, conditioning)
+
+    def recur(self, x: Tokens, layout_pass: Pass, conditioning: Conditioning) -> Tokens:
+        """Returns the new tokens ``[b n d]`` of a block that reads them one after the other.
+
+        Args:
+          x: ``[b n d]``.
+          layout_pass: Whose segments are those of ``x`` alone, in its order.
+          conditioning: As for ``__call__``.
+        """
+        assert isinstance(self.self_attention, GatedDeltaNet), "this block attends; see begin and finish"
+        x, h, parts = self._enter(x, conditioning)
+        return self._leave(x, self.self_attention(h, token_spans(layout_pass.segments)), parts, conditioning)
+
+    def _enter(self, x: Tokens, conditioning: Conditioning) -> tuple[Tokens, Tokens, Parts]:
+        """Returns the tokens, what their self-attention reads, and the modulation of the block's parts."""
+        parts = self._modulations(conditioning)
+        if conditioning.positions is not None:
+            x = self._add(x, conditioning.positions)
+        return x, self._normed(x, "self", parts[0], conditioning), parts
+
+    def _leave(self, x: Tokens, read: Tokens, parts: Parts, conditioning: Conditioning) -> Tokens:
+        """Returns the new tokens from ``x`` and what self-attention made of them, both ``[b n d]``."""
+        self_part, cross_part, mlp_part = parts
+        x = self._add(x, _gated(constrain(read, "batch", "stream", None), self_part, conditioning))
         if self.cross_attention is not None:
             h = self._cross_input(x) if cross_part is None else self._modulated(x, cross_part, conditioning)
             attended = self._attend_context(self.cross_attention, h, conditioning)

@@ -3,7 +3,7 @@
 Every expert has weights and a width of its own for the tokens that are its (``Segment.expert``), its own timesteps and
 its own text; queries, keys and values of all meet in self-attention, which follows the layout of the whole sequence.
 Heads and depth are therefore the same in all. An expert is an ordinary stack (``models.stack``): a mixture of one is
-the single model.
+the single model. In a layer where an expert reads its own tokens by a recurrence, the others attend without it.
 
 Source: Mixture-of-Transformers (arXiv 2411.04996), and Fast-WAM's ``mot.py``; what differs: attention is that of a
 layout's schedule, and an expert's tokens need not lie together.
@@ -12,7 +12,7 @@ layout's schedule, and an expert's tokens need not lie together.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,10 @@ from jax.ad_checkpoint import checkpoint_name
 from wamjax.config.choices import Remat
 from wamjax.config.systems import check_mixture_is_whole
 from wamjax.layout import Pass
+from wamjax.layout.windows import layer_schedule, schedule_beside
+from wamjax.models.block import Block
 from wamjax.models.remat import BLOCK_INPUT, REMAT_POLICIES
-from wamjax.models.stack import Conditionings, Stacks, Streams, run_explicit
+from wamjax.models.stack import Conditionings, Stacks, Streams, layers_of, run_explicit
 from wamjax.nn.attention import attend_self
 from wamjax.nn.products import multiplying_in
 from wamjax.parallel.context_plan import CONTEXT
@@ -63,30 +65,55 @@ def scan_mixture(
     stacks: Stacks, streams: Streams, layout_pass: Pass, conditionings: Conditionings, *, remat: Remat
 ) -> Streams:
     """Scans the experts; arguments and result as ``run_mixture``."""
-    runs = _expert_runs(layout_pass)
-    seen = _seen(conditionings, streams, runs)
 
-    def body(streams: Streams, blocks: Stacks) -> tuple[Streams, None]:
+    def layer(streams: Streams, blocks: dict[str, Block]) -> Streams:
         with multiplying_in(next(iter(blocks.values())).matmul):
-            begun = {
-                name: block.begin(checkpoint_name(streams[name], BLOCK_INPUT), conditionings[name])
-                for name, block in blocks.items()
+            named = {name: checkpoint_name(tokens, BLOCK_INPUT) for name, tokens in streams.items()}
+            alone = [name for name, block in blocks.items() if block.is_recurrent]
+            new = {
+                name: blocks[name].recur(named[name], layout_pass.of_expert(name), conditionings[name])
+                for name in alone
             }
-            query, key, value = (
-                _interleave(parts, runs)
-                for parts in (
-                    {name: part.query for name, part in begun.items()},
-                    {name: part.own.keys for name, part in begun.items()},
-                    {name: part.own.values for name, part in begun.items()},
-                )
-            )
-            attended = _separate(attend_self(query, key, value, layout_pass.schedule, key_mask=seen), runs)
-            return {
-                name: block.finish(begun[name], attended[name], conditionings[name]) for name, block in blocks.items()
-            }, None
+            joint = {name: block for name, block in blocks.items() if name not in alone}
+            return new | _run_jointly(joint, named, layout_pass, conditionings, alone)
 
-    body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[remat])
+
+    def body(streams: Streams, stacks: Stacks) -> tuple[Streams, None]:
+        layers = {name: layers_of(stack) for name, stack in stacks.items()}
+        for blocks in zip(*layers.values(), strict=True):
+            streams = layer(streams, dict(zip(layers, blocks, strict=True)))
+        return streams, None
+
     return jax.lax.scan(body, streams, stacks)[0]
+
+
+def _run_jointly(
+    blocks: Mapping[str, Block],
+    streams: Streams,
+    layout_pass: Pass,
+    conditionings: Conditionings,
+    alone: Sequence[str],
+) -> Streams:
+    """Returns the tokens of each of ``blocks`` after one layer in which they attend together, and not to ``alone``."""
+    if not blocks:
+        return {}
+    begun = {name: block.begin(streams[name], conditionings[name]) for name, block in blocks.items()}
+    runs = tuple(run for run in _expert_runs(layout_pass) if run[0] in blocks)
+    query, key, value = (
+        _interleave(parts, runs)
+        for parts in (
+            {name: part.query for name, part in begun.items()},
+            {name: part.own.keys for name, part in begun.items()},
+            {name: part.own.values for name, part in begun.items()},
+        )
+    )
+    seen = _seen({name: conditionings[name] for name in blocks}, streams, runs)
+    # Experts have the same windows, so that any of them says what the layer shows.
+    attention = next(iter(blocks.values())).attention
+    schedule = schedule_beside(layout_pass, alone) if alone else layer_schedule(layout_pass, attention)
+    attended = _separate(attend_self(query, key, value, schedule, key_mask=seen), runs)
+    return {name: block.finish(begun[name], attended[name], conditionings[name]) for name, block in blocks.items()}
 
 
 def _expert_runs(layout_pass: Pass) -> tuple[tuple[str, int], ...]:
@@ -96,7 +123,7 @@ def _expert_runs(layout_pass: Pass) -> tuple[tuple[str, int], ...]:
 
 
 def _seen(conditionings: Conditionings, streams: Streams, runs: tuple[tuple[str, int], ...]) -> jax.Array | None:
-    """Returns which tokens of the whole sequence are seen, bool ``[b n]``; None where all are."""
+    """Returns which tokens of ``runs`` are seen, bool ``[b n]``; None where all are."""
     if all(told.seen is None for told in conditionings.values()):
         return None
     masks = {

@@ -13,8 +13,8 @@ from flax import nnx
 
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.layout import Pass
-from wamjax.models.block import Block, Conditioning, bare_conditioning
-from wamjax.models.stack import Conditionings, Stacks, Streams, stack_blocks
+from wamjax.models.block import Conditioning, bare_conditioning
+from wamjax.models.stack import Conditionings, Stack, Stacks, Streams, stack_blocks
 from wamjax.nn.linear import Linear
 from wamjax.nn.rotary import rotary_table
 from wamjax.parallel.rules import constrain
@@ -57,7 +57,7 @@ def prefixed(
     tower: PrefixTower | None,
     text: jax.Array,
     layout_pass: Pass,
-    others: Mapping[str, tuple[Block, jax.Array, Conditioning]],
+    others: Mapping[str, tuple[Stack, jax.Array, Conditioning]],
 ) -> tuple[Stacks, Streams, Conditionings]:
     """Returns what ``models.mixture.run_mixture`` takes, of other experts and of a tower where there is one.
 

@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec
 
 from wamjax.config.backbone import BlockConfig
 from wamjax.config.choices import Remat
+from wamjax.config.systems import check_layers_are_whole
+from wamjax.errors import ConfigError
 from wamjax.layout import Pass
 from wamjax.layout.balance import TokenOrder
 from wamjax.models.block import Block, Conditioning
@@ -33,22 +35,67 @@ from wamjax.parallel.reorder import reorder
 from wamjax.parallel.rules import Placement, active_placement, partition_spec, placing
 from wamjax.types import PRNGKey, PureDict, Tokens
 
-Stacks = dict[str, Block]
+
+class Period(nnx.Module):
+    """The layers of a pattern, one after the other; of a stack, every parameter has a dim of periods in front.
+
+    Attributes:
+      layers: Named ``layer_0``, ``layer_1``, ...
+    """
+
+    def __init__(self, key: PRNGKey, config: BlockConfig) -> None:
+        """Makes the blocks of ``config.layers``."""
+        self.num_layers, self.num_heads = len(config.layers), config.num_heads
+        self.dtype, self.is_recurrent = config.compute_dtype, config.is_recurrent
+        for place, layer in enumerate(config.layers):
+            setattr(self, f"layer_{place}", Block(jax.random.fold_in(key, place), layer))
+
+    @property
+    def layers(self) -> tuple[Block, ...]:
+        """The blocks in order."""
+        return tuple(getattr(self, f"layer_{place}") for place in range(self.num_layers))
+
+
+Stack = Block | Period
+Stacks = dict[str, Stack]
 # Tokens ``[b n d]`` of each stack, whose n and d differ.
 Streams = dict[str, jax.Array]
 Conditionings = dict[str, Conditioning]
 
 
-def stack_blocks(key: PRNGKey, config: BlockConfig, num_layers: int) -> Block:
-    """Makes ``num_layers`` blocks as one module whose parameters have a layer dim in front."""
+def stack_blocks(key: PRNGKey, config: BlockConfig, num_layers: int) -> Stack:
+    """Makes ``num_layers`` blocks as one module whose parameters have a layer dim in front.
+
+    Of a pattern of layers that is a ``Period``, stacked as often as the pattern repeats.
+    """
+    period = len(config.layers)
+    make = Block if period == 1 else Period
     return nnx.vmap(
-        lambda block_key: Block(block_key, config),
+        lambda block_key: make(block_key, config),
         transform_metadata={nnx.PARTITION_NAME: None, AXES_KEY: "layers"},
-    )(jax.random.split(key, num_layers))
+    )(jax.random.split(key, num_layers // period))
+
+
+def layers_of(stack: Stack) -> tuple[Block, ...]:
+    """Returns the blocks that one step of a scan over ``stack`` runs."""
+    return stack.layers if isinstance(stack, Period) else (stack,)
+
+
+def check_has_no_cache(stack: Stack, past: object, *, return_cache: bool) -> None:
+    """Refuses a cache for layers that cannot read one.
+
+    Raises:
+      ConfigError: The stack has layers by a pattern or a recurrence, and a pass has a past or is to become one.
+    """
+    if (isinstance(stack, Period) or stack.is_recurrent) and (past is not None or return_cache):
+        raise ConfigError(
+            "config.backbone.block.attention has a pattern of layers or a recurrence, and keys and values of earlier "
+            "tokens are kept for stacks of equal attention alone; run the tokens anew, without a cache"
+        )
 
 
 def run_blocks(
-    blocks: Block,
+    blocks: Stack,
     x: Tokens,
     layout_pass: Pass,
     conditioning: Conditioning,
@@ -65,6 +112,8 @@ def run_blocks(
     placement = active_placement()
     if placement is None or past is not None or return_cache:
         return scan_blocks(blocks, x, layout_pass, conditioning, past, remat=remat, return_cache=return_cache)
+    for block in layers_of(blocks):
+        check_layers_are_whole((block.attention,), placement.mesh.shape[CONTEXT])
     order = token_order(placement, layout_pass.schedule, blocks.num_heads)
     if order is not None:
         layout_pass = dataclasses.replace(layout_pass, schedule=order.apply(layout_pass.schedule))
@@ -175,7 +224,7 @@ def _slots_of_tokens(conditioning: Conditioning) -> np.ndarray | jax.Array | tup
 
 
 def scan_blocks(
-    blocks: Block,
+    blocks: Stack,
     x: Tokens,
     layout_pass: Pass,
     conditioning: Conditioning,
@@ -197,13 +246,24 @@ def scan_blocks(
 
     Returns:
       The tokens after the last block, and the cache of all layers (or None).
-    """
 
-    def body(x: jax.Array, layer: tuple[Block, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
-        block, layer_past = layer
+    Raises:
+      ConfigError: A pattern of layers has a past, or is to return one.
+    """
+    check_has_no_cache(blocks, past, return_cache=return_cache)
+
+    def layer(x: jax.Array, block: Block, past: KeysValues | None) -> tuple[jax.Array, KeysValues | None]:
         with multiplying_in(block.matmul):
-            x, own = block(checkpoint_name(x, BLOCK_INPUT), layout_pass, conditioning, layer_past)
+            x, own = block(checkpoint_name(x, BLOCK_INPUT), layout_pass, conditioning, past)
         return x, own if return_cache else None
 
-    body = jax.checkpoint(body, prevent_cse=False, policy=REMAT_POLICIES[remat])
+    layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[remat])
+
+    def body(x: jax.Array, step: tuple[Stack, KeysValues | None]) -> tuple[jax.Array, KeysValues | None]:
+        stack, past = step
+        own = None
+        for block in layers_of(stack):
+            x, own = layer(x, block, past)
+        return x, own
+
     return jax.lax.scan(body, x, (blocks, past))

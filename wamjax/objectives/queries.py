@@ -54,7 +54,7 @@ class QueriesObjective:
             )
         if self.config.parallel.context != 1:
             raise ConfigError(
-                f"config.parallel.context={self.config.parallel.context} would split the sequences of config.gpt, which "
+                f"config.parallel.context={self.config.parallel.context} would split sequences of config.gpt, which "
                 "are short; set it to 1 and use fsdp"
             )
         object.__setattr__(self, "layout", build_layout(self.config))

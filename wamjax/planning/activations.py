@@ -13,12 +13,13 @@ docs/planning.md.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from wamjax.config.choices import Remat
 from wamjax.layout import Rectangle, Schedule
-from wamjax.layout.kernels import QUERY_CHUNK, pad_to_lanes, splash_blocks
+from wamjax.layout.kernels import DELTA_CHUNK, QUERY_CHUNK, pad_to_lanes, splash_blocks
 from wamjax.planning.shards import Shard
 
 _FP32 = 4
@@ -97,27 +98,52 @@ def plan_activations(shard: Shard, schedule: Schedule) -> Activations:
       shard: One device's part.
       schedule: Attention of the whole sequence.
     """
-    parts = shard.by_expert()
-    # What attention returns of the whole schedule is the first expert's.
-    seen = (schedule, *(_NOTHING,) * (len(parts) - 1))
-    table = [row for part, own in zip(parts, seen, strict=True) for row in block_arrays(part, own)]
-    layers, remat = shard.num_layers, shard.remat
+    schedules = shard.schedules or (schedule,)
+    layers = [_plan_layer(shard.at_layer(place), seen) for place, seen in enumerate(schedules)]
+    times = shard.num_layers // len(layers)
     kept: dict[str, int] = {}
-    for row in table:
-        if remat in row.kept_by:
-            kept[row.name] = kept.get(row.name, 0) + layers * row.num_bytes
-    offloaded = kept.pop("block input") if remat == "offload" else 0
-    again = [row for row in table if remat not in row.kept_by and row.is_product]
-    repeated = sum(row.num_bytes for row in again)
-    before_mlp = repeated + sum(_mlp_workspace(part) for part in parts)
-    before_attention = sum(row.num_bytes for row in again if row.part == "attention")
+    for row in itertools.chain.from_iterable(layer.rows for layer in layers):
+        if shard.remat in row.kept_by:
+            kept[row.name] = kept.get(row.name, 0) + times * row.num_bytes
+    offloaded = kept.pop("block input") if shard.remat == "offload" else 0
     return Activations(
         kept=sum(kept.values()),
         offloaded=offloaded,
-        repeated=repeated,
-        block=before_mlp,
-        attention=before_attention + attention_workspace(shard, schedule),
+        repeated=max(layer.repeated for layer in layers),
+        block=max(layer.block for layer in layers),
+        attention=max(layer.attention for layer in layers),
         by_array=kept,
+    )
+
+
+class _Layer(NamedTuple):
+    """One layer: its arrays, and the bytes of ``Activations`` that are of one block."""
+
+    rows: list[Array]
+    repeated: int
+    block: int
+    attention: int
+
+
+def _plan_layer(shard: Shard, schedule: Schedule) -> _Layer:
+    """Returns one layer of ``shard``; what is attended is all experts' but for those that have a recurrence."""
+    parts = shard.by_expert()
+    joint = [part for part in parts if not part.block.is_recurrent]
+    rows: list[Array] = []
+    for part in parts:
+        # What attention returns of the whole schedule is the first expert's.
+        rows += block_arrays(part, schedule if joint and part is joint[0] else _NOTHING)
+    again = [row for row in rows if shard.remat not in row.kept_by and row.is_product]
+    repeated = sum(row.num_bytes for row in again)
+    at_work = sum(recurrence_workspace(part) for part in parts if part.block.is_recurrent)
+    if joint:
+        attending = dataclasses.replace(shard, num_tokens=sum(part.num_tokens for part in joint))
+        at_work += attention_workspace(attending, schedule)
+    return _Layer(
+        rows=rows,
+        repeated=repeated,
+        block=repeated + sum(_mlp_workspace(part) for part in parts),
+        attention=sum(row.num_bytes for row in again if row.part == "attention") + at_work,
     )
 
 
@@ -127,24 +153,13 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
     stream = shard.stream_tokens * shard.block.width * size
     block = shard.block
     heads = rows * shard.inner * size
-    keys = heads * block.key_heads // block.num_heads  # as projected; attention reads them as often as queries do
     hidden = rows * shard.hidden * size
-    own, cross = _kernel_output(shard, schedule), _kernel_output(shard, None)
+    cross = _kernel_output(shard, None)
     context_tokens = shard.context_tokens + shard.image_tokens
     per_key = shard.batch * shard.inner * size * block.key_heads // block.num_heads
-
-    def kept(name: str, num_bytes: int, by: tuple[Remat, ...], part: str) -> Array:
-        return Array(name=name, num_bytes=num_bytes, kept_by=by, is_product=True, part=part)
-
     arrays = [
         kept("block input", stream, _EVERY, "attention"),
-        kept("query", heads, _PRODUCTS, "attention"),
-        kept("key", keys, _PRODUCTS, "attention"),
-        # Exchanged values stand in for the projected ones, whose product then has nothing left to give.
-        kept("value", keys, ("none", "products"), "attention"),
-        *_exchanged(heads),
-        kept("attention output", own.output, _OWN_OUTPUTS, "attention"),
-        kept("attention normaliser", own.normaliser, _OWN_OUTPUTS, "attention"),
+        *(_recurrent_arrays(shard) if block.is_recurrent else _attention_arrays(shard, schedule)),
         kept("attention scores", _scores(shard, schedule), _PRODUCTS, "attention"),
         kept("output projection", stream, _PRODUCTS, "attention"),
         kept("cross query", heads * block.cross_attention, _PRODUCTS, "cross"),
@@ -172,6 +187,38 @@ def block_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
         ),
     ]
     return arrays
+
+
+def kept(name: str, num_bytes: int, by: tuple[Remat, ...], part: str) -> Array:
+    """Returns an array that comes back by products alone."""
+    return Array(name=name, num_bytes=num_bytes, kept_by=by, is_product=True, part=part)
+
+
+def _attention_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
+    """Returns what self-attention makes up to its output."""
+    block, own = shard.block, _kernel_output(shard, schedule)
+    heads = shard.tokens * shard.inner * shard.itemsize
+    keys = heads * block.key_heads // block.num_heads  # as projected; attention reads them as often as queries do
+    return [
+        kept("query", heads, _PRODUCTS, "attention"),
+        kept("key", keys, _PRODUCTS, "attention"),
+        # Exchanged values stand in for the projected ones, whose product then has nothing left to give.
+        kept("value", keys, ("none", "products"), "attention"),
+        *_exchanged(heads),
+        kept("attention output", own.output, _OWN_OUTPUTS, "attention"),
+        kept("attention normaliser", own.normaliser, _OWN_OUTPUTS, "attention"),
+    ]
+
+
+def _recurrent_arrays(shard: Shard) -> list[Array]:
+    """Returns what a gated delta layer makes up to its output; short convolutions and gates are computed again."""
+    own, per_dim = shard.block.own_attention, shard.tokens * shard.heads * shard.itemsize
+    projected = {"query": own.key_dim, "key": own.key_dim, "value": own.value_dim, "output gate": own.value_dim}
+    return [
+        *(kept(name, per_dim * dims, _PRODUCTS, "attention") for name, dims in projected.items()),
+        kept("decay and strength", 2 * per_dim, _PRODUCTS, "attention"),
+        kept("attention output", per_dim * own.value_dim, _OWN_OUTPUTS, "attention"),
+    ]
 
 
 class _KernelOutput(NamedTuple):
@@ -249,6 +296,22 @@ def attention_workspace(shard: Shard, schedule: Schedule) -> int:
     gradients = heads * size + 2 * keys * (_FP32 if shard.context.ring > 1 else size)
     partial = _partial_gradients(shard, schedule) * heads * size
     return operands + gradients + partial + shard.stream_tokens * shard.block.width * _FP32
+
+
+def recurrence_workspace(shard: Shard) -> int:
+    """Bytes beside what is kept while the backward pass of a gated delta rule runs (``nn.gated_delta``).
+
+    Its inputs and the gradient of its output; in fp32 the state at every chunk, what its chunks write, read and
+    correct, queries and keys with their decays, products within a chunk (overlaps, inverse, scores, decays); the
+    gradients of all that its scan reads, and the residual stream's gradient.
+    """
+    own, per_dim = shard.block.own_attention, shard.tokens * shard.heads
+    inputs = per_dim * (2 * own.key_dim + 2 * own.value_dim) * shard.itemsize
+    states = _FP32 * -(-per_dim // DELTA_CHUNK) * own.key_dim * own.value_dim
+    scanned = _FP32 * per_dim * (3 * own.key_dim + own.value_dim + DELTA_CHUNK)  # queries, keys, reads; writes; scores
+    corrected = _FP32 * per_dim * own.value_dim
+    within = _FP32 * per_dim * 3 * DELTA_CHUNK
+    return inputs + states + 2 * scanned + corrected + within + shard.stream_tokens * shard.block.width * _FP32
 
 
 def _partial_gradients(shard: Shard, schedule: Schedule) -> int:

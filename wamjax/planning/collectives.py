@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from wamjax.planning.device_groups import parse_groups
 from wamjax.planning.hlo import Computation, Instruction, Module
 from wamjax.planning.loops import visit_computations
 
@@ -31,8 +32,6 @@ _BASE = {kind: kind for kind in KINDS} | {"ragged-all-to-all": "all-to-all"}
 _START = {f"{opcode}-start": kind for opcode, kind in _BASE.items()}
 _DONE = {f"{opcode}-done" for opcode in _BASE}
 PARTIAL = " (part)"  # after the axes, where the groups are less than their whole product
-
-_IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
 class Phase(enum.Enum):
@@ -124,20 +123,6 @@ def find_events(module: Module, computation: Computation, num_devices: int) -> d
         if event is not None:
             events[instruction.name] = event
     return events
-
-
-def parse_groups(instruction: Instruction, num_devices: int) -> tuple[tuple[int, ...], ...]:
-    """Returns a collective's groups (or source-target pairs): explicit, iota (``[4,16]<=[64]``), or all devices."""
-    text = instruction.attribute("source_target_pairs") or instruction.attribute("replica_groups") or "{}"
-    iota = _IOTA.match(text)
-    if iota:
-        shape, reshaped = (tuple(int(n) for n in iota[part].split(",")) for part in (1, 2))
-        ids = np.arange(np.prod(reshaped)).reshape(reshaped)
-        if iota[3]:
-            ids = ids.transpose([int(n) for n in iota[3].split(",")])
-        return tuple(map(tuple, ids.reshape(shape).tolist()))
-    groups = tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", text))
-    return groups or (tuple(range(num_devices)),)
 
 
 def name_axes(collective: Collective, mesh_shape: Mapping[str, int]) -> str:

@@ -226,9 +226,17 @@ def gathered_bytes(parameters: Sequence[Placed], shard: Shard) -> int:
     All are in the compute dtype.
     """
     blocks = [p for p in parameters if p.is_in_blocks and p.is_gathered]
-    # Blocks over single pictures run before or after the others.
-    turns = ([p for p in blocks if p.path.startswith(("vision.", "decoder.")) is apart] for apart in (False, True))
-    return 3 * max(sum(p.gathered // p.copies for p in group) for group in turns) * shard.itemsize
+    # Blocks over single pictures run before or after the others; of a pattern, one layer of a period is at work.
+    pictures, main = (
+        [p for p in blocks if p.path.startswith(("vision.", "decoder.")) is apart] for apart in (True, False)
+    )
+    at_work = max(_whole(pictures), _whole(main) // len(shard.block.layers))
+    return 3 * at_work * shard.itemsize
+
+
+def _whole(parameters: Sequence[Placed]) -> int:
+    """Returns how many numbers the kernels of ``parameters`` have, one layer of each, gathered."""
+    return sum(p.gathered // p.copies for p in parameters)
 
 
 def _loss_bytes(config: RunConfig, shard: Shard) -> int:

@@ -44,6 +44,7 @@ _KERNELS: Mapping[str, Names] = {
     "layers.down": ("mlp", "embed"),
     **dict.fromkeys(("self_norm.vectors", "mlp_norm.vectors", "out_norm.vectors", "vision.out"), _OUT),
     "mlp.gate": ("embed", "mlp"),
+    **dict.fromkeys(("self_attention.gate", "self_attention.decay", "self_attention.strength"), _TO_HEADS),
     "mlp.up": ("embed", "mlp"),
     "mlp.down": ("mlp", "embed"),
     "state_encoder.hidden": (None, "mlp"),
@@ -172,7 +173,9 @@ def _names(path: str, parameter: Parameter, config: RunConfig) -> tuple[str | No
         # The model width of a vector is whole, but for those of layers with a copy per embodiment.
         is_per_category = config.backbone is not None and module.split(".")[0] in _PER_CATEGORY
         return (fan_out if fan_out != "embed" or is_per_category else None,)
-    if name.endswith("_scale") and "attention" in module:
+    if name.endswith("_taps"):
+        return (None, "heads")
+    if (name.endswith("_scale") or name in ("log_rate", "decay_bias")) and "attention" in module:
         return ("heads",)
     return (None,) * len(parameter.shape)
 

@@ -13,9 +13,10 @@ from fractions import Fraction
 from wamjax.config.backbone import ActionsConfig, ClipConfig
 from wamjax.config.presets import WAN_2_1_I2V_14B, WAN_2_1_T2V_14B
 from wamjax.config.schema import DataConfig, LayoutConfig, RunConfig
-from wamjax.flops.backbone import tally_model, video_transformer_flops
+from wamjax.flops.backbone import tally_model
 from wamjax.flops.model import needed_work
 from wamjax.flops.stacks import find_anatomies
+from wamjax.flops.video_transformer import video_transformer_flops
 from wamjax.layout import build_layout
 
 ZETTA = 10**21

@@ -15,8 +15,9 @@ from wamjax.config.backbone import BlockConfig
 from wamjax.config.blocks import main_block, main_depth, main_remat
 from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
-from wamjax.config.systems import check_mixture_is_whole
+from wamjax.config.systems import check_layers_are_whole, check_mixture_is_whole
 from wamjax.errors import ConfigError
+from wamjax.flops.model import layer_schedules
 from wamjax.flops.stacks import find_anatomies
 from wamjax.layout import Layout, Schedule
 from wamjax.layout.balance import balance_order, imbalance
@@ -49,6 +50,7 @@ class Shard:
       imbalance: Work of the busiest device in self-attention over that of all on average.
       experts: Of a mixture of transformers, the block and the tokens of a whole sample of each expert, the video's
         first; empty where there is one.
+      schedules: Of a pattern of layers, what is attended in each layer of one period; empty where all are alike.
     """
 
     mesh: dict[str, int]
@@ -65,6 +67,15 @@ class Shard:
     image_tokens: int
     imbalance: float
     experts: tuple[tuple[BlockConfig, int], ...] = ()
+    schedules: tuple[Schedule, ...] = ()
+
+    def at_layer(self, place: int) -> Shard:
+        """Returns the part with the blocks of one layer of a pattern."""
+        return dataclasses.replace(
+            self,
+            block=self.block.layers[place],
+            experts=tuple((block.layers[place], tokens) for block, tokens in self.experts),
+        )
 
     def by_expert(self) -> tuple[Shard, ...]:
         """Returns the part of each expert: its block and its tokens alone."""
@@ -144,6 +155,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     _check_whole(block, mesh, config)
     if len(find_anatomies(config)) > 1:
         check_mixture_is_whole(mesh["context"])
+    check_layers_are_whole(block.attention, mesh["context"])
     backbone = config.backbone
     context = plan_context(config.parallel.context_method, block.num_heads, mesh)
     return Shard(
@@ -167,6 +179,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         image_tokens=config.clip.image_tokens if backbone is not None and backbone.image_width else 0,
         imbalance=_imbalance(layout.full_pass().schedule, context, config.parallel.token_placement),
         experts=_experts(config, layout),
+        schedules=layer_schedules(config, layout) if block.attention else (),
     )
 
 
