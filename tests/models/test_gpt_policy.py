@@ -70,21 +70,17 @@ def test_answers_depend_on_what_was_shown_up_to_their_step() -> None:
         return sum(jnp.sum(w * a) for w, a in zip(weights, answers, strict=True))
 
     gradient = jax.jit(jax.grad(read, argnums=(0, 1)), compiler_options=QUICK_COMPILE)
-    for step in range(STEPS):
-        actions = jnp.zeros((1, STEPS, 3)).at[:, step].set(1.0)
-        for weights, is_asked in (
-            ((actions, jnp.zeros((1, 2, 2, 4, 48))), True),
-            ((0 * actions, jnp.zeros((1, 2, 2, 4, 48)).at[:, min(step, 1), 0].set(1.0)), step < 2),
-        ):
-            if not is_asked:
-                continue
-            by_image, by_state = gradient(image, state, weights)
-            shown = np.arange(STEPS) <= step
-            pictures = np.asarray(by_image).reshape(STEPS, 2, 5, 6)
-            np.testing.assert_array_equal((pictures != 0).any(axis=3), np.broadcast_to(shown[:, None, None], (3, 2, 5)))
-            # The gripper's state is one of two classes: no gradient.
-            np.testing.assert_array_equal((np.asarray(by_state)[0, :, :3] != 0).any(axis=1), shown)
-            assert not np.asarray(by_state)[..., 3].any()
+    nothing = jnp.zeros((1, STEPS, 3)), jnp.zeros((1, STEPS - 1, 2, 4, 48))
+    asked = [(step, (nothing[0].at[:, step].set(1.0), nothing[1])) for step in range(STEPS)]
+    asked += [(step, (nothing[0], nothing[1].at[:, step, 0].set(1.0))) for step in range(STEPS - 1)]
+    for step, weights in asked:
+        by_image, by_state = map(np.asarray, gradient(image, state, weights))
+        shown = np.arange(STEPS) <= step
+        pictures = (by_image.reshape(STEPS, 2, 5, 6) != 0).any(axis=3)
+        np.testing.assert_array_equal(pictures, np.broadcast_to(shown[:, None, None], (STEPS, 2, 5)))
+        # The gripper's state is one of two classes: no gradient.
+        np.testing.assert_array_equal((by_state[0, :, :3] != 0).any(axis=1), shown)
+        assert not by_state[..., 3].any()
 
 
 def test_places_of_patches_tell_columns_and_rows_apart() -> None:

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.flops.test_policies import GPT
 from tests.tiny import tiny_batch
 from wamjax.config.schema import ParallelConfig
 from wamjax.errors import ConfigError
+from wamjax.models.gpt_policy import GptPolicy
 from wamjax.objectives.objective import build_objective
 from wamjax.objectives.queries import QueriesObjective
 
@@ -32,11 +34,11 @@ def test_targets_are_normed_patches_of_the_frames_ahead() -> None:
     np.testing.assert_allclose(found[0, 1, 1, 5], expected, atol=1e-4)
 
 
-class Oracle:
+class Oracle(GptPolicy):
     """Answers with given arrays."""
 
     def __init__(self, actions: jax.Array, frames: jax.Array) -> None:
-        self.answers = actions, frames
+        self.answers = nnx.data((actions, frames))
 
     def predict(self, *_: object) -> tuple[jax.Array, jax.Array]:
         return self.answers
