@@ -175,10 +175,10 @@ def _open(workdir: WorkDir, config: RunConfig, allow_change: bool, stack: contex
 
 def _check_latents(config: RunConfig) -> None:
     """Raises ``ConfigError`` unless a folder of latents is named exactly where a backbone reads one."""
-    if config.vla is not None:
+    if config.vla is not None or config.gpt is not None:
         raise ConfigError(
-            f"config.vla of {config.name} reads images and token ids, which no dataset reader makes yet; wamjax plan "
-            "takes it, and wamjax.training.program.build_program with batches of your own"
+            f"{config.name} trains config.{'gpt' if config.vla is None else 'vla'}, whose samples no dataset reader "
+            "makes yet; wamjax plan takes it, and wamjax.training.program.build_program with batches of your own"
         )
     if config.backbone is None and config.data.latents:
         raise ConfigError(

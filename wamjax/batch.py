@@ -107,6 +107,18 @@ def batch_spec(config: RunConfig, batch_size: int) -> WamBatch:
             text_ids=spec((vla.text_tokens,), np.int32),
             **_vector_specs(config, config.layout.actions_per_block, 0, spec),
         )
+    gpt = config.gpt
+    if gpt is not None:
+        steps, size = config.layout.num_blocks, gpt.image_size
+        pictures = steps * gpt.num_views
+        return WamBatch(
+            provenance=spec((3,), np.int32),
+            video=spec((steps, gpt.num_views * size, size, 3), np.uint8),
+            frame_mask=spec((steps,), np.bool_),
+            image=spec((pictures * (gpt.num_patches + 1), gpt.image_width), jnp.bfloat16),
+            text=spec((1, gpt.text_width), jnp.bfloat16),
+            **_vector_specs(config, steps, steps, spec),
+        )
     if config.backbone is not None:
         backbone, clip, grid = config.backbone, config.clip, latent_grid(config)
         clips = WamBatch(

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from tests.flops.steps import build, closed_form, vary, walk_evaluation, walk_step
+from wamjax.config.gpt import GR1, GptPolicyConfig
 from wamjax.config.schema import (
     DataConfig,
     FinetuneConfig,
@@ -40,6 +41,23 @@ VLA = RunConfig(
     parallel=ParallelConfig(blocks="explicit", attention_kernel="rectangles"),
     train=TrainConfig(global_batch_size=8),
 )  # fmt: skip
+GPT = RunConfig(
+    gpt=GptPolicyConfig(
+        width=32, num_layers=3, num_heads=4, ffn_width=56, image_size=12, patch_size=4, image_width=24, text_width=10,
+        num_latents=2, resampler_layers=2, resampler_heads=3, resampler_head_dim=12, decoder_heads=2, ahead=2,
+        compute_dtype="bfloat16", remat="attention",
+    ),
+    layout=LayoutConfig(formulation="queries", num_blocks=5, actions_per_block=1, states_per_block=1),
+    data=DataConfig(action_dim=7, state_dim=9),
+    optimizer=OptimizerConfig(ema_decay=0.0),
+    train=TrainConfig(global_batch_size=8),
+)  # fmt: skip
+OF_GPT = {
+    "whole": {},
+    "blocks alone": {"frozen": ("*",), "trained": ("blocks",)},
+    "resampler alone": {"frozen": ("*",), "trained": ("resampler.layers",)},
+    "decoder alone": {"frozen": ("*",), "trained": ("decoder",)},
+}
 FINETUNED = {
     "whole": {},
     "expert alone": {"frozen": ("vision", "prefix")},
@@ -56,6 +74,20 @@ REMATS = ("none", "products", "exchanged", "attention", "full")
 def test_hardware_flops_equal_the_jaxpr(finetuned: str) -> None:
     program = build(vary(VLA, finetune=FinetuneConfig(**FINETUNED[finetuned])))
     assert walk_step(program) == 8 * closed_form(program).hardware_total
+
+
+def test_hardware_flops_of_a_gpt_equal_the_jaxpr() -> None:
+    program = build(GPT)
+    assert walk_step(program) == 8 * closed_form(program).hardware_total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("finetuned", OF_GPT)
+def test_hardware_flops_of_variants_of_a_gpt_equal_the_jaxpr(finetuned: str, remat: str) -> None:
+    program = build(vary(GPT, finetune=FinetuneConfig(**OF_GPT[finetuned]), gpt={"remat": remat}))
+    assert walk_step(program) == 8 * closed_form(program).hardware_total
+    assert walk_evaluation(program) == 8 * sum(closed_form(program).hardware_forward.values())
 
 
 @pytest.mark.slow
@@ -78,18 +110,20 @@ def test_hardware_flops_of_variants_equal_the_jaxpr(finetuned: str, remat: str, 
     assert walk_evaluation(program) == 8 * sum(closed_form(program).hardware_forward.values())
 
 
-def test_parameters_and_their_places_are_those_of_the_real_model() -> None:
-    program = build(VLA)
-    variables = abstract_model(build_objective(VLA))[1]
+@pytest.mark.parametrize("config", [VLA, GPT], ids=["vla", "gpt"])
+def test_parameters_and_their_places_are_those_of_the_real_model(config: RunConfig) -> None:
+    program = build(config)
+    variables = abstract_model(build_objective(config))[1]
     real = flatten_params(nnx.to_pure_dict(nnx.filter_state(variables, nnx.Param)))
-    assert {path: p.size for path, p in list_parameters(VLA).items()} == {p: x.size for p, x in real.items()}
+    assert {path: p.size for path, p in list_parameters(config).items()} == {p: x.size for p, x in real.items()}
     held = {p: x.sharding.shard_shape(x.shape) for p, x in flatten_params(program.abstract_params).items()}
-    placed = place_parameters(VLA, dict(program.mesh.shape), build_rules(VLA.parallel).parameters)
+    placed = place_parameters(config, dict(program.mesh.shape), build_rules(config.parallel).parameters)
     assert {place.path: place.local for place in placed} == {path: math.prod(shape) for path, shape in held.items()}
 
 
-def test_model_flops_trained_whole_are_three_forwards() -> None:
-    count = count_flops(VLA, build_layout(VLA))
+@pytest.mark.parametrize("config", [VLA, GPT], ids=["vla", "gpt"])
+def test_model_flops_trained_whole_are_three_forwards(config: RunConfig) -> None:
+    count = count_flops(config, build_layout(config))
     assert count.model == {name: 3 * flops for name, flops in count.forward.items()}
 
 
@@ -128,3 +162,20 @@ def test_pi05_has_the_parameters_of_its_towers() -> None:
     ends = 2 * (1024**2 + 1024) + 32 * 1024 + 1024 + 1024 * 32 + 32
     assert parts["expert"] == norms + layers + ends
     assert layers + 37 * 1024 == pytest.approx(311e6, rel=0.002)
+
+
+def test_gr1_costs_what_its_parts_do() -> None:
+    config = dataclasses.replace(
+        GPT, gpt=GR1, layout=dataclasses.replace(GPT.layout, num_blocks=10), data=DataConfig(action_dim=7, state_dim=7)
+    )
+    count, parts = count_flops(config, build_layout(config)), count_parameters(config)
+    # Of one picture, the resampler: queries and outputs of 9 latents, keys and values of 205 tokens, three layers.
+    assert count.forward["cross_qo"] == 20 * 3 * 2 * 2 * 9 * 768 * 512
+    assert count.forward["cross_kv"] == 20 * 3 * 2 * 2 * 205 * 768 * 512
+    assert count.forward["cross_scores"] == 20 * 3 * 4 * 9 * 205 * 512
+    # 12 blocks over 370 tokens, 2 over 14 frames of 10 + 196; and the resampler's feed-forward layers.
+    assert count.forward["self_projections"] == 8 * 384**2 * (12 * 370 + 2 * 14 * 206)
+    assert count.forward["self_scores"] == 4 * 384 * (12 * 37_840 + 2 * 14 * 206**2)
+    assert count.forward["ffn"] == 16 * 384**2 * (12 * 370 + 2 * 14 * 206) + 20 * 3 * 16 * 768**2 * 9
+    # The paper tells of 46M trained parameters (GR-1, section 3.2: 195M, of which 46M are trainable).
+    assert sum(parts.values()) == pytest.approx(46e6, rel=0.02)

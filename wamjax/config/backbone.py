@@ -82,6 +82,7 @@ class BlockConfig:
       modulation_rank: Rank of ``low_rank``.
       cross_norm: Layer norm before cross-attention: ``affine``, or ``none`` at all. ``low_rank`` modulates (and gates)
         cross-attention instead.
+      activation: Of the feed-forward layer: ``gelu``, or ``relu`` (GR-1).
       gelu: GELU of the feed-forward layer: its ``tanh`` approximation (Wan) or ``exact`` (Cosmos).
       compute_dtype: Dtype of matrix products. Norms, modulation, rotary and timesteps stay fp32.
       matmul: Operands of the blocks' products with kernels are rounded to ``fp8`` or ``int8`` first (the gradient of a
@@ -106,6 +107,7 @@ class BlockConfig:
     norm: Literal["rms", "layer"] = "rms"
     modulation_rank: int = 256
     cross_norm: Literal["affine", "none"] = "affine"
+    activation: Literal["gelu", "relu"] = "gelu"
     gelu: Literal["tanh", "exact"] = "tanh"
     compute_dtype: DType = "float32"
     matmul: Matmul = ""

@@ -6,15 +6,18 @@ import dataclasses
 
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.config.choices import Remat
+from wamjax.config.gpt import GptPolicyConfig
 from wamjax.config.schema import ModelConfig, RunConfig
 from wamjax.config.vla import VlaConfig
 from wamjax.errors import ConfigError
 
 
 def main_block(config: RunConfig) -> BlockConfig:
-    """Returns the block of the main stack: the backbone's, the language tower's, or the small model's."""
+    """Returns the block of the main stack: the backbone's, the language tower's, the GPT's, or the small model's."""
     if config.vla is not None:
         return config.vla.language_block
+    if config.gpt is not None:
+        return config.gpt.block
     return block_config(config.model) if config.backbone is None else config.backbone.block
 
 
@@ -30,12 +33,17 @@ def main_remat(config: RunConfig) -> Remat:
 
 def with_remat(config: RunConfig, remat: Remat) -> RunConfig:
     """Returns ``config`` whose backward pass finds ``remat`` of a block."""
-    name = "vla" if config.vla is not None else "model" if config.backbone is None else "backbone"
+    name = next((name for name in ("vla", "gpt", "backbone") if getattr(config, name) is not None), "model")
     return dataclasses.replace(config, **{name: dataclasses.replace(_main(config), remat=remat)})
 
 
-def _main(config: RunConfig) -> VlaConfig | VideoTransformerConfig | ModelConfig:
-    return config.vla or config.backbone or config.model
+def is_small(config: RunConfig) -> bool:
+    """Whether a run trains the small world-action model, on pixels."""
+    return _main(config) is config.model
+
+
+def _main(config: RunConfig) -> VlaConfig | GptPolicyConfig | VideoTransformerConfig | ModelConfig:
+    return config.vla or config.gpt or config.backbone or config.model
 
 
 def block_config(model: ModelConfig) -> BlockConfig:

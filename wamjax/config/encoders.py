@@ -77,3 +77,28 @@ class ClipVisionConfig:
 
 # Source: wan/modules/clip.py of Wan 2.1, clip_xlm_roberta_vit_h_14; laion/CLIP-ViT-H-14-laion2B-s32B-b79K, config.json.
 CLIP_VIT_H_14 = ClipVisionConfig(width=1280, num_layers=32, num_heads=16, ffn_width=5120)
+# Source: facebookresearch/mae, models_vit.py, vit_base_patch16: the encoder alone, one class token and all patches.
+MAE_VIT_B_16 = ClipVisionConfig(width=768, num_layers=12, num_heads=12, ffn_width=3072, patch_size=16, norm_eps=1e-6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipTextConfig:
+    """Shape of CLIP's text encoder, whose FLOPs are counted; it runs outside this library.
+
+    Attributes:
+      width: Model width d.
+      num_layers: Blocks.
+      ffn_width: Hidden units of the feed-forward layer.
+      max_tokens: Tokens of a prompt, padding included.
+      out_width: Width of the one token that it gives.
+    """
+
+    width: int
+    num_layers: int
+    ffn_width: int
+    max_tokens: int
+    out_width: int
+
+
+# Source: huggingface.co/openai/clip-vit-base-patch32, config.json.
+CLIP_B_32_TEXT = ClipTextConfig(width=512, num_layers=12, ffn_width=2048, max_tokens=77, out_width=512)

@@ -13,6 +13,7 @@ from wamjax.config.backbone import ActionsConfig, ClipConfig, PrefixConfig, Vide
 from wamjax.config.buckets import BucketsConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.formulation import LayoutConfig, ObjectiveConfig
+from wamjax.config.gpt import GptPolicyConfig
 from wamjax.config.parallel import ParallelConfig
 from wamjax.config.reporting import CheckpointConfig, EvaluateConfig, LogConfig
 from wamjax.config.sampling import SamplingConfig
@@ -246,12 +247,13 @@ class RunConfig:
 
     Attributes:
       name: Name of the experiment, for tables and reports.
-      model: The small world-action model on pixels. Not used where ``backbone`` or ``vla`` is set.
+      model: The small world-action model on pixels. Not used where ``backbone``, ``vla`` or ``gpt`` is.
       backbone: A video transformer on latents (``config.presets`` has the published ones); None for ``model``.
       clip: What a backbone reads.
       actions: Action modules of a backbone.
       prefix: A language tower beside a backbone.
       vla: A vision-language-action model in place of ``model`` and ``backbone``.
+      gpt: A GPT that answers queries for actions and frames, likewise.
     """
 
     name: str = "unnamed"
@@ -261,6 +263,7 @@ class RunConfig:
     actions: ActionsConfig = dataclasses.field(default_factory=ActionsConfig)
     prefix: PrefixConfig = dataclasses.field(default_factory=PrefixConfig)
     vla: VlaConfig | None = None
+    gpt: GptPolicyConfig | None = None
     layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

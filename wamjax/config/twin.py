@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from wamjax.config.backbone import ClipConfig, VideoTransformerConfig
+from wamjax.config.blocks import is_small
+from wamjax.config.gpt import GptPolicyConfig
 from wamjax.config.schema import LayoutConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
 from wamjax.config.vla import VlaConfig
 from wamjax.errors import ConfigError
@@ -26,16 +28,18 @@ def tiny_twin(config: RunConfig) -> RunConfig:
     Raises:
       ConfigError: The run has no backbone.
     """
-    if config.backbone is None and config.vla is None:
+    if is_small(config):
         raise ConfigError(
-            f"config.backbone and config.vla of {config.name} are none; tiny twins are made of runs with one of them"
+            f"config.backbone, config.vla and config.gpt of {config.name} are none; tiny twins are made of runs with "
+            "one of them"
         )
-    layout = _twin_layout(config.layout)
+    layout = _twin_layout(config.layout) if config.gpt is None else dataclasses.replace(config.layout, num_blocks=3)
     return dataclasses.replace(
         config,
         name=f"{config.name}_tiny",
         backbone=None if config.backbone is None else _twin_backbone(config.backbone),
         vla=None if config.vla is None else _twin_vla(config.vla),
+        gpt=None if config.gpt is None else _twin_gpt(config.gpt),
         clip=config.clip if config.backbone is None else _twin_clip(config, layout),
         actions=dataclasses.replace(
             config.actions, hidden_width=16, expert_width=_EXPERT_WIDTH, expert_ffn_width=_EXPERT_FFN
@@ -97,6 +101,28 @@ def _twin_vla(vla: VlaConfig) -> VlaConfig:
         vocab_size=64,
         num_images=min(vla.num_images, 2),
         text_tokens=3,
+        compute_dtype="float32",
+        remat="none",
+    )
+
+
+def _twin_gpt(gpt: GptPolicyConfig) -> GptPolicyConfig:
+    return dataclasses.replace(
+        gpt,
+        width=_WIDTH,
+        num_layers=_LAYERS,
+        num_heads=_HEADS,
+        ffn_width=_FFN,
+        image_size=8,
+        patch_size=4,
+        image_width=_IMAGE_WIDTH,
+        text_width=_TEXT_WIDTH,
+        num_latents=2,
+        resampler_layers=2,
+        resampler_heads=_HEADS,
+        resampler_head_dim=8,
+        decoder_heads=_HEADS,
+        ahead=1,
         compute_dtype="float32",
         remat="none",
     )

@@ -41,7 +41,9 @@ _RULES: dict[str, dict[str, _Rule]] = {
     },
     "objective": {
         **dict.fromkeys(("shift", "num_timesteps", "min_time", "edm_log_std"), _POSITIVE),
-        **dict.fromkeys(("video_weight", "action_weight", "value_weight", "action_shift"), _NOT_NEGATIVE),
+        **dict.fromkeys(
+            ("video_weight", "action_weight", "value_weight", "gripper_weight", "action_shift"), _NOT_NEGATIVE
+        ),
         "edm_log_mean": (lambda x: -6 <= x <= 6, "between -6 and 6"),
         **dict.fromkeys(("history_noise", "history_max_time", "edm_uniform"), _FRACTION),
     },

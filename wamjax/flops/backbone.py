@@ -134,27 +134,27 @@ def tally_model(
         (tower, images), data = vision, differentiates_data
         needs = total.chain("patch", [f"{tower.root}patch_embed"], images.patches, needs=data)
         needs |= total.trains(f"{tower.root}positions")
-        seen_in = [_Gradients(needs, False, False, False, False)]
-        (out,) = _tally_blocks(total, [vision], seen_in, finetune, is_executed=is_executed, remat=remat)
+        seen_in = [Gradients(needs, False, False, False, False)]
+        (out,) = tally_blocks(total, [vision], seen_in, finetune, is_executed=is_executed, remat=remat)
         normed = out.tokens or total.trains(f"{tower.root}norm.scale", f"{tower.root}norm.bias")
         seen = total.chain("image_embed", [f"{tower.root}out"], images.tokens, needs=normed)
     into = [_tally_embeddings(total, *stack, data=differentiates_data) for stack in stacks]
     into[0] = into[0]._replace(tokens=into[0].tokens or seen)
-    outs = _tally_blocks(total, stacks, into, finetune, is_executed=is_executed, remat=remat)
+    outs = tally_blocks(total, stacks, into, finetune, is_executed=is_executed, remat=remat)
     for (own, work), out in zip(stacks, outs, strict=True):
         _tally_heads(total, own, work, out)
     return total
 
 
-def _tally_blocks(
+def tally_blocks(
     total: Tally,
     stacks: Sequence[tuple[Anatomy, Work]],
-    into: Sequence[_Gradients],
+    into: Sequence[Gradients],
     finetune: FinetuneConfig,
     *,
     is_executed: bool,
     remat: Remat | None,
-) -> list[_Gradients]:
+) -> list[Gradients]:
     """Adds the blocks of ``stacks``, which attend together; returns what of their outputs needs gradients."""
     anatomy = stacks[0][0]
     first, rest, blocks = (Tally(COMPONENTS, anatomy.parameters, finetune, remat) for _ in range(3))
@@ -170,7 +170,7 @@ def _tally_blocks(
     return outs
 
 
-class _Gradients(NamedTuple):
+class Gradients(NamedTuple):
     """What needs gradients: inputs of a block, and the embedding of timesteps itself, which heads read too."""
 
     tokens: bool
@@ -180,7 +180,7 @@ class _Gradients(NamedTuple):
     image: bool
 
 
-def _tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool) -> _Gradients:
+def _tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool) -> Gradients:
     """Adds what makes tokens and conditioning of a sample; returns which of them need gradients."""
     root, is_low_rank = anatomy.root, anatomy.block.modulation == "low_rank"
     time, text, image = f"{root}time_embedding", f"{root}{anatomy.text}", f"{root}image_embedding"
@@ -217,10 +217,10 @@ def _tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool)
         work.actions > 0 and tally.chain("action_state", ways(_ACTION_ENCODER), work.actions, needs=data),
         work.states > 0 and tally.chain("action_state", ways(_STATE_ENCODER), work.states, needs=data),
     ]
-    return _Gradients(any(tokens), embedding, vectors, words, pictured)
+    return Gradients(any(tokens), embedding, vectors, words, pictured)
 
 
-def _tally_heads(tally: Tally, anatomy: Anatomy, work: Work, into: _Gradients) -> None:
+def _tally_heads(tally: Tally, anatomy: Anatomy, work: Work, into: Gradients) -> None:
     """Adds what reads the tokens after the last block, and the embedding of timesteps."""
     head = f"{anatomy.root}head_modulation"
     if anatomy.block.modulation == "low_rank":
@@ -239,7 +239,7 @@ def _tally_heads(tally: Tally, anatomy: Anatomy, work: Work, into: _Gradients) -
         tally.chain("action_state", ways, work.decoded, needs=needs)
 
 
-def _tally_period(tally: Tally, period: Sequence[Sequence[_Block]], into: Sequence[_Gradients]) -> list[_Gradients]:
+def _tally_period(tally: Tally, period: Sequence[Sequence[_Block]], into: Sequence[Gradients]) -> list[Gradients]:
     """Adds the layers that one step of the scan runs; returns what needs gradients after them."""
     found = list(into)
     for layer in period:
@@ -248,7 +248,7 @@ def _tally_period(tally: Tally, period: Sequence[Sequence[_Block]], into: Sequen
     return found
 
 
-def _tally_layer(tally: Tally, layer: Sequence[_Block], into: Sequence[_Gradients]) -> list[bool]:
+def _tally_layer(tally: Tally, layer: Sequence[_Block], into: Sequence[Gradients]) -> list[bool]:
     """Adds one block of every stack, which attend together; returns whose outputs need gradients."""
     begun = [block.begin(tally, part) for block, part in zip(layer, into, strict=True)]
     joint = [part for block, part in zip(layer, begun, strict=True) if not block.block.is_recurrent]
@@ -279,7 +279,7 @@ class _Block:
         self.turned = self.block.head_dim if turns else 0
         self.positions = tuple(f"{anatomy.root}learned_positions.{axis}" for axis in ("frames", "rows", "columns"))
 
-    def begin(self, tally: Tally, into: _Gradients) -> _Begun:
+    def begin(self, tally: Tally, into: Gradients) -> _Begun:
         """Adds what self-attention reads."""
         parts = self._modulations(tally, into)
         x = into.tokens or tally.trains(*self.positions)
@@ -307,7 +307,7 @@ class _Block:
         read = tally.recur("self_scores", self.attention.recurrence, needs=needs)
         return read or gates[2] or tally.trains(f"{path}.output_norm")
 
-    def finish(self, tally: Tally, into: _Gradients, begun: _Begun, *, attended: bool) -> bool:
+    def finish(self, tally: Tally, into: Gradients, begun: _Begun, *, attended: bool) -> bool:
         """Adds the rest of a block; returns whether its output needs gradients."""
         own, cross, mlp = begun.parts
         path = f"{self.path}.self_attention.out_kernel"
@@ -325,7 +325,7 @@ class _Block:
         )
         return x or out or mlp
 
-    def _modulations(self, tally: Tally, into: _Gradients) -> tuple[bool, bool, bool]:
+    def _modulations(self, tally: Tally, into: Gradients) -> tuple[bool, bool, bool]:
         """Adds what modulates self-attention, cross-attention and feed-forward; returns which need gradients."""
         if self.block.modulation == "none":
             own, mlp = (
@@ -351,7 +351,7 @@ class _Block:
         )  # fmt: skip
         return own, cross, mlp
 
-    def _cross_attention(self, tally: Tally, into: _Gradients, *, needs: bool) -> bool:
+    def _cross_attention(self, tally: Tally, into: Gradients, *, needs: bool) -> bool:
         """Adds attention to text and, in a sum before the output projection, to an image."""
         work, width, path = self.work, self.block.inner_width, f"{self.path}.cross_attention"
         query = self._project(tally, "cross_qo", f"{path}.query", work.tokens, needs=needs)

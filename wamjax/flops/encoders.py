@@ -6,7 +6,15 @@ Forward passes only: encoders are never trained. The closed forms equal the walk
 from __future__ import annotations
 
 from wamjax.config.backbone import VideoTransformerConfig
-from wamjax.config.encoders import CLIP_VIT_H_14, UMT5_XXL, ClipVisionConfig, Umt5Config
+from wamjax.config.encoders import (
+    CLIP_B_32_TEXT,
+    CLIP_VIT_H_14,
+    MAE_VIT_B_16,
+    UMT5_XXL,
+    ClipTextConfig,
+    ClipVisionConfig,
+    Umt5Config,
+)
 from wamjax.config.schema import RunConfig
 from wamjax.config.wan_vae import WAN_2_1_VAE, WAN_2_2_VAE, WanVaeConfig
 from wamjax.errors import ConfigError
@@ -35,6 +43,14 @@ def clip_vision_flops(config: ClipVisionConfig) -> int:
     return patches + config.num_layers * block
 
 
+def clip_text_flops(config: ClipTextConfig) -> int:
+    """Returns the FLOPs of encoding one prompt, padding included, and of projecting its last token."""
+    tokens, d = config.max_tokens, config.width
+    block = layers.self_projections(tokens, d) + layers.ffn(tokens, d, config.ffn_width)
+    block += layers.attention_scores(tokens * (tokens + 1) // 2, d)  # causal
+    return config.num_layers * block + layers.linear(1, d, config.out_width)
+
+
 def encoder_flops(
     config: RunConfig,
     *,
@@ -61,6 +77,9 @@ def encoder_flops(
       DataError: The autoencoder does not take such a clip.
     """
     backbone, clip = config.backbone, config.clip
+    if config.gpt is not None:
+        pictures = config.layout.num_blocks * config.gpt.num_views
+        return {"vae": 0, "text": clip_text_flops(CLIP_B_32_TEXT), "image": pictures * clip_vision_flops(MAE_VIT_B_16)}
     if backbone is None:
         return {"vae": 0, "text": 0, "image": 0}
     codec = vae or _find_vae(config, backbone)

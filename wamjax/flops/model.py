@@ -24,16 +24,19 @@ the optimizer: AdamW, SGD and the parameter average are elementwise, and Muon's 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from wamjax.config.backbone import BlockConfig, LayerAttention
-from wamjax.config.blocks import main_remat
+from wamjax.config.blocks import is_small, main_remat
 from wamjax.config.schema import RunConfig
 from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, needed_attention, tally_model
-from wamjax.flops.execution import Execution, executed_attention
+from wamjax.flops.execution import AttentionWork, Execution, executed_attention
 from wamjax.flops.layers import delta_rule
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
+from wamjax.flops.queries import executed_queries, tally_queries
 from wamjax.flops.stacks import find_anatomies, find_vision
+from wamjax.flops.tally import Tally
 from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Schedule, Segment
 from wamjax.layout.windows import joint_schedule
 
@@ -116,13 +119,41 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
     Raises:
       ConfigError: The devices cannot share attention as ``config.parallel`` says.
     """
+    where = execution or Execution()
+    is_published = not is_small(config) and not config.finetune.is_partial
+    tallies = _tally_queries if config.gpt is not None else _tally_stacks
+    model, hardware, needed, executed = tallies(config, layout, where, is_published=is_published)
+    return FlopCount(
+        forward=model.forward,
+        model=model.training(),
+        hardware=hardware.training(),
+        hardware_forward=hardware.forward,
+        tokens=layout.tokens_by_stream(),
+        num_pairs=max(attention.num_pairs for attention in needed),
+        num_executed_pairs=max(attention.num_pairs for attention in executed),
+        num_dense_pairs=layout.num_dense_pairs,
+        num_parameters=sum(count_parameters(config).values()),
+        num_trained_parameters=count_trained_parameters(config),
+    )
+
+
+class _Counts(NamedTuple):
+    """What is needed and what is executed, and self-attention of both by the kinds of layers."""
+
+    model: Tally
+    hardware: Tally
+    needed: Sequence[AttentionWork]
+    executed: Sequence[AttentionWork]
+
+
+def _tally_stacks(config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool) -> _Counts:
+    """Returns the counts of a model of stacks that attend together."""
     anatomies = find_anatomies(config)
     needed = {name: needed_work(config, layout, name) for name in anatomies}
     executed = {
-        name: _executed_work(config, layout, needed[name], name, anatomy, execution or Execution())
+        name: _executed_work(config, layout, needed[name], name, anatomy, execution)
         for name, anatomy in anatomies.items()
     }
-    is_published = (config.backbone or config.vla) is not None and not config.finetune.is_partial
     model = tally_model(
         [(anatomies[name], work) for name, work in needed.items()],
         config.finetune,
@@ -137,18 +168,17 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
         vision=find_vision(config, is_executed=True),
     )
     (attends, *_), (computes, *_) = ([work.attention for work in works.values()] for works in (needed, executed))
-    return FlopCount(
-        forward=model.forward,
-        model=model.training(),
-        hardware=hardware.training(),
-        hardware_forward=hardware.forward,
-        tokens=layout.tokens_by_stream(),
-        num_pairs=max(attention.num_pairs for attention in attends),
-        num_executed_pairs=max(attention.num_pairs for attention in computes),
-        num_dense_pairs=layout.num_dense_pairs,
-        num_parameters=sum(count_parameters(config).values()),
-        num_trained_parameters=count_trained_parameters(config),
-    )
+    return _Counts(model, hardware, attends, computes)
+
+
+def _tally_queries(config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool) -> _Counts:
+    """Returns the counts of a GPT that answers queries."""
+    gpt = config.gpt
+    assert gpt is not None, "this counts GPT policies"
+    model = tally_queries(config, gpt, layout, differentiates_data=is_published)
+    hardware = tally_queries(config, gpt, layout, execution, remat=main_remat(config))
+    computes = executed_queries(config, layout, execution)
+    return _Counts(model, hardware, (needed_attention(0, layout.num_pairs, 0, 0),), (computes,))
 
 
 def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Work:

@@ -14,6 +14,7 @@ from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.config.blocks import block_config
 from wamjax.config.finetune import UPDATE_OF, is_trained, matches
 from wamjax.config.geometry import derive_geometry
+from wamjax.config.gpt import GptPolicyConfig
 from wamjax.config.schema import FinetuneConfig, RunConfig
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig, find_system
 from wamjax.config.vla import VlaConfig
@@ -46,6 +47,8 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
     """
     if config.vla is not None:
         found = _vla_parameters(config.vla, config.data.action_dim)
+    elif config.gpt is not None:
+        found = _gpt_parameters(config, config.gpt)
     elif config.backbone is None:
         found = _world_action_parameters(config)
     elif config.layout.is_plain_clip:
@@ -170,6 +173,36 @@ def _vla_parameters(config: VlaConfig, action_dim: int) -> dict[str, Parameter]:
         found |= _linear(f"expert.time_embedding.{name}", d, d)
     found |= _stack("expert.blocks", config.expert_block, config.num_layers)
     return found | _linear("expert.out_norm.vectors", d, 3 * d)
+
+
+def _gpt_parameters(config: RunConfig, gpt: GptPolicyConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.gpt_policy.GptPolicy``."""
+    d, c, data = gpt.width, gpt.image_width, config.data
+    inner = gpt.resampler_heads * gpt.resampler_head_dim
+    layer: dict[str, Parameter] = {"out_kernel": Parameter((inner, c))}
+    for name in ("token_norm", "latent_norm", "mlp_norm"):
+        layer |= _norm(name, c)
+    for name in ("query", "key", "value"):
+        layer |= _linear(name, c, inner, use_bias=False)
+    layer |= _linear("up", c, 4 * c, use_bias=False) | _linear("down", 4 * c, c, use_bias=False)
+    found = {
+        f"resampler.layers.{name}": parameter._replace(copies=gpt.resampler_layers) for name, parameter in layer.items()
+    }
+    found |= {"resampler.latents": Parameter((gpt.num_latents, c)), "resampler.place": Parameter((c,))}
+    found |= _norm("resampler.norm", c)
+    for name, width in (("text", gpt.text_width), ("arm", data.state_dim - 1), ("gripper", 2)):
+        found |= _linear(f"{name}_embed", width, d)
+    found |= _linear("state_mix", 2 * d, d)
+    views = _linear("views.latents", c, d) | _linear("views.whole", c, d)
+    found |= {path: parameter._replace(copies=gpt.num_views) for path, parameter in views.items()}
+    found |= {"steps": Parameter((config.layout.num_blocks, d)), "action_query": Parameter((1, d))}
+    found["frame_queries"] = Parameter((gpt.num_views * gpt.view_tokens, d))
+    found |= _norm("input_norm", d) | _stack("blocks", gpt.block, gpt.num_layers) | _norm("output_norm", d)
+    found |= _linear("action_hidden", d, d // 2) | _linear("action_mix", d // 2, d // 2)
+    found |= _linear("action_out", d // 2, data.action_dim)
+    found |= _linear("decoder.embed", d, d) | {"decoder.mask_token": Parameter((d,))}
+    found |= _stack("decoder.blocks", gpt.decoder_block, gpt.decoder_layers)
+    return found | _norm("decoder.norm", d) | _linear("decoder.out", d, gpt.patch_values)
 
 
 def _action_modules(

@@ -26,6 +26,9 @@ def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
             modules="expert.",
         )
         return {"prefix": language, "action": dataclasses.replace(language, block=vla.expert_block, root="expert.")}
+    if config.gpt is not None:
+        gpt = Anatomy(block=config.gpt.block, num_layers=config.gpt.num_layers, parameters=parameters, rotates=False)
+        return {"shared": gpt}
     if backbone is None:
         block, depth = block_config(config.model), config.model.num_layers
         own = Anatomy(block=block, num_layers=depth, parameters=parameters, text="prompts", head="video_head")

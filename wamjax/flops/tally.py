@@ -53,6 +53,10 @@ class Tally:
         self.again: dict[str, int] = dict.fromkeys(self.forward, 0)
         self._parameters, self._finetune, self._remat = parameters, finetune, remat
 
+    def empty(self) -> Tally:
+        """Returns an empty tally of the same model, of which nothing is computed again."""
+        return Tally(self.forward, self._parameters, self._finetune)
+
     def trains(self, *paths: str) -> bool:
         """Returns whether one of the parameters at ``paths`` is there and trained."""
         return any(path in self._parameters and is_trained(path, self._finetune) for path in paths)

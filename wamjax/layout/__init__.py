@@ -5,7 +5,7 @@ from wamjax.layout.blocks import choose_block, executed_pairs
 from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.formulations import JOINT_VISIBILITY, build_layout, joint_layout, video_layout
 from wamjax.layout.layout import Layout, Pass
-from wamjax.layout.policy import image_layout, policy_layout
+from wamjax.layout.policy import image_layout, policy_layout, query_layout
 from wamjax.layout.schedule import Rectangle, Schedule, build_schedule
 from wamjax.layout.segments import (
     ACTION_ROLES,
@@ -53,6 +53,7 @@ __all__ = [
     "image_layout",
     "joint_layout",
     "policy_layout",
+    "query_layout",
     "video_layout",
     "window",
     "window_before",

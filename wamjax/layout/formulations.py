@@ -11,13 +11,14 @@ from typing import Literal
 
 from wamjax.config.clip import patch_grid, token_grid
 from wamjax.config.geometry import derive_geometry
+from wamjax.config.gpt import GptPolicyConfig
 from wamjax.config.schema import RunConfig
 from wamjax.config.vla import VlaConfig
 from wamjax.errors import ConfigError
 from wamjax.layout.alternating import alternating_layout
 from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.layout import Layout
-from wamjax.layout.policy import policy_layout
+from wamjax.layout.policy import policy_layout, query_layout
 from wamjax.layout.segments import ACTION_ROLES, ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
 from wamjax.layout.windows import check_recurrence
 
@@ -155,6 +156,8 @@ def _build_layout(config: RunConfig) -> Layout:
     sizes = config.layout
     if config.vla is not None:
         return _policy(config, config.vla)
+    if config.gpt is not None:
+        return _queries(config, config.gpt)
     if config.backbone is not None and sizes.is_plain_clip:
         return video_layout(token_grid(config), sizes.pad_multiple)
     layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
@@ -238,6 +241,28 @@ def _policy(config: RunConfig, vla: VlaConfig) -> Layout:
     return policy_layout(
         image_tokens=vla.image_tokens, text_tokens=vla.text_tokens, num_actions=sizes.actions_per_block
     )
+
+
+def _queries(config: RunConfig, gpt: GptPolicyConfig) -> Layout:
+    sizes = config.layout
+    if sizes.formulation != "queries" or (sizes.actions_per_block, sizes.states_per_block) != (1, 1):
+        raise ConfigError(
+            f"config.layout.formulation={sizes.formulation}, actions_per_block={sizes.actions_per_block}, "
+            f"states_per_block={sizes.states_per_block}; config.gpt needs formulation=queries, one action and one "
+            "state a block, which is a step: set them to queries, 1 and 1"
+        )
+    if sizes.num_blocks <= gpt.ahead:
+        raise ConfigError(
+            f"config.layout.num_blocks={sizes.num_blocks} steps hold no frame config.gpt.ahead={gpt.ahead} steps "
+            "after another; make num_blocks larger"
+        )
+    layout = query_layout(
+        steps=sizes.num_blocks,
+        observed=gpt.observed_tokens,
+        asked=gpt.num_views * gpt.view_tokens,
+        ahead=gpt.ahead,
+    )
+    return _padded_end(layout, sizes.pad_multiple)
 
 
 def _frame_grid(config: RunConfig, first: int) -> tuple[int, int]:

@@ -1,9 +1,9 @@
-"""Formulations of policies without video: actions denoised given pictures and a prompt."""
+"""Formulations of policies that denoise no video: actions from pictures and a prompt, and answers to queries."""
 
 from __future__ import annotations
 
 from wamjax.layout.layout import Layout
-from wamjax.layout.segments import ALL, SAME, UP_TO, Role, Segment
+from wamjax.layout.segments import ALL, CAUSAL, SAME, UP_TO, Role, Segment, Visibility
 
 
 def policy_layout(*, image_tokens: int, text_tokens: int, num_actions: int) -> Layout:
@@ -33,3 +33,40 @@ def policy_layout(*, image_tokens: int, text_tokens: int, num_actions: int) -> L
 def image_layout(num_tokens: int) -> Layout:
     """Returns the layout of one image's tokens, all seeing all: what a vision tower computes."""
     return Layout((Segment(role=Role.IMAGE, order=0, num_tokens=num_tokens),), {(Role.IMAGE, Role.IMAGE): ALL})
+
+
+def query_layout(*, steps: int, observed: int, asked: int, ahead: int) -> Layout:
+    """Returns GR-1's layout: what every step shows | a query for its action | queries for a later frame.
+
+    What is shown is causal, token by token through all steps. A query sees all that is shown up to its step, and
+    nothing sees a query. The last ``ahead`` steps have no queries for frames, which lie beyond the sample.
+
+    Args:
+      steps: Steps of an episode.
+      observed: Tokens of what one step shows.
+      asked: Queries of a later frame, of all cameras.
+      ahead: Steps to that frame.
+
+    Source: bytedance/GR-1, models/gr1.py. What differs: streams lie one after the other, where GR-1's steps do, which
+    changes nothing; and it has queries for frames beyond the sample, whose answers carry no loss.
+    """
+    if not 0 < ahead < steps:
+        raise ValueError(f"ahead={ahead} of steps={steps}; expected a later frame within the sample")
+
+    def stream(role: Role, count: int, num_steps: int, *, has_loss: bool = True) -> list[Segment]:
+        return [
+            Segment(role=role, order=step, num_tokens=count, start=step * count, has_loss=has_loss)
+            for step in range(num_steps)
+        ]
+
+    segments = [
+        *stream(Role.OBSERVATION, observed, steps, has_loss=False),
+        *stream(Role.ACTION, 1, steps),
+        *stream(Role.QUERY, asked, steps - ahead),
+    ]
+    visibility: Visibility = {
+        (Role.OBSERVATION, Role.OBSERVATION): CAUSAL,
+        (Role.ACTION, Role.OBSERVATION): UP_TO,
+        (Role.QUERY, Role.OBSERVATION): UP_TO,
+    }
+    return Layout(tuple(segments), visibility)

@@ -21,6 +21,8 @@ class Role(enum.StrEnum):
     ACTION = "action"  # noised
     STATE = "state"
     IMAGE = "image"  # tokens of a vision tower
+    OBSERVATION = "observation"  # what one step shows: instruction, state, pictures
+    QUERY = "query"  # learned queries of a later frame
     TEXT = "text"  # text and vision tokens of a language tower
     PADDING = "padding"
 

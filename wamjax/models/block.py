@@ -110,6 +110,7 @@ class Block(nnx.Module):
             width,
             config.ffn_width,
             dtype=self.dtype,
+            activation=config.activation,
             gelu=config.gelu,
             use_bias=config.use_bias,
             is_gated=config.gated_mlp,

@@ -64,7 +64,7 @@ class Linear(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Feed-forward layer: ``down(gelu(up(x)))``, or gated, ``down(gelu(gate(x)) up(x))``."""
+    """Feed-forward layer: ``down(gelu(up(x)))``, or gated, ``down(gelu(gate(x)) up(x))``; or with relu for gelu."""
 
     def __init__(
         self,
@@ -73,13 +73,14 @@ class Mlp(nnx.Module):
         hidden: int,
         *,
         dtype: str,
+        activation: Literal["gelu", "relu"] = "gelu",
         gelu: Literal["tanh", "exact"] = "tanh",
         use_bias: bool = True,
         is_gated: bool = False,
     ) -> None:
         """Makes the layer with ``hidden`` units between two projections of ``width``."""
         up_key, down_key = jax.random.split(key)
-        self.is_approximate = gelu == "tanh"
+        self.activation, self.is_approximate = activation, gelu == "tanh"
         self.up = Linear(up_key, (width, hidden), ("embed", "mlp"), dtype=dtype, use_bias=use_bias)
         self.down = Linear(down_key, (hidden, width), ("mlp", "embed"), dtype=dtype, use_bias=use_bias)
         self.gate: Linear | None = nnx.data(None)
@@ -89,8 +90,10 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[b n d]`` to ``[b n d]``."""
-        if self.gate is None:
-            hidden = jax.nn.gelu(self.up(x), approximate=self.is_approximate)
-        else:
-            hidden = jax.nn.gelu(self.gate(x), approximate=self.is_approximate) * self.up(x)
+        hidden = self._activate((self.gate or self.up)(x))
+        if self.gate is not None:
+            hidden = hidden * self.up(x)
         return self.down(checkpoint_name(hidden, MLP_HIDDEN))
+
+    def _activate(self, x: jax.Array) -> jax.Array:
+        return jax.nn.relu(x) if self.activation == "relu" else jax.nn.gelu(x, approximate=self.is_approximate)

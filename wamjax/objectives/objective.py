@@ -17,6 +17,7 @@ from wamjax.layout import Layout
 from wamjax.objectives.joint import JointObjective
 from wamjax.objectives.latent_frames import LatentFramesObjective
 from wamjax.objectives.policy import PolicyObjective
+from wamjax.objectives.queries import QueriesObjective
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.objectives.video import VideoObjective
 from wamjax.objectives.world_action import WorldActionObjective
@@ -63,8 +64,11 @@ def build_objective(config: RunConfig) -> Objective:
     """
     if config.vla is not None:
         return PolicyObjective(config)
-    if config.layout.formulation == "policy":
-        raise ConfigError("config.layout.formulation=policy needs config.vla, a vision-language-action model")
+    if config.gpt is not None:
+        return QueriesObjective(config)
+    for formulation, section in (("policy", "vla"), ("queries", "gpt")):
+        if config.layout.formulation == formulation:
+            raise ConfigError(f"config.layout.formulation={formulation} needs config.{section}, the model it is of")
     if config.objective.action_beta:
         raise ConfigError(
             f"config.objective.action_beta={config.objective.action_beta} belongs to config.layout.formulation=policy; "

@@ -196,6 +196,9 @@ def _clip(config: RunConfig, taken: FeedAssumptions, clip_hz: float | None) -> _
     if config.vla is not None:
         size = config.vla.vision.image_size
         return _Clip(num_frames=config.vla.num_images, height=size, width=size, stored_per_frame=1.0)
+    if config.gpt is not None:
+        size, views = config.gpt.image_size, config.gpt.num_views
+        return _Clip(num_frames=config.layout.num_blocks, height=views * size, width=size, stored_per_frame=1.0)
     if config.backbone is None:
         height, width = config.data.canvas
         frames, stride = derive_geometry(config).num_frames, config.data.frame_stride
@@ -217,7 +220,9 @@ def _cached_values(config: RunConfig) -> int | None:
     Latents with all channels the backbone reads (a condition and its mask included), the prompt's embedding with its
     padding, and image tokens.
     """
-    backbone, clip = config.backbone, config.clip
+    backbone, clip, gpt = config.backbone, config.clip, config.gpt
+    if gpt is not None:  # pictures are read beside them, for the loss
+        return config.layout.num_blocks * gpt.num_views * (gpt.num_patches + 1) * gpt.image_width + gpt.text_width
     if backbone is None:
         return None
     latents = backbone.in_channels * math.prod(latent_grid(config))

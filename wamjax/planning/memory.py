@@ -19,7 +19,7 @@ from wamjax.layout import Schedule, image_layout
 from wamjax.planning.activations import plan_activations
 from wamjax.planning.assumption import Source
 from wamjax.planning.placement import Placed
-from wamjax.planning.shards import DTYPE_BYTES, Shard, vision_shard
+from wamjax.planning.shards import DTYPE_BYTES, Shard, picture_shard
 
 _FP32 = 4
 _BF16 = 2
@@ -133,17 +133,18 @@ def plan_memory(
     own = [p for p in parameters if p.is_trained]
     held, mine = sum(p.local for p in parameters), sum(p.local for p in own)
     activations = plan_activations(shard, schedule)
-    vision = vision_shard(config, shard)
-    if vision is not None:  # kept while the backward pass is in the stacks that read it
-        seen = plan_activations(vision, image_layout(vision.num_tokens).full_pass().schedule)
+    pictures = picture_shard(config, shard)
+    if pictures is not None:  # kept while the other stacks are at work
+        seen = plan_activations(pictures, image_layout(pictures.num_tokens).full_pass().schedule)
         activations = activations.beside(seen)
+    resampled = _resampler_bytes(config, shard)
     in_attention = activations.attention > activations.block
     return MemoryPlan(
         parameters=_FP32 * held + 3 * _INT32,
         optimizer=optimizer_bytes(config.optimizer, [(p.local, p.is_matrix) for p in own]),
         ema=_FP32 * mine if config.optimizer.ema_decay else 0,
         gradients=_FP32 * mine * (2 if shard.parts > 1 else 1),
-        activations=activations.kept,
+        activations=activations.kept + resampled,
         workspace=0 if in_attention else activations.block,
         attention_workspace=activations.attention if in_attention else 0,
         collectives=gathered_bytes(parameters, shard),
@@ -152,8 +153,22 @@ def plan_memory(
         host=activations.offloaded,
         hbm=hbm_bytes,
         state=_state_bytes(config, parameters, own),
-        by_array=activations.by_array,
+        by_array=activations.by_array | ({"resampler": resampled} if resampled else {}),
     )
+
+
+def _resampler_bytes(config: RunConfig, shard: Shard) -> int:
+    """What a resampler's layers keep: products, and scores in fp32; and the tokens that all of them read."""
+    gpt = config.gpt
+    if gpt is None:
+        return 0
+    asked, read = gpt.num_latents, gpt.num_latents + gpt.num_patches
+    inner, width = gpt.resampler_heads * gpt.resampler_head_dim, gpt.image_width
+    layer = (2 * read + 2 * asked) * inner + asked * (2 + 4 + 1) * width  # keys, values; query, output; the rest
+    scores = _FP32 * gpt.resampler_heads * asked * read
+    pictures = shard.batch * config.layout.num_blocks * gpt.num_views
+    kept = gpt.resampler_layers * (layer * shard.itemsize + scores)
+    return pictures * (kept + gpt.num_patches * width * shard.itemsize)
 
 
 def batch_bytes(config: RunConfig, num_samples: int) -> int:
@@ -168,6 +183,11 @@ def batch_bytes(config: RunConfig, num_samples: int) -> int:
         vla = config.vla
         images = vla.num_images * (3 * vla.vision.image_size**2 + 1)
         return num_samples * (images + _INT32 * vla.text_tokens + provenance + vectors)
+    gpt = config.gpt
+    if gpt is not None:
+        pictures = layout.num_blocks * gpt.num_views
+        features = _BF16 * (pictures * (gpt.num_patches + 1) * gpt.image_width + gpt.text_width)
+        return num_samples * (pictures * 3 * gpt.image_size**2 + layout.num_blocks + features + provenance + vectors)
     if backbone is None:
         frames, views = derive_geometry(config).num_frames, max(1, len(data.views))
         return num_samples * (frames * (3 * math.prod(data.canvas) + 1) + views + _INT32 + provenance + vectors)
@@ -206,9 +226,11 @@ def gathered_bytes(parameters: Sequence[Placed], shard: Shard) -> int:
     All are in the compute dtype.
     """
     blocks = [p for p in parameters if p.is_in_blocks and p.is_gathered]
-    # A vision tower's blocks run before the others; of a pattern, one layer of a period is at work.
-    vision, main = ([p for p in blocks if p.path.startswith("vision.") is is_vision] for is_vision in (True, False))
-    at_work = max(_whole(vision), _whole(main) // len(shard.block.layers))
+    # Blocks over single pictures run before or after the others; of a pattern, one layer of a period is at work.
+    pictures, main = (
+        [p for p in blocks if p.path.startswith(("vision.", "decoder.")) is apart] for apart in (True, False)
+    )
+    at_work = max(_whole(pictures), _whole(main) // len(shard.block.layers))
     return 3 * at_work * shard.itemsize
 
 
@@ -222,6 +244,10 @@ def _loss_bytes(config: RunConfig, shard: Shard) -> int:
     if config.vla is not None:  # of the actions alone
         actions = shard.batch * config.layout.actions_per_block
         return _FP32 * actions * (config.vla.expert_width + 4 * config.data.action_dim)
+    gpt = config.gpt
+    if gpt is not None:  # of frames
+        patches = shard.batch * gpt.num_views * (config.layout.num_blocks - gpt.ahead) * gpt.num_patches
+        return _FP32 * patches * (gpt.width + 4 * gpt.patch_values)
     channels = 3 * math.prod(config.model.patch) if config.backbone is None else config.backbone.out_patch_channels
     return _FP32 * shard.tokens * (shard.block.width + 4 * channels)
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from wamjax.config.blocks import main_block
+from wamjax.config.blocks import is_small, main_block
 from wamjax.config.finetune import is_trained, is_update
 from wamjax.config.geometry import statistics_canvas
 from wamjax.config.schema import RunConfig
@@ -36,6 +36,12 @@ _KERNELS: Mapping[str, Names] = {
     "head_modulation.up": _IN,
     "state_embed": (None, None),
     "embed_tokens": _IN,
+    **dict.fromkeys(("text_embed", "arm_embed", "gripper_embed", "state_mix", "decoder.embed"), _IN),
+    **dict.fromkeys(("views.latents", "views.whole"), _IN),
+    **dict.fromkeys(("action_hidden", "decoder.out"), _OUT),
+    "action_mix": (None, None),
+    "layers.up": ("embed", "mlp"),
+    "layers.down": ("mlp", "embed"),
     **dict.fromkeys(("self_norm.vectors", "mlp_norm.vectors", "out_norm.vectors", "vision.out"), _OUT),
     "mlp.gate": ("embed", "mlp"),
     **dict.fromkeys(("self_attention.gate", "self_attention.decay", "self_attention.strength"), _TO_HEADS),
@@ -89,7 +95,6 @@ def place_parameters(config: RunConfig, mesh: Mapping[str, int], rules: Rules) -
     Raises:
       ConfigError: A dim does not divide over the mesh.
     """
-    is_small = config.backbone is None and config.vla is None
     head_dim = None if config.backbone is None else config.backbone.block.head_dim
     is_per_head = config.backbone is not None and config.backbone.block.qk_norm == "head"
     placed = []
@@ -99,7 +104,7 @@ def place_parameters(config: RunConfig, mesh: Mapping[str, int], rules: Rules) -
         if is_head_scale and (is_per_head or path.startswith("prefix.")):
             names = (None,)
         placed.append(_place(path, parameter, names, mesh, rules, config))
-    if is_small:  # statistics of the codec: saved with the parameters, never trained
+    if is_small(config):  # statistics of the codec: saved with the parameters, never trained
         for path, size in (("codec.mean", 3 * math.prod(statistics_canvas(config))), ("codec.std", 1)):
             placed.append(_place(path, Parameter((size,)), (None,), mesh, rules, config))
     return tuple(placed)
@@ -120,7 +125,9 @@ def _place(
     ]
     by_name = dict(zip(names, ways, strict=True))
     gather = by_name.get("embed", 1)
-    is_in_blocks = path.startswith(("blocks.", "video.blocks.", "expert.blocks.", "prefix.blocks.", "vision.blocks."))
+    is_in_blocks = path.startswith(
+        ("blocks.", "video.blocks.", "expert.blocks.", "prefix.blocks.", "vision.blocks.", "decoder.blocks.")
+    )
     return Placed(
         path=path,
         size=parameter.size,
@@ -137,6 +144,8 @@ def _place(
 def _num_heads(path: str, config: RunConfig) -> int:
     if config.vla is not None and path.startswith("vision."):
         return config.vla.vision.num_heads
+    if config.gpt is not None and path.startswith(("resampler.", "decoder.")):
+        return config.gpt.resampler_heads if path.startswith("resampler.") else config.gpt.decoder_heads
     return main_block(config).num_heads
 
 

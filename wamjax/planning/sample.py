@@ -28,6 +28,12 @@ _ROBOT_RATE = Assumption(
 )
 
 
+_STEP_RATE = Assumption(
+    name="frames per second of a clip",
+    value=30.0,
+    unit="Hz",
+    source="CALVIN (arXiv 2112.03227); other datasets are taken to be alike",
+)
 _ACTION_RATE = Assumption(
     name="actions per second of a chunk",
     value=15.0,
@@ -93,6 +99,11 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
         canvas, num_frames, stride = (vision.image_size, vision.image_size), 1, 1
         side = vision.image_size // vision.patch_size
         latents = tokens = (config.vla.num_images, side, side)
+    elif config.gpt is not None:
+        size, views = config.gpt.image_size, config.gpt.num_views
+        canvas, num_frames, stride = (views * size, size), config.layout.num_blocks, 1
+        side = size // config.gpt.patch_size
+        latents = tokens = (num_frames, views * side, side)
     elif config.backbone is not None:
         clip = config.clip
         canvas, num_frames, stride = (clip.height, clip.width), clip.num_frames, 1
@@ -120,4 +131,6 @@ def default_rate(config: RunConfig) -> Assumption:
     """Returns the frame rate of a sample's frames where none is given."""
     if config.vla is not None:
         return _ACTION_RATE
+    if config.gpt is not None:
+        return _STEP_RATE
     return _WAN_RATE if config.layout.formulation == "video" else _ROBOT_RATE

@@ -183,8 +183,21 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     )
 
 
-def vision_shard(config: RunConfig, shard: Shard) -> Shard | None:
-    """Returns a device's part of the vision tower that runs before the stacks of ``shard``; None without one."""
+def picture_shard(config: RunConfig, shard: Shard) -> Shard | None:
+    """Returns a device's part of the stack that runs over single pictures, before or after those of ``shard``, if any.
+
+    It is a vision tower, or a GPT's decoder of frames.
+    """
+    gpt = config.gpt
+    if gpt is not None:
+        frames = gpt.num_views * (config.layout.num_blocks - gpt.ahead)
+        return dataclasses.replace(
+            shard,
+            block=gpt.decoder_block,
+            num_layers=gpt.decoder_layers,
+            batch=shard.batch * frames,
+            num_tokens=gpt.view_tokens + gpt.num_patches,
+        )
     if config.vla is None:
         return None
     vision = config.vla.vision
@@ -200,7 +213,7 @@ def vision_shard(config: RunConfig, shard: Shard) -> Shard | None:
 
 def _context_tokens(config: RunConfig) -> int:
     """Returns the text tokens that blocks read; a state may be one of them."""
-    if config.vla is not None:
+    if config.vla is not None or config.gpt is not None:
         return 0  # a prompt's tokens are of the sequence
     if config.backbone is None:
         return config.model.text_tokens
