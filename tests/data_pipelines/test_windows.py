@@ -8,6 +8,7 @@ import pytest
 
 from data_pipelines.pipeline import build_pipeline
 from data_pipelines.sources.lerobot import LeRobotDataset
+from data_pipelines.windows import WindowReader
 from tests.data_pipelines.conftest import LENGTHS, TASKS, make_episode
 from wamjax.config.schema import LayoutConfig, RunConfig
 
@@ -92,6 +93,7 @@ def test_windows_of_one_episode_are_decoded_in_one_pass(
 ) -> None:
     pipeline = build_pipeline(make_config(dataset_path, decoded_frames_mib=0), workdir=None)
     reader = pipeline.training_windows()
+    assert isinstance(reader, WindowReader)
     first, last = reader.windows.episodes[0], reader.windows.episodes[-1]
     assert first != last
     wanted = [3, len(reader) - 1, 0, 3, 1]

@@ -67,7 +67,7 @@ def test_answers_depend_on_what_was_shown_up_to_their_step() -> None:
 
     def read(image: jax.Array, state: jax.Array, weights: tuple[jax.Array, jax.Array]) -> jax.Array:
         answers = model.predict(image, text, state, layout.full_pass())
-        return sum(jnp.sum(w * a) for w, a in zip(weights, answers, strict=True))
+        return jnp.sum(weights[0] * answers[0]) + jnp.sum(weights[1] * answers[1])
 
     gradient = jax.jit(jax.grad(read, argnums=(0, 1)), compiler_options=QUICK_COMPILE)
     nothing = jnp.zeros((1, STEPS, 3)), jnp.zeros((1, STEPS - 1, 2, 4, 48))

@@ -40,7 +40,8 @@ class Oracle(GptPolicy):
     def __init__(self, actions: jax.Array, frames: jax.Array) -> None:
         self.answers = nnx.data((actions, frames))
 
-    def predict(self, *_: object) -> tuple[jax.Array, jax.Array]:
+    def predict(self, image: object, text: object, state: object, layout_pass: object) -> tuple[jax.Array, jax.Array]:
+        del image, text, state, layout_pass
         return self.answers
 
 

@@ -9,10 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.buckets.assign import Chosen
 from data_pipelines.buckets.pipeline import BucketPipeline, open_training_data
 from data_pipelines.indexing.job import make_index
 from data_pipelines.mixtures.order import BLOCK
 from data_pipelines.mixtures.settings import resolve_mixture
+from data_pipelines.pipeline import Pipeline
+from data_pipelines.windows import WindowReader
 from tests.data_pipelines.conftest import LENGTHS
 from tests.data_pipelines.sources.test_clips import encode, write_folder
 from wamjax.batch import WamBatch, batch_spec
@@ -55,6 +58,13 @@ def assert_same(found: list[WamBatch], expected: list[WamBatch]) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def windows_of(pipeline: BucketPipeline, name: str) -> WindowReader | Chosen:
+    """Returns the training windows of a bucket of one dataset."""
+    part = pipeline.parts[name]
+    assert isinstance(part, Pipeline)
+    return part.training_windows()
+
+
 @pytest.fixture
 def bucketed(dataset_path: Path, make_config: MakeConfig) -> Callable[..., RunConfig]:
     def build(*buckets: BucketConfig, path: Path = dataset_path, data: dict[str, Any] | None = None, **own: Any) -> Any:
@@ -69,13 +79,13 @@ def bucketed(dataset_path: Path, make_config: MakeConfig) -> Callable[..., RunCo
 def test_windows_go_to_the_longest_bucket_they_fill_and_all_go_somewhere(bucketed: Callable[..., RunConfig]) -> None:
     config = bucketed()
     pipeline = open_buckets(config)
-    long, short = (pipeline.parts[name].training_windows() for name in ("long", "short"))  # pyright: ignore
+    long, short = (windows_of(pipeline, name) for name in ("long", "short"))
     whole = open_training_data(shortest_windows(config), workdir=None)
-    assert not isinstance(whole, BucketPipeline)
-    assert len(long) + len(short) == len(whole.training_windows())  # pyright: ignore
+    assert isinstance(whole, Pipeline)
+    assert len(long) + len(short) == len(whole.training_windows())
     seen = set()
     for windows, frames in ((long, 9), (short, 5)):
-        for sample in windows.read(range(len(windows))):  # pyright: ignore
+        for sample in windows.read(range(len(windows))):
             assert sample.frame_mask.shape == (frames,)
             _, episode, start = sample.provenance.tolist()
             assert (start + 8 * STRIDE < LENGTHS[episode]) == (frames == 9)
@@ -109,7 +119,7 @@ def test_batches_hold_about_as_many_tokens_and_shares_follow_the_windows(buckete
     equal = split_buckets(bucketed(batch="samples"))
     assert {own.train.global_batch_size for own in equal.values()} == {8}
     pipeline = open_buckets(bucketed())
-    windows = {name: len(part.training_windows()) for name, part in pipeline.parts.items()}  # pyright: ignore
+    windows = {name: len(windows_of(pipeline, name)) for name in pipeline.parts}
     for name, share in pipeline.shares.items():
         assert abs(share - windows[name] / sum(windows.values())) < 3e-4
     assert pipeline.order.shares[0].sum() == BLOCK
@@ -123,7 +133,7 @@ def test_an_epoch_of_a_bucket_reads_each_of_its_windows_and_no_held_out_episode(
     for batch in read(pipeline, 1, 0, 24):
         found[batch.frame_mask.shape[1]] += [tuple(row) for row in batch.provenance.tolist()]
     for name, frames in (("long", 9), ("short", 5)):
-        count = len(pipeline.parts[name].training_windows())  # pyright: ignore
+        count = len(windows_of(pipeline, name))
         assert len(found[frames]) > count
         assert len(set(found[frames][:count])) == count
     held_out = {
@@ -158,8 +168,8 @@ def test_videos_of_several_sizes_are_sorted_by_aspect_and_small_ones_counted(
         pipeline = open_buckets(config)
     assert "fit no bucket and are left out: episode 3: every bucket is larger than its cameras" in caplog.text
     episodes = {
-        name: {int(sample.provenance[1]) for sample in part.training_windows().read(range(9))}  # pyright: ignore
-        for name, part in pipeline.parts.items()
+        name: {int(sample.provenance[1]) for sample in windows_of(pipeline, name).read(range(9))}
+        for name in pipeline.parts
     }
     assert episodes["wide"] <= {0, 4}
     assert episodes["square"] <= {1, 2, 5}

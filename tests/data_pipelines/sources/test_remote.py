@@ -43,11 +43,11 @@ class Unreliable(MemoryFileSystem):
 
     failures: dict[str, int] = {}  # noqa: RUF012 - shared on purpose: fsspec makes the objects
 
-    def get_file(self, rpath: Any, lpath: Any, **kwargs: Any) -> None:  # pyright: ignore
+    def get_file(self, rpath: Any, lpath: Any, **kwargs: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._fail(rpath)
         super().get_file(rpath, lpath, **kwargs)
 
-    def cat_file(self, path: Any, **kwargs: Any) -> bytes:  # pyright: ignore
+    def cat_file(self, path: Any, **kwargs: Any) -> bytes:  # pyright: ignore[reportIncompatibleMethodOverride]
         self._fail(path)
         return super().cat_file(path, **kwargs)
 
