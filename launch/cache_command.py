@@ -76,6 +76,7 @@ def run(argv: list[str]) -> int:
     out, run = Path(values.out), config
     if values.bucket:
         config = find_bucket(run, values.bucket)
+    pixels = pixel_windows(config)
     if (out / MANIFEST_FILE).exists():
         check_begun(Manifest.load(out), config, values.shard_windows, out)
     distributed.start_devices(values.cpu_devices)
@@ -94,11 +95,7 @@ def run(argv: list[str]) -> int:
             image=values.image_encoder and Path(values.image_encoder),
         )
         encoders = FrozenEncoders(folders, config, mesh, dtype=values.dtype, chunk_frames=values.chunk_frames)
-        pipeline = (
-            open_bucket_windows(run, values.bucket)
-            if values.bucket
-            else build_pipeline(pixel_windows(config), workdir=None)
-        )
+        pipeline = open_bucket_windows(run, values.bucket) if values.bucket else build_pipeline(pixels, workdir=None)
         manifest = _agree(out, config, pipeline, encoders)
         device = mesh.devices.flat[0]
         denominator = Denominator(device_kind=device.device_kind, num_devices=mesh.devices.size, dtype="float32")

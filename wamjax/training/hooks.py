@@ -160,7 +160,8 @@ class Throughput:
     def _mean_work(self, reports: Sequence[StepReport]) -> tuple[float, float | None, float | None]:
         """Returns samples, tokens and FLOPs of a step, on average over those of ``reports``."""
         if not self._buckets:
-            return self._samples, self._tokens, self._flops
+            tokens, flops = (None if count is None else float(count) for count in (self._tokens, self._flops))
+            return float(self._samples), tokens, flops
         work = [self._buckets[report.bucket] for report in reports]
         sums = (sum(w.samples for w in work), sum(w.tokens for w in work), sum(w.flops for w in work))
         return sums[0] / len(work), sums[1] / len(work), sums[2] / len(work)
