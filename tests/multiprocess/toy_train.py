@@ -23,6 +23,7 @@ from wamjax.config.schema import RunConfig
 from wamjax.layout import build_layout
 from wamjax.parallel.axes import check_batch_divides
 from wamjax.parallel.mesh import batch_sharding, replicated
+from wamjax.training import buckets
 from wamjax.training.program import TrainProgram
 from wamjax.training.update import apply_gradients, no_skips
 
@@ -98,7 +99,7 @@ def build_toy_program(config: RunConfig, mesh: Mesh) -> TrainProgram:
 def main(arguments: list[str]) -> int:
     """Runs ``wamjax train`` with the toy in the model's place and returns the exit status."""
     with (
-        mock.patch.object(train_command, "build_program", build_toy_program),
+        mock.patch.object(buckets, "build_program", build_toy_program),
         mock.patch.object(train_command, "describe_sharding", return_value="a toy"),
     ):
         return cli.main(["train", *arguments])
