@@ -68,7 +68,8 @@ FINETUNED = {
 REMATERIALISED = ("joint", "padded", "tall rectangles", "bfloat16")
 STEPS = [
     *((variant, "none") for variant in VARIANTS),
-    *((variant, kind) for variant in REMATERIALISED for kind in ("attention", "full")),
+    *((variant, "attention") for variant in REMATERIALISED),
+    *(pytest.param(variant, "full", marks=pytest.mark.slow) for variant in REMATERIALISED),
 ]
 
 
@@ -91,7 +92,7 @@ def test_hardware_flops_equal_the_jaxpr_of_the_training_step(variant, remat):
     [
         *((variant, "attention") for variant in FINETUNED),
         ("updates only", "full"),
-        ("updates only", "none"),
+        pytest.param("updates only", "none", marks=pytest.mark.slow),
         ("heads", "none"),
     ],
 )

@@ -118,8 +118,11 @@ def check(config: RunConfig) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        "linear, alternating", "expert, first frame", "latent frames", "linear, tower", "expert, tower alone",
-        "expert, pattern",
+        "expert, first frame", "latent frames", "expert, tower alone",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("linear, alternating", "linear, tower", "expert, pattern")
+        ),
     ],
 )  # fmt: skip
 def test_hardware_flops_equal_the_jaxpr(kind: str) -> None:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from tests.tiny import QUICK_COMPILE
@@ -57,6 +58,7 @@ def test_resampler_equals_plain_numpy() -> None:
     np.testing.assert_allclose(out, norm(latents, "norm"), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_answers_depend_on_what_was_shown_up_to_their_step() -> None:
     model = GptPolicy(jax.random.key(0), CONFIG, STEPS, 3, 4)
     randomised(model)

@@ -85,6 +85,7 @@ def test_periods_run_one_after_the_other_and_layers_in_their_order() -> None:
         np.testing.assert_allclose(whole[name], alone[name], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_a_pattern_are_zero_exactly_where_its_masks_are() -> None:
     stacks = {name: randomised(config, 2, seed) for seed, (name, config) in enumerate(CONFIGS.items())}
 
