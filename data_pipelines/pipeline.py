@@ -198,7 +198,9 @@ class Pipeline:
             config=config,
         )
 
-    def assign(self, configs: Mapping[str, RunConfig], *, upsample: bool) -> dict[str, Assignment]:
+    def assign(
+        self, configs: Mapping[str, RunConfig], *, upsample: bool, whole_clips: bool = False
+    ) -> dict[str, Assignment]:
         """Returns where the windows of each split go (``buckets.assign``)."""
         index = self.index
         splits = {
@@ -207,7 +209,12 @@ class Pipeline:
         }
         return {
             split: assign_windows(
-                self._source, [index.records[int(i)] for i in episodes], windows, configs, upsample=upsample
+                self._source,
+                [index.records[int(i)] for i in episodes],
+                windows,
+                configs,
+                upsample=upsample,
+                whole_clips=whole_clips,
             )
             for split, (windows, episodes) in splits.items()
         }
@@ -277,8 +284,11 @@ class Pipeline:
             "episodes": len(index.records) + len(index.quarantined) + len(index.unwanted),
             "steps": index.steps,
             "index": self._config.data.index,
-            "train": {"episodes": _list_or_count(index.train_episodes), "windows": len(index.train)},
-            "validation": {"episodes": _list_or_count(index.validation_episodes), "windows": len(index.validation)},
+            "train": {"episodes": _list_or_count(index.train_episodes), "windows": len(self.training_windows())},
+            "validation": {
+                "episodes": _list_or_count(index.validation_episodes),
+                "windows": len(self.validation_windows()),
+            },
             "tasks": tasks,
             "quarantined": {str(i): reason for i, reason in index.quarantined.items()},
             "unwanted": {str(i): reason for i, reason in index.unwanted.items()},

@@ -95,7 +95,7 @@ def evaluate_backbone(workdir: WorkDir, config: RunConfig) -> BackboneEvaluation
         open_loop=open_loop,
         rollouts=rollouts,
         reason=reason,
-        chunk=count_chunk(config),
+        chunk=count_chunk(config, 0),  # the one that is timed
         latency_s=measure_latency(make(imagine=False), windows.batch([0])),
     )
 

@@ -18,11 +18,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags, logging
 
+from data_pipelines.embodiments.apply import apply_embodiment
 from data_pipelines.latents.manifest import cache_settings, record_fields
 from launch import distributed
 from launch.backbone_evaluation import BackboneEvaluation, evaluate_backbone
@@ -30,7 +31,7 @@ from launch.comparison_page import write_comparison
 from launch.eval_command import describe_evaluation
 from launch.experiment import OVERRIDE_FLAG, define_config_flag, load_experiment, load_members
 from launch.patch_latents import fill_patch_latents
-from launch.workdir import WorkDir
+from launch.workdir import WorkDir, config_hash
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, DataError
@@ -38,6 +39,7 @@ from wamjax.flops.model import count_flops
 from wamjax.layout import build_layout
 
 RESULT_FILE = "result.json"
+_DECIDED = ("train.num_steps", "data.latents")
 
 
 def define_flags() -> None:
@@ -66,40 +68,86 @@ def run(argv: list[str]) -> int:
         )
     output, failures = Path(values.output), {}
     output.mkdir(parents=True, exist_ok=True)
+    plans = {member: plan_member(f"{values.config}:{member}", values.flops) for member in chosen}
     for member in chosen:
         if (output / member / RESULT_FILE).exists():
+            check_result(member, output, plans[member].identity)
             print(f"{member}: finished before", flush=True)
             continue
         try:
-            _run_member(member, output)
+            _run_member(member, output, plans[member])
             print(f"{member}: finished", flush=True)
         except Exception as error:  # one member's fault, whatever it is, is not the others'
             logging.exception("member %s failed", member)
             failures[member] = " ".join(str(error).split()) or type(error).__name__
     results = [
         json.loads((output / member / RESULT_FILE).read_text())
-        for member in chosen
+        for member in known
         if (output / member / RESULT_FILE).exists()
     ]
     print(write_comparison(output, results, failures))
     return 1 if failures else 0
 
 
-def _run_member(member: str, output: Path) -> None:
-    """Trains and evaluates one member and writes its result, last and whole."""
-    values, workdir = flags.FLAGS, output / member
-    overrides = flags.FLAGS[OVERRIDE_FLAG].value or []
-    config = bridge.apply_overrides(load_experiment(f"{values.config}:{member}"), overrides)
+class MemberPlan(NamedTuple):
+    """What a member is to be trained as.
+
+    Attributes:
+      config: Its configuration, with its steps, but for its latents.
+      overrides: Of the command line.
+      flops_per_step: Model FLOPs.
+      identity: Hash of ``config``.
+    """
+
+    config: RunConfig
+    overrides: tuple[str, ...]
+    flops_per_step: int
+    identity: str
+
+
+def plan_member(name: str, budget: float) -> MemberPlan:
+    """Returns how the member ``FILE:MEMBER`` is trained with ``budget`` FLOPs.
+
+    Raises:
+      ConfigError: An override is of what the comparison decides, or a member reads a mixture.
+    """
+    overrides = tuple(flags.FLAGS[OVERRIDE_FLAG].value or ())
+    for override in overrides:
+        if override.partition("=")[0] in _DECIDED:
+            raise ConfigError(f"--config.{override}: wamjax compare decides it by --flops and --output; leave it out")
+    config = apply_embodiment(bridge.apply_overrides(load_experiment(name), overrides))
+    if config.data.mixture.sources:
+        raise ConfigError(f"{name} reads config.data.mixture; wamjax compare evaluates members on one dataset")
     per_step = config.train.global_batch_size * count_flops(config, build_layout(config)).model_total
-    steps = max(1, round(values.flops / per_step))
-    latents = output / "latents" / _latents_key(config)
-    added = [f"train.num_steps={steps}", f"data.latents={latents}"]
-    config = bridge.apply_overrides(config, added)
+    config = bridge.apply_overrides(config, [f"train.num_steps={max(1, round(budget / per_step))}"])
+    return MemberPlan(config, overrides, per_step, config_hash(config))
+
+
+def check_result(member: str, output: Path, identity: str) -> None:
+    """Refuses a finished result of other settings.
+
+    Raises:
+      ConfigError: ``result.json`` is of another configuration or budget.
+    """
+    found = json.loads((output / member / RESULT_FILE).read_text()).get("config_hash")
+    if found != identity:
+        raise ConfigError(
+            f"--output={output} holds {member} trained with another --flops or other settings ({found}, now "
+            f"{identity}); choose another --output, or remove {output / member}"
+        )
+
+
+def _run_member(member: str, output: Path, plan: MemberPlan) -> None:
+    """Trains and evaluates one member and writes its result, last and whole."""
+    workdir, latents = output / member, output / "latents" / _latents_key(plan.config)
+    added = [f"train.num_steps={plan.config.train.num_steps}", f"data.latents={latents}"]
+    config = bridge.apply_overrides(plan.config, added)
     fill_patch_latents(config, latents)
     workdir.mkdir(parents=True, exist_ok=True)
-    _train(f"{values.config}:{member}", [*overrides, *added], workdir)
+    _train(f"{flags.FLAGS.config}:{member}", [*plan.overrides, *added], workdir)
     found = evaluate_backbone(WorkDir(workdir), config)
-    result = describe_result(member, config, found, training_flops=steps * per_step)
+    training_flops = config.train.num_steps * plan.flops_per_step
+    result = describe_result(member, config, found, training_flops=training_flops) | {"config_hash": plan.identity}
     temporary = workdir / f"{RESULT_FILE}.tmp"
     temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, workdir / RESULT_FILE)
@@ -127,7 +175,9 @@ def describe_result(
 
 def _latents_key(config: RunConfig) -> str:
     """Returns the folder name of the latents that ``config`` reads: equal where these are."""
-    content = [cache_settings(config), [str(field) for field in record_fields(config)]]
+    assert config.backbone is not None, "members have a backbone"
+    fields = [str(field) for field in record_fields(config)]
+    content = [cache_settings(config), fields, config.backbone.text_width]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

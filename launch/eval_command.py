@@ -53,7 +53,9 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run made by wamjax train.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the newest verified one by default.", lower_bound=0)
     flags.DEFINE_string("source", None, "Which source of a run on config.data.mixture, by name.")
-    flags.DEFINE_string("output", None, "Folder to write to; the work directory by default.")
+    flags.DEFINE_string(
+        "output", None, "Folder to write to; by default the work directory, of a source its eval/SOURCE."
+    )
     distributed.define_device_flags()
 
 
@@ -72,7 +74,8 @@ def run(argv: list[str]) -> int:
     select_source(run_config)  # refuses a name that is none before anything is started
     distributed.start_devices(values.cpu_devices)
     config = fit_to_devices(run_config, jax.device_count())
-    output = Path(values.output) if values.output else workdir.path
+    default = workdir.path / "eval" / values.source if values.source else workdir.path
+    output = Path(values.output) if values.output else default
     print(evaluate(workdir, config, step=values.step, output=output, source=values.source))
     return 0
 

@@ -341,7 +341,10 @@ def _describe_start(
     steps = config.train.num_steps
     if restored is None:
         origin = f"on {base.path} (hash {base.hash})" if base else "from scratch"
-        start = f"training {origin}: {steps} steps of {config.train.global_batch_size} samples"
+        samples = (
+            "the samples listed by bucket" if config.data.buckets.sets else f"{config.train.global_batch_size} samples"
+        )
+        start = f"training {origin}: {steps} steps of {samples}"
     elif restored.record.step >= steps:
         start = f"the run is complete: its checkpoint is of step {restored.record.step} of {steps}"
     else:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from data_pipelines.buckets.pipeline import BucketPipeline, OneSize
 from wamjax.config.schema import RunConfig
@@ -35,6 +36,9 @@ class Validation:
         self._program, self._ledger = program, ledger
         self._held_out = held_out(program.config, pipeline)
         self._num_batches = program.config.evaluate.num_batches
+        if isinstance(pipeline, BucketPipeline):
+            for name in pipeline.parts.keys() - self._held_out.keys():
+                logging.warning("bucket %s of config.data.buckets has no held-out window: it is not validated on", name)
 
     def __call__(self, state: Any) -> dict[str, float]:
         """Returns the mean losses of a state, and accounts for them in the ledger."""

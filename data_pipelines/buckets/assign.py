@@ -95,6 +95,7 @@ def assign_windows(
     configs: Mapping[str, RunConfig],
     *,
     upsample: bool,
+    whole_clips: bool = False,
 ) -> Assignment:
     """Assigns windows to buckets.
 
@@ -104,6 +105,8 @@ def assign_windows(
       windows: Ordered by episode and start.
       configs: The run in each bucket, on pixels.
       upsample: See ``BucketsConfig``.
+      whole_clips: Whether a window must have every frame: what has too few for the shortest bucket of its canvas fits
+        none. Else that bucket takes it, and masks the rest.
 
     Raises:
       ConfigError: A size of a camera is not known before its frames are decoded.
@@ -127,12 +130,16 @@ def assign_windows(
             continue
         longest_first = sorted(names, key=lambda name: -steps[name])
         first = begin
-        for name in longest_first[:-1]:
+        for name in longest_first if whole_clips else longest_first[:-1]:
             last_start = record.length - 1 - steps[name]
             stop = begin + int(np.searchsorted(windows.starts[begin:end], last_start, side="right"))
             runs[name].append((first, max(stop, first) - first))
             first = max(stop, first)
-        runs[longest_first[-1]].append((first, end - first))
+        if not whole_clips:
+            runs[longest_first[-1]].append((first, end - first))
+        elif first < end:
+            unfit[record.index] = f"too few frames for {longest_first[-1]}, the shortest bucket of its canvas"
+            num_unfit += end - first
     return Assignment(rows={name: RowRuns(own) for name, own in runs.items()}, unfit=unfit, num_unfit=num_unfit)
 
 

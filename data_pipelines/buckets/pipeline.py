@@ -132,7 +132,8 @@ def _assign(whole: Pipeline, config: RunConfig, pixels: Mapping[str, RunConfig])
     Raises:
       DataError: No training window fits.
     """
-    found = whole.assign(pixels, upsample=config.data.buckets.upsample)
+    whole_clips = config.layout.formulation == "video"  # whose records have no mask of frames
+    found = whole.assign(pixels, upsample=config.data.buckets.upsample, whole_clips=whole_clips)
     return found, _report_unfit(found, config.data.path)
 
 
@@ -157,7 +158,9 @@ class BucketPipeline:
     ) -> None:
         """See ``open_training_data``; ``by_source`` has the pipelines of each dataset by bucket."""
         counts = {name: {b: len(part.training_windows()) for b, part in own.items()} for name, own in by_source.items()}
-        self.configs = {b: own for b, own in configs.items() if any(of_source[b] for of_source in counts.values())}
+        silent = {source.name for source in config.data.mixture.sources if not source.weight}
+        read = [of_source for name, of_source in counts.items() if name not in silent]
+        self.configs = {b: own for b, own in configs.items() if any(of_source[b] for of_source in read)}
         for name in configs:
             if name not in self.configs:
                 logging.warning("bucket %s of config.data.buckets has no training window: it is not trained on", name)
@@ -179,7 +182,8 @@ class BucketPipeline:
             seed=seed_of(config.data.shuffle_seed, "order of the buckets"),
         )
         fingerprints = [
-            f"{name}\0{own.data.canvas}\0{self.parts[name].fingerprint}" for name, own in self.configs.items()
+            f"{name}\0{own.data.canvas}\0{own.layout}\0{own.clip.num_frames}\0{self.parts[name].fingerprint}"
+            for name, own in self.configs.items()
         ]
         self.fingerprint = hashlib.sha256("\0".join(fingerprints).encode()).hexdigest()[:16]
 

@@ -145,7 +145,12 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
       OSError: It cannot be read.
     """
     if isinstance(path, RemotePath):
-        return _try_again(path, lambda: _filesystem(path).cat_file(str(path), start=offset, end=offset + size))
+        content = _try_again(path, lambda: _filesystem(path).cat_file(str(path), start=offset, end=offset + size))
+        if len(content) > size:
+            raise OSError(
+                f"{path}: asked for {size} bytes, got {len(content)}: the store does not serve parts of files"
+            )
+        return content
 
     def read() -> bytes:
         descriptor = os.open(path, os.O_RDONLY)
@@ -183,7 +188,12 @@ class _Listing:
         for name, info in found.items():
             address = name if "://" in name else prefix + name.lstrip("/")
             path = RemotePath(address)
-            self.files[str(path)] = _Entry(int(info.get("size") or 0), _time_of(info))
+            size = info.get("size")
+            if size is None:  # a listing over HTTP has names alone
+                size = _try_again(path, lambda name=name: filesystem.info(name)).get("size")
+            if size is None:
+                raise DataError(f"dataset {root} (config.data.path): the store does not say how large {path} is")
+            self.files[str(path)] = _Entry(int(size), _time_of(info))
             self.folders.update(str(parent) for parent in path.parents)
 
 
@@ -289,7 +299,9 @@ def _make_room(folder: Path, size: int) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process makes room as well
             status = file.stat()
             if stat.S_ISREG(status.st_mode):
-                copies.append((status.st_atime, status.st_size, file))
+                # What is still written is read by nobody.
+                used_s = max(status.st_atime, status.st_mtime) if file.suffix == ".part" else status.st_atime
+                copies.append((used_s, status.st_size, file))
     total = sum(own for _, own, _ in copies)
     for used_s, own, file in sorted(copies, key=lambda copy: copy[0]):
         if total + size <= limit or used_s > time.time() - _JUST_USED_S:

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from tests.flops.steps import vary
-from tests.sampling.acting import SYSTEMS, expected_frames, load_twin, make_policy
+from tests.sampling.acting import ACTING, expected_frames, load_twin, make_policy
 from wamjax.flops.chunk import count_chunk
 from wamjax.flops.jaxpr import count_jaxpr
 from wamjax.sampling.latent_policy import LatentPolicy
 
-ACTING = sorted({path.stem for path in SYSTEMS.glob("[!_]*.py")} - {"summer_22b"})
 QUICK = ("fast_wam_idm",)
 
 

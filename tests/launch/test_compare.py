@@ -51,13 +51,13 @@ def test_finished_member_is_not_run_again_and_a_failed_one_stops_no_other(
 ) -> None:
     ran = []
 
-    def run_member(member: str, output: Path) -> None:
+    def run_member(member: str, output: Path, plan: compare_command.MemberPlan) -> None:
         ran.append(member)
         if member == "dreamzero" and len(ran) == 2:
             raise DataError("the disk is full")
         folder = output / member
         folder.mkdir()
-        (folder / compare_command.RESULT_FILE).write_text(json.dumps(result(member)))
+        (folder / compare_command.RESULT_FILE).write_text(json.dumps(result(member, config_hash=plan.identity)))
 
     monkeypatch.setattr(compare_command, "_run_member", run_member)
     words = ["compare", f"--config={EXPERIMENT}", "--flops=1e9", f"--output={tmp_path}"]
@@ -67,6 +67,11 @@ def test_finished_member_is_not_run_again_and_a_failed_one_stops_no_other(
     assert main(words) == 0
     assert ran == ["fast_wam", "dreamzero", "hybrid", "dreamzero"]
     assert "| dreamzero |" in (tmp_path / "comparison.md").read_text()
+    assert main([*words[:-1], "--members=fast_wam"]) == 0
+    assert "| dreamzero |" in (tmp_path / "comparison.md").read_text()
+    capsys.readouterr()
+    assert main([words[0], words[1], "--flops=2e10", *words[3:]]) == 2
+    assert "holds fast_wam trained with another --flops or other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

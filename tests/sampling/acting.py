@@ -17,6 +17,8 @@ from wamjax.sampling.policy import Chunk, PromptTable
 from wamjax.types import PureDict
 
 SYSTEMS = Path(__file__).resolve().parents[2] / "experiments/systems"
+SILENT = ("gr1", "kairos_4b", "pi05_droid", "summer_22b")  # no policy samples from them, the last being video alone
+ACTING = sorted({path.stem for path in SYSTEMS.glob("[!_]*.py")} - set(SILENT))
 
 
 def load_twin(name: str) -> RunConfig:

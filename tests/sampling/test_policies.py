@@ -1,6 +1,7 @@
 """The policy of every system: with its cache it acts as it does when every step computes the whole sequence."""
 
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -8,21 +9,23 @@ import numpy as np
 import pytest
 
 from tests.flops.steps import vary
-from tests.sampling.acting import SYSTEMS, expected_frames, load_twin, make_policy, roll_out
+from tests.sampling.acting import ACTING, SILENT, expected_frames, load_twin, make_policy, roll_out
 from tests.tiny import tiny_batch
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
+from wamjax.flops.chunk import count_chunk
 from wamjax.layout import Layout, Pass, build_layout
 from wamjax.nn.multihead import KeysValues
 from wamjax.objectives.latent_frames import LatentFramesObjective
 from wamjax.sampling import latent_policy, stages
+from wamjax.sampling.build import build_policy
 from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
-from wamjax.sampling.policy import Policy
+from wamjax.sampling.policy import Policy, PromptTable
 from wamjax.sampling.solvers import SolverConfig, build_schedule, sample, sample_reusing
 
-WITHOUT_CACHE = ("cosmos_policy_libero", "cosmos_policy_robocasa", "summer_22b")
-CHUNKED = sorted({path.stem for path in SYSTEMS.glob("[!_]*.py")} - set(WITHOUT_CACHE))
+WITHOUT_CACHE = ("cosmos_policy_libero", "cosmos_policy_robocasa")
+CHUNKED = sorted(set(ACTING) - set(WITHOUT_CACHE))
 QUICK = ("fast_wam_libero",)
 
 
@@ -155,3 +158,25 @@ def test_steps_left_out_go_on_with_the_last_velocity() -> None:
     second_order = build_schedule(SolverConfig(num_steps=6, method="unipc", sigmas="wan", shift=3.0))
     every = sample_reusing(field, noise, second_order, tuple(range(6)))
     np.testing.assert_allclose(every, sample(field, noise, second_order), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in SILENT if name != "summer_22b"])
+def test_system_that_no_policy_samples_from_is_refused(name: str) -> None:
+    config, nothing = load_twin(name), PromptTable(text=np.zeros((1, 1, 1), np.float32))
+    codec: Any = mock.Mock()
+    with pytest.raises(ConfigError, match=rf"no policy acts with models of config\.\S+ yet \({name}_tiny\)"):
+        build_policy(config, {}, codec=codec, prompts=nothing)
+    with pytest.raises(ConfigError, match="no policy acts"):
+        count_chunk(config)
+
+
+def test_policy_told_twice_what_it_saw_or_of_other_rollouts_is_refused() -> None:
+    config = load_twin("fast_wam_libero")
+    policy: Any = make_policy(config)
+    policy.reset(np.zeros(2, np.int64))
+    frames = np.zeros((2, 1, config.clip.height, config.clip.width, 3), np.uint8)
+    with pytest.raises(ConfigError, match=r"frames of 1 rollouts; Policy\.reset began 2"):
+        policy.observe(frames[:1], None)
+    policy._frames, policy._is_due = frames, True
+    with pytest.raises(ConfigError, match=r"called twice without Policy\.act"):
+        policy.observe(frames, None)

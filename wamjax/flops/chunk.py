@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from wamjax.config.schema import RunConfig
+from wamjax.config.systems import check_acts
 from wamjax.errors import ConfigError
 from wamjax.flops.backbone import Anatomy, Work, needed_attention, tally_model
 from wamjax.flops.execution import AttentionWork, Execution, executed_attention
@@ -60,11 +61,7 @@ def count_chunk(config: RunConfig, chunk: int | None = None, *, is_executed: boo
     Raises:
       ConfigError: The formulation does not act, or has no such chunk.
     """
-    if config.backbone is not None and config.backbone.block.attention:
-        raise ConfigError(
-            f"{config.name} has config.backbone.block.attention, whose layers keep no keys of the past: no policy acts "
-            "with it yet, so that there is no chunk to count"
-        )
+    check_acts(config)
     layout, sampling = build_layout(config), config.sampling
     if config.layout.formulation == "latent_frames":
         count = count_flops(config, layout)

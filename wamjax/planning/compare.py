@@ -106,6 +106,8 @@ def measure_run(
     last_wall = records[-1]["wall"] if records else {}
     # Devices may change when a run is resumed; what counts is the time on the last ones.
     same = [r for r in records if all(r["wall"][k] == last_wall[k] for k in ("device_kind", "num_devices"))]
+    if any("bucket" in record for record in same):
+        raise DataError(f"{name}: trained in buckets, whose steps differ; a plan is of one size (config.data.buckets)")
     timed = [r for r in same if r["step"] not in firsts and r["wall"]["step_s"] is not None]
     if not timed:
         raise DataError(f"{name}: no step was timed but first ones, which compile; train a few more steps")
@@ -120,8 +122,8 @@ def measure_run(
         spread_s=(times[len(times) // 10], times[-1 - len(times) // 10]),
         num_timed=len(times),
         data_wait_s=_data_wait_s(events),
-        model_flops=last["this_step"]["model_flops"],
-        hardware_flops=last["this_step"]["hardware_flops"],
+        model_flops=middle["this_step"]["model_flops"],
+        hardware_flops=middle["this_step"]["hardware_flops"],
         mfu=wall["mfu"],
         hfu=wall["hfu"],
         mfu_reason=wall["mfu_denominator"] or wall["mfu_reason"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wamjax.config.schema import RunConfig
+from wamjax.config.systems import check_acts
 from wamjax.errors import ConfigError
 from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
@@ -18,8 +19,9 @@ def build_policy(
     """Returns the policy of a run with a backbone; arguments as ``latent_policy.LatentPolicy``.
 
     Raises:
-      ConfigError: The run has no backbone, or a formulation that does not act.
+      ConfigError: The run has no backbone, or a model or formulation that does not act.
     """
+    check_acts(config)
     if config.backbone is None:
         raise ConfigError(
             "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"

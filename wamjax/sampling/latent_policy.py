@@ -71,6 +71,7 @@ class LatentPolicy:
         self._fill = jax.jit(self._fill_segments, static_argnames=("new", "cached"))
         self.denoise = jax.jit(self._denoise_chunk, static_argnames=("chunk",))
         self._told: Told | None = None
+        self._num_rollouts = 0
         self._tower: KeysValues | None = None
         self._forget()
 
@@ -85,7 +86,7 @@ class LatentPolicy:
     def reset(self, prompt_id: npt.NDArray[Any]) -> None:
         """Starts new rollouts with prompts ``[b]``; forgets everything observed."""
         text, category = self._prompts.look_up(prompt_id, guided=is_guided(self.config))
-        self._told = Told(text=text, category=category)
+        self._told, self._num_rollouts = Told(text=text, category=category), len(prompt_id)
         tower = text_segments(self.layout)
         self._tower = None
         if tower:
@@ -103,11 +104,18 @@ class LatentPolicy:
           actions: fp32 ``[b a u]``: what was executed of the last chunk; None for all of it, as it was.
 
         Raises:
-          ConfigError: Called before ``reset``, with another number of frames or actions, or without a state.
+          ConfigError: Called before ``reset`` or twice without ``act``, with another number of rollouts, frames or
+            actions, or without a state.
         """
         if self._told is None:
             raise ConfigError("Policy.observe was called before Policy.reset: the policy has no prompt")
         is_first = self._frames is None
+        if not is_first and self._is_due:
+            raise ConfigError("Policy.observe was called twice without Policy.act between: nothing was executed")
+        if len(frames) != self._num_rollouts:
+            raise ConfigError(
+                f"Policy.observe got frames of {len(frames)} rollouts; Policy.reset began {self._num_rollouts}"
+            )
         expected = self._window.num_expected(self._num_latents)
         if frames.shape[1] != expected:
             raise ConfigError(f"Policy.observe got {frames.shape[1]} frames; expected {expected} at this point")

@@ -54,7 +54,7 @@ class Policy(Protocol):
         """Draws the next chunk.
 
         Raises:
-          ConfigError: Nothing was observed since the last chunk, or at all.
+          ConfigError: Nothing was observed at all or, of a policy in latents, since the last chunk.
         """
         ...
 
@@ -65,7 +65,8 @@ class PromptTable:
 
     Attributes:
       text: ``[prompts l text_width]``, zero beyond a prompt's length.
-      negative: ``[l text_width]``: what guidance leads away from; None for zeros, the encoding of nothing.
+      negative: ``[l text_width]``: what guidance leads away from; None for zeros, which is no
+        encoder's encoding of an empty prompt.
       embodiment_id: Which embodiment the policy drives.
     """
 

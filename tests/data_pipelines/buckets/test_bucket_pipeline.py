@@ -14,7 +14,7 @@ from data_pipelines.buckets.pipeline import BucketPipeline, open_training_data
 from data_pipelines.indexing.job import make_index
 from data_pipelines.mixtures.order import BLOCK
 from data_pipelines.mixtures.settings import resolve_mixture
-from data_pipelines.pipeline import Pipeline
+from data_pipelines.pipeline import Pipeline, build_pipeline
 from data_pipelines.windows import WindowReader
 from tests.data_pipelines.conftest import LENGTHS
 from tests.data_pipelines.sources.test_clips import encode, write_folder
@@ -92,6 +92,23 @@ def test_windows_go_to_the_longest_bucket_they_fill_and_all_go_somewhere(buckete
             assert sample.frame_mask.sum() == min(frames, -(-(LENGTHS[episode] - start) // STRIDE))
             seen.add((episode, start))
     assert len(seen) == len(long) + len(short)
+    told = {name: part["train_windows"] for name, part in pipeline.summary["buckets"].items()}
+    assert told == {"long": len(long), "short": len(short)}
+    assert pipeline.summary["train"]["windows"] == len(seen)
+
+
+def test_whole_clips_never_go_beyond_the_end_and_what_is_too_short_is_counted(
+    bucketed: Callable[..., RunConfig],
+) -> None:
+    config = bucketed(LONG)
+    whole = build_pipeline(shortest_windows(config), workdir=None)
+    found = whole.assign(split_buckets(config), upsample=False, whole_clips=True)["train"]
+    windows, rows = whole.index.train, found.rows["long"]
+    ends = {int(e): LENGTHS[int(e)] - 1 - 8 * STRIDE for e in np.unique(windows.episodes)}
+    fitting = [i for i, (e, start) in enumerate(zip(windows.episodes, windows.starts, strict=True)) if start <= ends[e]]
+    np.testing.assert_array_equal(rows.locate(np.arange(len(rows))), fitting)
+    assert found.num_unfit == len(windows) - len(rows) > 0
+    assert set(found.unfit.values()) == {"too few frames for long, the shortest bucket of its canvas"}
 
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])

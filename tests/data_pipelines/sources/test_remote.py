@@ -189,7 +189,7 @@ def test_copies_stay_within_their_limit_and_those_not_used_for_longest_go_first(
         os.fspath(root / "3.mp4")
 
 
-def test_paths_behave_as_those_of_a_disk(tmp_path: Path) -> None:
+def test_paths_behave_as_those_of_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     local = write_videos(tmp_path / "set")
     root = dataset_path(upload(local))
     assert isinstance(root, RemotePath)
@@ -199,6 +199,10 @@ def test_paths_behave_as_those_of_a_disk(tmp_path: Path) -> None:
     assert [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.mp4"))] == [f"a/{i}.mp4" for i in range(3)]
     assert [p.name for p in root.glob("*.csv")] == ["captions.csv"]
     assert sorted(p.name for p in root.iterdir()) == ["a", "captions.csv"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "cat_file", lambda *_, **__: b"the whole file")
+        with pytest.raises(OSError, match="asked for 2 bytes, got 14: the store does not serve parts of files"):
+            read_at(root / "a/0.txt", 1, 2)
     assert read_at(root / "a/0.txt", 1, 2) == b"av" == read_at(local / "a/0.txt", 1, 2)
     with pytest.raises(FileNotFoundError):
         (root / "c").stat()
