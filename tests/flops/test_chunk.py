@@ -50,7 +50,7 @@ def trace(policy: Any, turn: int) -> int:
     traced = policy.denoise.trace(policy.params, policy._told, policy._latents[:, :1], policy._cache, key, chunk=turn)
     given = policy._window.num_given_actions(turn)
     sizes = policy.config.layout.actions_per_block - given, policy.config.data.action_dim
-    policy._last = np.zeros((1, *sizes), np.float32)
+    policy._last, policy._is_due = np.zeros((1, *sizes), np.float32), False
     return count_jaxpr(traced.jaxpr).total
 
 

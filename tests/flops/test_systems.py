@@ -134,6 +134,7 @@ CASES = [
     for case in itertools.product(KINDS, FINETUNED, REMATS)
     if (case[1] not in ("expert alone", "state alone") or ("expert" in case[0] and "alternating" not in case[0]))
     and ("latent" not in case[0] or case[1] in ("whole", "updates of attention"))
+    and (case[1] != "state alone" or KINDS[case[0]].layout.states_per_block)
 ]
 
 
