@@ -54,7 +54,9 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to fill, or to go on filling.", required=True)
     flags.DEFINE_integer("batch_size", 8, "Windows encoded together, over all devices.", lower_bound=1)
     flags.DEFINE_integer("shard_windows", 256, "Windows of a file: what is lost at most when killed.", lower_bound=1)
-    flags.DEFINE_integer("chunk_frames", None, "Frames the autoencoder takes at a time (4 n); whole clips by default.")
+    flags.DEFINE_integer(
+        "chunk_frames", 4, "Frames the autoencoder takes at a time (4 n); 0 for whole clips.", lower_bound=0
+    )
     flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Dtype of the text and image encoders.")
     flags.DEFINE_integer("num_workers", 1, "Processes that fill --out, each started with its --worker.", lower_bound=1)
     flags.DEFINE_integer("worker", 0, "Which of them this one is, from 0.", lower_bound=0)
@@ -94,7 +96,7 @@ def run(argv: list[str]) -> int:
             tokenizer=find_tokenizer(text, values.tokenizer and Path(values.tokenizer)),
             image=values.image_encoder and Path(values.image_encoder),
         )
-        encoders = FrozenEncoders(folders, config, mesh, dtype=values.dtype, chunk_frames=values.chunk_frames)
+        encoders = FrozenEncoders(folders, config, mesh, dtype=values.dtype, chunk_frames=values.chunk_frames or None)
         pipeline = open_bucket_windows(run, values.bucket) if values.bucket else build_pipeline(pixels, workdir=None)
         manifest = _agree(out, config, pipeline, encoders)
         device = mesh.devices.flat[0]

@@ -106,7 +106,8 @@ def condition_on_frame(
             f"{_FRAMES_PER_LATENT} of mask and {num_latent} of its latents"
         )
     rest = jnp.zeros((frame.shape[0], shape.frames - 1, *frame.shape[1:]), frame.dtype)
-    latents = vae.normalise(vae.encode(jnp.concatenate([frame[:, None], rest], axis=1)).mean)
+    clip = jnp.concatenate([frame[:, None], rest], axis=1)
+    latents = vae.normalise(vae.encode(clip, chunk=_FRAMES_PER_LATENT).mean)
     mask = jnp.zeros((*latents.shape[:-1], _FRAMES_PER_LATENT), latents.dtype).at[:, 0].set(1.0)
     return Condition(channels=jnp.concatenate([mask, latents], axis=-1), image=image)
 
