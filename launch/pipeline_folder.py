@@ -101,7 +101,8 @@ def load_part(folder: Path, mesh: Mesh, compute_dtype: str, *, lora: Path | None
         kind = find_kind(reference_config, record.kind)
         config = with_compute_dtype(kind.parse_config(reference_config), compute_dtype)
         graphdef, variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))
-        shapes, shardings = nnx.to_pure_dict(variables), parameter_shardings(variables, mesh)
+        shapes = nnx.to_pure_dict(variables)
+        shardings = parameter_shardings(variables, mesh, uneven_whole=True)
         abstract = jax.tree.map(
             lambda shape, place: jax.ShapeDtypeStruct(shape.shape, compute_dtype, sharding=place), shapes, shardings
         )

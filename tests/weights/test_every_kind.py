@@ -3,11 +3,17 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from tests.weights.golden_folder import GOLDEN, parameter_shapes, read_golden, to_ours, to_reference
+from wamjax.config.schema import ParallelConfig
+from wamjax.parallel.mesh import build_mesh
+from wamjax.parallel.parameters import flatten_params
+from wamjax.weights.exchange import load_reference
 from wamjax.weights.kinds.registry import KINDS, find_kind
+from wamjax.weights.tensors import TensorFolder
 
 FOLDERS = sorted(path.parent for path in GOLDEN.glob("**/config.json"))
 NAMES = [str(folder.relative_to(GOLDEN)) for folder in FOLDERS]
@@ -47,3 +53,17 @@ def test_tensors_come_back_byte_for_byte_through_every_naming(folder: Path) -> N
     for name, tensor in golden.tensors.items():
         assert tensors[name].shape == tensor.shape
         assert tensors[name].tobytes() == np.ascontiguousarray(tensor).tobytes(), name
+
+
+def test_devices_that_do_not_divide_a_width_hold_it_whole() -> None:
+    folder = GOLDEN / "cosmos_transformer" / "frames"  # 24 wide, 48 in its feed-forward layers
+    tensors = TensorFolder(folder, [folder / "model.safetensors"])
+    one, five = (
+        flatten_params(
+            load_reference(folder, build_mesh(ParallelConfig(fsdp=-1), jax.devices()[:count]), folder=tensors).params
+        )
+        for count in (1, 5)
+    )
+    assert all(array.sharding.num_devices == 5 for array in five.values())
+    for path, array in one.items():
+        assert np.array_equal(array, five[path]), path

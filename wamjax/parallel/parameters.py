@@ -19,13 +19,17 @@ def parameter_axes(variables: nnx.State[Any, Any]) -> PureDict:
     return nnx.to_pure_dict(named)
 
 
-def parameter_shardings(variables: nnx.State[Any, Any], mesh: Mesh, rules: Rules = PARAMETER_RULES) -> PureDict:
+def parameter_shardings(
+    variables: nnx.State[Any, Any], mesh: Mesh, rules: Rules = PARAMETER_RULES, *, uneven_whole: bool = False
+) -> PureDict:
     """Returns the sharding of each parameter, as a nested dict.
 
     Args:
       variables: The state of an abstract module.
       mesh: The device mesh.
       rules: Rules of parameters.
+      uneven_whole: Whether every device gets all of a dim that does not divide: for weights that are read and used as
+        they are on whatever devices there are, where a training run rather wants to be told.
 
     Raises:
       ConfigError: As ``rules.partition_spec``, naming the parameter.
@@ -33,7 +37,7 @@ def parameter_shardings(variables: nnx.State[Any, Any], mesh: Mesh, rules: Rules
 
     def place(path: Any, names: tuple[str | None, ...], leaf: jax.ShapeDtypeStruct | jax.Array) -> NamedSharding:
         what = f"parameter {jax.tree_util.keystr(path, simple=True, separator='.')}"
-        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules, what))
+        return NamedSharding(mesh, partition_spec(names, leaf.shape, mesh, rules, what, uneven_whole=uneven_whole))
 
     axes, shapes = parameter_axes(variables), nnx.to_pure_dict(variables)
     return jax.tree_util.tree_map_with_path(place, axes, shapes, is_leaf=is_names)

@@ -101,7 +101,13 @@ def build_rules(config: ParallelConfig) -> RuleTables:
 
 
 def partition(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mapping[str, int], rules: Rules, what: str
+    names: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mapping[str, int],
+    rules: Rules,
+    what: str,
+    *,
+    uneven_whole: bool = False,
 ) -> tuple[MeshAxes, ...]:
     """Maps dim names to mesh axes, one entry per dim.
 
@@ -111,6 +117,7 @@ def partition(
       mesh: Sizes of the mesh axes.
       rules: Logical name -> mesh axis or axes.
       what: What the array is, for messages.
+      uneven_whole: Whether every device gets all of a dim that does not divide, in place of an error.
 
     Raises:
       ConfigError: A name is not in ``rules``, a mesh axis is used twice, or a dim does not divide.
@@ -129,7 +136,9 @@ def partition(
                 raise ConfigError(f"{what} {shape}: dims {used[axis]} and {dim} {names} both map to mesh axis {axis!r}")
             used[axis] = dim
         ways = math.prod(mesh[axis] for axis in axes)
-        if shape[dim] % ways:
+        if shape[dim] % ways and uneven_whole:
+            entry = None
+        elif shape[dim] % ways:
             sizes = " x ".join(f"{axis}={mesh[axis]}" for axis in axes)
             raise ConfigError(
                 f"{what} {shape}: dim {dim} ({name}) of size {shape[dim]} does not divide over mesh {sizes}; "

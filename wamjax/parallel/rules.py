@@ -53,10 +53,16 @@ _ACTIVE: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("wamj
 
 
 def partition_spec(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules, what: str
+    names: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    rules: Rules,
+    what: str,
+    *,
+    uneven_whole: bool = False,
 ) -> PartitionSpec:
     """Returns where an array goes; arguments and errors as ``rule_tables.partition``, with the device mesh."""
-    return PartitionSpec(*partition(names, shape, mesh.shape, rules, what))
+    return PartitionSpec(*partition(names, shape, mesh.shape, rules, what, uneven_whole=uneven_whole))
 
 
 @contextlib.contextmanager

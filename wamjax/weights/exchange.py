@@ -126,7 +126,7 @@ def load_reference(
     config = kind.parse_config(reference_config)
     variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))[1]
     abstract = flatten_params(nnx.to_pure_dict(variables))
-    shardings = flatten_params(parameter_shardings(variables, mesh))
+    shardings = flatten_params(parameter_shardings(variables, mesh, uneven_whole=True))
     sizes = {path: tuple(leaf.shape) for path, leaf in abstract.items()}
 
     # What the checkpoint holds: the model, or the part of it that is a model of another kind.
@@ -237,7 +237,7 @@ def export_weights(
     if naming not in kind.namings:
         raise ConfigError(f"--naming={naming} does not exist for {kind.class_name}; expected one of {kind.namings}")
     variables = nnx.split(nnx.eval_shape(lambda: kind.build(jax.random.key(0), config)))[1]
-    shardings = parameter_shardings(variables, mesh)
+    shardings = parameter_shardings(variables, mesh, uneven_whole=True)
     stored = stored_dtypes(directory, shardings)
     abstract = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), stored, shardings)
     adapter = load_adapter(lora, kind, config, base_hash=record.parent_hash) if lora else None
