@@ -61,19 +61,17 @@ def find_idle_steps(source: Source, record: EpisodeRecord, config: DataConfig) -
     return is_idle
 
 
-def keep_moving(
+def is_moving(
     starts: npt.NDArray[np.int32], is_idle: npt.NDArray[np.bool_], *, window_steps: int, max_idle: float
-) -> npt.NDArray[np.int32]:
-    """Returns the window starts of one episode in which at most ``max_idle`` of the real steps are idle.
+) -> npt.NDArray[np.bool_]:
+    """Returns bool ``[windows]``: whether at most ``max_idle`` of a window's real steps are idle.
 
     Args:
-      starts: int32 ``[windows]``, within the episode.
+      starts: int32 ``[windows]``, within one episode.
       is_idle: bool ``[length]``.
       window_steps: Dataset steps from the first to the last frame of a window; those beyond the end do not count.
       max_idle: Largest share of idle steps kept.
     """
-    if not len(starts):
-        return starts
     counts = np.concatenate([[0], np.cumsum(is_idle)])
     ends = np.minimum(starts + window_steps + 1, len(is_idle))
-    return starts[counts[ends] - counts[starts] <= max_idle * (ends - starts)]
+    return counts[ends] - counts[starts] <= max_idle * (ends - starts)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from absl import logging
 
-from data_pipelines.filters import keep_moving
+from data_pipelines.filters import is_moving
 from data_pipelines.sources.source import EpisodeRecord, Source
 from data_pipelines.survey import Survey, quote_reasons, survey_episodes
 from wamjax.config.geometry import derive_geometry
@@ -53,6 +53,7 @@ class EpisodeIndex:
       quarantined: Reason by episode index for episodes that are broken.
       unwanted: Reason by episode index for sound episodes that ``config.data.filters`` leave out.
       too_short: Usable episodes without room for one block, by length; they have no windows.
+      idle_windows: Windows of both splits that are left out because too many of their steps are idle.
       task_episodes: Of each task that is read, its ``train_episodes`` and ``validation_episodes``, counted.
       steps: Of all episodes that are read.
     """
@@ -65,6 +66,7 @@ class EpisodeIndex:
     quarantined: dict[int, str]
     unwanted: dict[int, str]
     too_short: dict[int, int]
+    idle_windows: int
     task_episodes: dict[str, dict[str, int]]
     steps: int
 
@@ -91,22 +93,26 @@ def assemble_index(survey: Survey, config: RunConfig, path: Path) -> EpisodeInde
             "dataset %s: %d episodes have no room for a block of %d steps, first episode %d of %d",
             *(path, len(too_short), steps, *next(iter(too_short.items()))),
         )
-    windows = list_windows([records[index] for index in train], config, survey.idle)
-    if not len(windows):
+    splits = {"train": [records[i] for i in train], "validation": [records[i] for i in validation]}
+    windows = {name: list_windows(episodes, config, survey.idle) for name, episodes in splits.items()}
+    listed = sum(len(list_windows(episodes, config)) for episodes in splits.values()) if survey.idle else None
+    idle_windows = 0 if listed is None else listed - sum(map(len, windows.values()))
+    if not len(windows["train"]):
         raise DataError(
             f"dataset {path} has no training window: {len(records)} usable episodes, {len(too_short)} of them "
             f"not longer than the {steps} steps of a block (config.layout.frames_per_block x config.data.frame_stride)"
-            f", {len(survey.unwanted)} left out by config.data.filters"
+            f", {len(survey.unwanted)} left out by config.data.filters, which leave out {idle_windows} idle windows, too"
         )
     return EpisodeIndex(
         records=records,
         train_episodes=train,
         validation_episodes=validation,
-        train=windows,
-        validation=list_windows([records[index] for index in validation], config, survey.idle),
+        train=windows["train"],
+        validation=windows["validation"],
         quarantined=dict(sorted(survey.broken.items())),
         unwanted=dict(sorted(survey.unwanted.items())),
         too_short=too_short,
+        idle_windows=idle_windows,
         task_episodes=_count_tasks(records, {"train_episodes": train, "validation_episodes": validation}),
         steps=sum(record.length for record in records.values()),
     )
@@ -127,7 +133,7 @@ def list_windows(
     if idle:
         limits = {"window_steps": geometry.window_steps, "max_idle": config.data.filters.max_idle}
         starts = [
-            keep_moving(part, idle[r.index], **limits) if r.index in idle else part
+            part[is_moving(part, idle[r.index], **limits)] if r.index in idle else part
             for part, r in zip(starts, episodes, strict=True)
         ]
     indices = [np.full(len(part), record.index, np.int32) for part, record in zip(starts, episodes, strict=True)]

@@ -293,6 +293,7 @@ class Pipeline:
             "quarantined": {str(i): reason for i, reason in index.quarantined.items()},
             "unwanted": {str(i): reason for i, reason in index.unwanted.items()},
             "too_short": {str(i): length for i, length in index.too_short.items()},
+            "idle_windows": index.idle_windows,
             "missing_views": [key for key, *_ in self._config.data.views if key not in self._source.cameras],
             "has_actions": self.codec.layout.actions != (),
             "normalisation": self.normalisation.digest,

@@ -28,6 +28,7 @@ from data_pipelines.latents.manifest import (
 )
 from data_pipelines.latents.pipeline import open_text_cache
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
+from data_pipelines.sources.remote import refuse_address
 from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag, define_source_flag, select_source
 from launch.frozen_encoders import EncoderFolders, FrozenEncoders, find_tokenizer
@@ -75,6 +76,7 @@ def run(argv: list[str]) -> int:
     if (values.bucket is None) != (not config.data.buckets.sets):
         known = ", ".join(bucket.name for bucket in config.data.buckets.sets) or "none"
         raise ConfigError(f"--bucket={values.bucket}: one bucket at a time; config.data.buckets has {known}")
+    refuse_address(values.out, "--out")
     out, run = Path(values.out), config
     if values.bucket:
         config = find_bucket(run, values.bucket)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -27,6 +25,8 @@ from typing import Any
 from absl import logging
 
 import wamjax
+from data_pipelines.lock import locked
+from data_pipelines.sources.remote import refuse_address
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, DataError
@@ -103,8 +103,9 @@ class WorkDir:
         """Makes the folder.
 
         Raises:
-          ConfigError: A file is in the way, or it may not be written.
+          ConfigError: A file is in the way, it may not be written, or it is no folder of a disk.
         """
+        refuse_address(self.path, "--workdir")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -138,26 +139,9 @@ class WorkDir:
         Raises:
           ConfigError: A live process holds it.
         """
-        file = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise ConfigError(f"{self.lock} cannot be locked: {error.strerror}; use a local disk") from error
-                holder = os.pread(file, 1000, 0).decode(errors="replace").strip() or "another process"
-                raise ConfigError(
-                    f"--workdir={self.path} is in use by {holder}; wait for that run, stop it, or use another --workdir"
-                ) from error
-            former = os.pread(file, 1000, 0).decode(errors="replace").strip()
-            if former:
-                logging.info("took over the lock of %s, which ended without releasing it", former)
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        refusal = f"--workdir={self.path} is in use by {{holder}}; wait for that run, stop it, or use another --workdir"
+        with locked(self.lock, refusal):
             yield
-            os.ftruncate(file, 0)
-        finally:
-            os.close(file)
 
 
 def effective_config(config: RunConfig) -> RunConfig:
@@ -189,14 +173,23 @@ def check_resumable(workdir: WorkDir, config: RunConfig, *, allow_change: bool) 
     """Compares ``config`` with the run already in ``workdir``, if there is one.
 
     Raises:
-      ConfigError: Keys that matter differ and ``allow_change`` is False; names each with both values.
+      ConfigError: Keys that matter differ and ``allow_change`` is False; names each with both values. Or one of the
+        runs is in buckets and the other is not: their positions in the data cannot be compared.
       DataError: ``run.json`` is damaged.
     """
     if not workdir.run_json.exists():
         return
-    changed = changed_keys(workdir.read_config(), config)
+    begun = workdir.read_config()
+    changed = changed_keys(begun, config)
     if not changed:
         return
+    counted = ["batches" if sets else "samples" for sets in (begun.data.buckets.sets, config.data.buckets.sets)]
+    if counted[0] != counted[1]:
+        raise ConfigError(
+            f"--workdir={workdir.path} holds a run whose position in the data counts {counted[0]}, and this one counts "
+            f"{counted[1]} (config.data.buckets.sets: {len(begun.data.buckets.sets)} -> "
+            f"{len(config.data.buckets.sets)} buckets): use another --workdir"
+        )
     listed = "; ".join(f"config.{key}: {old!r} -> {new!r}" for key, old, new in changed)
     if not allow_change:
         hint = ""

@@ -2,7 +2,8 @@
 
 Owns the rule. Of the canvases that no camera would have to be enlarged for, a window goes to those of the nearest
 aspect and among them to the largest; on that canvas, to the longest bucket whose every frame the episode still has,
-or, close to the end of the episode, to the shortest (the rest is masked, as without buckets).
+or, close to the end of the episode, to the shortest (the rest is masked, as without buckets). There it is judged: of
+the bucket's own length, no more than ``config.data.filters.max_idle`` may be idle.
 
 A window's bucket depends on nothing but its own episode, so that another order, host count or mixture changes nothing.
 What is kept are runs of neighbouring windows, not windows: a few numbers per episode.
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipelines.filters import check_filters, find_idle_steps, is_moving
 from data_pipelines.index import WindowTable
 from data_pipelines.sources.source import EpisodeRecord, Source, VideoSource
 from wamjax.config.geometry import derive_geometry
@@ -81,11 +83,13 @@ class Assignment:
       rows: Of each bucket, rows of the window table.
       unfit: Reason by episode for episodes whose windows fit no bucket.
       num_unfit: Windows of them.
+      num_idle: Windows that are left out because too much of what their bucket would show is idle.
     """
 
     rows: dict[str, RowRuns]
     unfit: dict[int, str]
     num_unfit: int
+    num_idle: int
 
 
 def assign_windows(
@@ -109,14 +113,17 @@ def assign_windows(
         none. Else that bucket takes it, and masks the rest.
 
     Raises:
-      ConfigError: A size of a camera is not known before its frames are decoded.
+      ConfigError: A size of a camera is not known before its frames are decoded, or the idle filter has no state to
+        look at.
     """
+    data = next(iter(configs.values())).data
+    check_filters(source, data)
     steps = {name: derive_geometry(config).window_steps for name, config in configs.items()}
     views = {name: config.data.views for name, config in configs.items()}
     areas = {name: math.prod(config.data.canvas) for name, config in configs.items()}
     runs: dict[str, list[tuple[int, int]]] = {name: [] for name in configs}
     unfit: dict[int, str] = {}
-    num_unfit = 0
+    num_unfit = num_idle = 0
     fits: dict[CameraSizes, tuple[str, ...] | str] = {}
     for (begin, end), record in zip(_ranges(windows, episodes), episodes, strict=True):
         if begin == end:
@@ -129,18 +136,26 @@ def assign_windows(
             unfit[record.index], num_unfit = names, num_unfit + end - begin
             continue
         longest_first = sorted(names, key=lambda name: -steps[name])
-        first = begin
-        for name in longest_first if whole_clips else longest_first[:-1]:
-            last_start = record.length - 1 - steps[name]
-            stop = begin + int(np.searchsorted(windows.starts[begin:end], last_start, side="right"))
-            runs[name].append((first, max(stop, first) - first))
-            first = max(stop, first)
+        starts = np.asarray(windows.starts[begin:end])
+        last_starts = {name: record.length - 1 - steps[name] for name in longest_first}
         if not whole_clips:
-            runs[longest_first[-1]].append((first, end - first))
-        elif first < end:
+            last_starts[longest_first[-1]] = record.length
+        is_idle = find_idle_steps(source, record, data)
+        first = 0
+        for name, last_start in last_starts.items():
+            stop = max(first, int(np.searchsorted(starts, last_start, side="right")))
+            kept = [(first, stop - first)]
+            if is_idle is not None:
+                limits = {"window_steps": steps[name], "max_idle": data.filters.max_idle}
+                kept = _runs_of(is_moving(starts[first:stop], is_idle, **limits), first)
+                num_idle += stop - first - sum(count for _, count in kept)
+            runs[name] += [(begin + row, count) for row, count in kept]
+            first = stop
+        if first < end - begin:
             unfit[record.index] = f"too few frames for {longest_first[-1]}, the shortest bucket of its canvas"
-            num_unfit += end - first
-    return Assignment(rows={name: RowRuns(own) for name, own in runs.items()}, unfit=unfit, num_unfit=num_unfit)
+            num_unfit += end - begin - first
+    rows = {name: RowRuns(own) for name, own in runs.items()}
+    return Assignment(rows=rows, unfit=unfit, num_unfit=num_unfit, num_idle=num_idle)
 
 
 def choose_canvas(
@@ -183,6 +198,12 @@ def choose_canvas(
     # On equal areas, the first by name of its canvas: a choice, but always the same one.
     chosen = (max if whole else min)(candidates, key=lambda name: areas[name])
     return tuple(name for name in candidates if views[name] == views[chosen] and areas[name] == areas[chosen])
+
+
+def _runs_of(is_chosen: npt.NDArray[np.bool_], first: int) -> list[tuple[int, int]]:
+    """Returns the runs (first, number) of chosen places, which are counted from ``first``."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_chosen, [False]]).astype(np.int8)))
+    return [(first + int(begin), int(end - begin)) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _ranges(windows: WindowTable, episodes: Sequence[EpisodeRecord]) -> Iterator[tuple[int, int]]:

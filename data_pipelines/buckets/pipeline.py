@@ -40,15 +40,17 @@ OneSize = Part | MixturePipeline
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unfit:
-    """Windows of a dataset that fit no bucket.
+    """Windows of a dataset that are in no bucket.
 
     Attributes:
-      windows: How many, of both splits.
+      windows: How many fit none, of both splits.
       episodes: Reason by episode.
+      idle_windows: How many fit one that would show too much idle time (``config.data.filters.max_idle``).
     """
 
     windows: int
     episodes: dict[int, str]
+    idle_windows: int
 
 
 def open_training_data(config: RunConfig, *, workdir: Path | None) -> OneSize | BucketPipeline:
@@ -171,7 +173,7 @@ class BucketPipeline:
             if config.data.mixture.sources:
                 factors = {s: of_source[name] / max(1, sum(of_source.values())) for s, of_source in counts.items()}
                 parts = {source: by_source[source][name] for source in by_source}
-                self.parts[name] = mixed = MixturePipeline(parts, prompts, own, factors=factors)
+                self.parts[name] = mixed = MixturePipeline(parts, prompts, own, factors=factors, bucket=name)
                 samples = mixed.weight
             else:
                 self.parts[name], samples = by_source[ONLY_SOURCE][name], float(counts[ONLY_SOURCE][name])
@@ -245,7 +247,9 @@ class BucketPipeline:
             for name, found in self._unfit.items()
             if found.windows
         }
-        found = {**first, "fingerprint": self.fingerprint, **windows, "buckets": buckets, "unfit": unfit}
+        idle = sum(found.idle_windows for found in self._unfit.values())
+        own = {"fingerprint": self.fingerprint, "buckets": buckets, "unfit": unfit, "idle_windows": idle}
+        found = {**first, **windows, **own}
         return {**found, "shares": self._shares_of_sources(parts)} if "shares" in first else found
 
     def _shares_of_sources(self, summaries: Mapping[str, Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -306,7 +310,7 @@ def _open_latents(config: RunConfig, workdir: Path | None) -> dict[str, Part]:
     """Opens the latents of each bucket, in the folder of its name within ``config.data.latents``."""
     parts: dict[str, Part] = {}
     for name, own in _sizes(config).items():
-        data = dataclasses.replace(own.data, latents=str(Path(config.data.latents) / name))
+        data = dataclasses.replace(own.data, latents=f"{config.data.latents.rstrip('/')}/{name}")
         folder = workdir / BUCKETS_FOLDER / name if workdir else None
         parts[name] = open_latents(dataclasses.replace(own, data=data), workdir=folder)
     return parts
@@ -315,10 +319,15 @@ def _open_latents(config: RunConfig, workdir: Path | None) -> dict[str, Part]:
 def _report_unfit(found: Mapping[str, Assignment], path: str) -> Unfit:
     """Returns what of a dataset fits no bucket, after telling; refuses a dataset of which nothing fits."""
     episodes = {index: reason for of_split in found.values() for index, reason in sorted(of_split.unfit.items())}
-    unfit = Unfit(windows=sum(of_split.num_unfit for of_split in found.values()), episodes=episodes)
+    unfit = Unfit(
+        windows=sum(of_split.num_unfit for of_split in found.values()),
+        episodes=episodes,
+        idle_windows=sum(of_split.num_idle for of_split in found.values()),
+    )
     named = "; ".join(f"episode {index}: {reason}" for index, reason in list(episodes.items())[:_MAX_NAMED])
     if not any(len(rows) for rows in found["train"].rows.values()):
-        raise DataError(f"dataset {path}: none of its training windows fits a bucket: {named or 'it has none'}")
+        idle = f"{unfit.idle_windows} are too idle (config.data.filters.max_idle)" if unfit.idle_windows else "it has none"
+        raise DataError(f"dataset {path}: none of its training windows fits a bucket: {named or idle}")
     if unfit.windows:
         logging.warning(
             "dataset %s: %d windows of %d episodes fit no bucket and are left out: %s",

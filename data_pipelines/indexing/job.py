@@ -37,7 +37,6 @@ from data_pipelines.indexing.arrays import (
     windows_name,
     write_array,
 )
-from data_pipelines.indexing.lock import locked
 from data_pipelines.indexing.manifest import (
     MANIFEST_FILE,
     IndexManifest,
@@ -48,14 +47,16 @@ from data_pipelines.indexing.manifest import (
     index_settings,
 )
 from data_pipelines.indexing.parts import Part, PartOrder, make_part, remove_halves, write_part
+from data_pipelines.lock import locked
 from data_pipelines.normalisation import write_json
 from data_pipelines.sources.formats import open_source, opens_in_parts
-from data_pipelines.sources.remote import dataset_path
+from data_pipelines.sources.remote import dataset_path, refuse_address
 from data_pipelines.sources.source import Source
 from data_pipelines.survey import Survey
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, DataError
 
+LOCK_FILE = "index.lock"
 _PARTS = "parts"
 _PLAN = "plan.json"
 TRAIN, VALIDATION = "train", "validation"
@@ -76,11 +77,17 @@ def make_index(config: RunConfig, out: Path, *, num_workers: int, part_episodes:
       DataError: The dataset cannot be read or is damaged beyond the budget, ``out`` holds the index of another one, or
         a file cannot be written.
     """
+    refuse_address(out, "--out")
     path = dataset_path(config.data.path)
     opens_in_parts(path)  # refuses what is no dataset before anything is written
     if out.resolve().is_relative_to(path.resolve()):
         raise ConfigError(f"--out={out} lies inside the dataset {path}: an index is no part of what it indexes")
-    with locked(out):
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out={out} cannot be used: {error.strerror}; choose another --out") from error
+    refusal = f"--out={out} is being made by {{holder}}; wait for that job, stop it, or choose another --out"
+    with locked(out / LOCK_FILE, refusal):
         return _make(config, path, out, num_workers=num_workers, part_episodes=part_episodes)
 
 
@@ -236,6 +243,7 @@ def merge_parts(parts: Sequence[Part], config: RunConfig, dataset: dict[str, Any
         counts={
             "episodes": len(survey.records),
             "steps": index.steps,
+            "idle_windows": index.idle_windows,
             "tasks": index.task_episodes,
             TRAIN: {"episodes": len(index.train_episodes), "windows": len(index.train)},
             VALIDATION: {"episodes": len(index.validation_episodes), "windows": len(index.validation)},
@@ -317,5 +325,6 @@ def describe_index(manifest: IndexManifest) -> str:
         f"left out by filters: {len(manifest.unwanted)} episodes",
         *(f"  {count}: {reason}" for reason, count in reasons.items()),
         f"without room for a block: {len(manifest.too_short)} episodes",
+        f"idle: {counts['idle_windows']:,} windows",
     ]
     return "\n".join(lines)

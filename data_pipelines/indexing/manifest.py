@@ -29,7 +29,7 @@ from wamjax.errors import ConfigError, DataError
 
 MANIFEST_FILE = "index.json"
 # Raised whenever other windows come out of the same dataset and settings, or the files of an index change.
-VERSION = 1
+VERSION = 2
 _BLOCK = "steps of a block (config.layout.frames_per_block x config.data.frame_stride)"
 _WINDOW = "steps of a window (config.layout.num_blocks blocks)"
 
@@ -42,8 +42,8 @@ class IndexManifest:
       dataset: ``path``, ``format``, ``fps``, ``fingerprint`` of the content, ``stamp`` of the files, ``cameras`` and
         ``columns`` that were looked at, ``features`` (dtype and shape by name), ``tasks`` in the dataset's order.
       settings: See ``index_settings``.
-      counts: ``episodes`` declared, ``steps`` of those read, ``episodes`` and ``windows`` by split, and ``tasks`` as
-        ``EpisodeIndex.task_episodes``.
+      counts: ``episodes`` declared, ``steps`` of those read, ``episodes`` and ``windows`` by split, ``idle_windows`` that
+        are left out, and ``tasks`` as ``EpisodeIndex.task_episodes``.
       quarantined: Reason by episode index.
       unwanted: Reason by episode index.
       too_short: Length by episode index.

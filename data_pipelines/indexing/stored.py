@@ -34,7 +34,7 @@ from data_pipelines.indexing.job import TRAIN, VALIDATION
 from data_pipelines.indexing.manifest import IndexManifest, check_settings, folder_stamp
 from data_pipelines.sources.formats import open_source, opens_in_parts
 from data_pipelines.sources.frame_reader import FrameReader
-from data_pipelines.sources.remote import dataset_path
+from data_pipelines.sources.remote import dataset_path, refuse_address
 from data_pipelines.sources.source import EpisodeRecord, Feature, Source
 from data_pipelines.sources.video import VideoError, VideoTable
 from wamjax.config.schema import RunConfig
@@ -206,6 +206,7 @@ def open_index(config: RunConfig) -> tuple[StoredSource, EpisodeIndex]:
       ConfigError: It was made with other settings; names the key.
       DataError: It is missing, damaged or incomplete, or the dataset is not the one it was made of.
     """
+    refuse_address(config.data.index, "config.data.index")
     folder, path = Path(config.data.index), dataset_path(config.data.path)
     manifest = IndexManifest.load(folder)
     check_settings(manifest, config, folder)
@@ -228,6 +229,7 @@ def open_index(config: RunConfig) -> tuple[StoredSource, EpisodeIndex]:
         quarantined=manifest.quarantined,
         unwanted=manifest.unwanted,
         too_short=manifest.too_short,
+        idle_windows=manifest.counts["idle_windows"],
         task_episodes=manifest.counts["tasks"],
         steps=manifest.counts["steps"],
     )

@@ -28,6 +28,7 @@ from data_pipelines.latents.manifest import (
 from data_pipelines.latents.records import SplitRecords
 from data_pipelines.normalisation import Normalisation, write_json
 from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE
+from data_pipelines.sources.remote import dataset_path
 from data_pipelines.stream import ONLY_SOURCE, TrainStream, endless, stack_samples
 from data_pipelines.text.embedding_cache import EmbeddingCache
 from wamjax.batch import WamBatch
@@ -55,7 +56,7 @@ def open_latents(config: RunConfig, *, workdir: Path | None) -> LatentPipeline:
       ConfigError: The folder was made with other settings or for another model.
       DataError: The folder is incomplete or damaged, or not the one the work directory began with.
     """
-    folder = Path(config.data.latents)
+    folder = dataset_path(config.data.latents)
     manifest = Manifest.load(folder)
     check_readable(manifest, config, folder)
     normalisation = Normalisation.load(folder / NORMALISATION_FILE)

@@ -7,8 +7,10 @@ ArrayRecord keeps a hash of every record, so bytes that changed on disk are foun
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ import numpy.typing as npt
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from data_pipelines.latents.manifest import Field, Manifest
+from data_pipelines.sources.remote import RemotePath
+from data_pipelines.sources.retry import probe, retry_read
 from wamjax.errors import DataError
 
 # Random reads of 1 MB: 1,307 per second and core in groups of one, 3 in groups of 1,000 (benchmarks/latent_reads.py).
@@ -25,6 +29,8 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 # A reader of random records must not read the next ones too.
 READER_OPTIONS = "readahead_buffer_size:0"
 _HALF = ".tmp"
+_DAMAGED = "it is damaged; run the same wamjax data cache again to make it anew"
+MAX_OPEN_COPIES = 8  # an open file takes its place on the disk even after its copy was deleted to make room
 
 
 def pack(arrays: dict[str, npt.NDArray[Any]], fields: Sequence[Field]) -> bytes:
@@ -88,31 +94,39 @@ def count_records(path: Path) -> int:
 
 
 class SplitRecords:
-    """Random access to the records of one split. Reading is safe from several threads."""
+    """Random access to the records of one split. Reading is safe from several threads.
+
+    Shards on a disk are counted and opened at once. Those in a store are compared with their listed sizes, and each is
+    copied when a record of it is first asked for (``sources.remote``).
+    """
 
     def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
-        """Opens all shards.
+        """Looks at all shards.
 
         Raises:
           DataError: A shard is missing or has another number of records than the manifest says.
         """
         self._manifest = manifest
-        shards = manifest.shards(split)
-        self._paths = [folder / name for name, _ in shards]
+        self._shards = manifest.shards(split)
+        self._paths = [folder / name for name, _ in self._shards]
         missing = [path for path in self._paths if not path.exists()]
         if missing:
             raise DataError(
-                f"latents {folder} are not complete: {len(missing)} of {len(shards)} {split} shards are missing, first "
-                f"{missing[0].name}; run the same wamjax data cache again to make them"
+                f"latents {folder} are not complete: {len(missing)} of {len(self._shards)} {split} shards are missing, "
+                f"first {missing[0].name}; run the same wamjax data cache again to make them"
             )
-        for path, (_, windows) in zip(self._paths, shards, strict=True):
-            found = count_records(path)
-            if found != len(windows):
-                raise DataError(
-                    f"shard {path} has {found} records, expected {len(windows)}: it is damaged; run the same "
-                    "wamjax data cache again to make it anew"
-                )
-        self._readers = [ArrayRecordReader(str(path), READER_OPTIONS) for path in self._paths]
+        self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        self._most_open = len(self._paths)
+        if isinstance(folder, RemotePath):
+            self._most_open = MAX_OPEN_COPIES
+            for path, (_, windows) in zip(self._paths, self._shards, strict=True):
+                least = len(windows) * manifest.record_bytes
+                if path.stat().st_size < least:
+                    raise DataError(f"shard {path} has {path.stat().st_size} bytes, expected more than {least}: {_DAMAGED}")
+        else:
+            for shard in range(len(self._paths)):
+                self._open(shard)
         self._size = manifest.splits[split].windows
 
     def __len__(self) -> int:
@@ -122,14 +136,14 @@ class SplitRecords:
         """Returns the arrays of window ``index``.
 
         Raises:
-          DataError: Its bytes are damaged.
+          DataError: Its bytes are damaged, or cannot be read after several attempts.
         """
         if not 0 <= index < self._size:
             raise IndexError(index)
         shard, place = divmod(index, self._manifest.shard_windows)
         try:
-            record = self._readers[shard].read([place])[0]
-        except (RuntimeError, IndexError) as error:
+            record = retry_read(lambda: self._read(shard, place), str(self._paths[shard]))
+        except (RuntimeError, IndexError, OSError) as error:
             reason = " ".join(str(error).split())
             raise DataError(f"record {place} of {self._paths[shard]} cannot be read: {reason}") from error
         if len(record) != self._manifest.record_bytes:
@@ -138,3 +152,36 @@ class SplitRecords:
                 f"{self._manifest.record_bytes}: the file is another folder's"
             )
         return unpack(record, self._manifest.fields)
+
+    def _read(self, shard: int, place: int) -> bytes:
+        reader = self._open(shard)
+        try:
+            return reader.read([place])[0]
+        except (RuntimeError, IndexError):
+            with self._lock:  # another attempt opens the file anew
+                self._readers.pop(shard, None)
+            probe(self._paths[shard])
+            raise
+
+    def _open(self, shard: int) -> Any:
+        """Returns the reader of a shard; of copies, those that were not used for longest are left to be closed.
+
+        Raises:
+          DataError: It has another number of records than the manifest says.
+          OSError: It cannot be copied.
+        """
+        with self._lock:
+            if shard in self._readers:
+                self._readers.move_to_end(shard)
+                return self._readers[shard]
+        path, windows = self._paths[shard], self._shards[shard][1]
+        copy = Path(os.fspath(path))
+        found = count_records(copy)
+        if found != len(windows):
+            raise DataError(f"shard {path} has {found} records, expected {len(windows)}: {_DAMAGED}")
+        reader = ArrayRecordReader(str(copy), READER_OPTIONS)
+        with self._lock:
+            self._readers[shard] = reader
+            while len(self._readers) > self._most_open:
+                self._readers.popitem(last=False)
+        return reader

@@ -72,8 +72,9 @@ class MixturePipeline:
         config: RunConfig,
         *,
         factors: Mapping[str, float] | None = None,
+        bucket: str = "",
     ) -> None:
-        """See ``open_data``; ``factors`` multiply the weights of the sources: what of each is in a bucket."""
+        """See ``open_data``; ``factors`` multiply the weights of the sources: what of each is in ``bucket``."""
         self.parts, self.prompts = dict(parts), prompts
         self._factors = factors or {}
         self._config = config
@@ -82,7 +83,7 @@ class MixturePipeline:
         self._windows = {name: part.training_windows() for name, part in parts.items()}
         self.order = MixtureOrder(
             self._stages(),
-            names=[f"source {name!r} of config.data.mixture" for name in parts],
+            names=[f"source {name!r} of config.data.mixture{f' in bucket {bucket!r}' * bool(bucket)}" for name in parts],
             seed=seed_of(config.data.shuffle_seed, "order of the mixture"),
         )
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
 from data_pipelines.sources.remote import read_at
-from data_pipelines.sources.retry import retry_read
+from data_pipelines.sources.retry import probe, retry_read
 
 _HEADER = struct.Struct("<QI")
 _FOOTER_BYTES = 4
@@ -49,25 +49,7 @@ class TfRecordFile:
           OSError: The file cannot be opened.
         """
         self._path = path
-        self._places: list[tuple[int, int]] = []
-        self.problem: str | None = None
-        size, offset = path.stat().st_size, 0
-        with path.open("rb") as file:
-            while offset < size and self.problem is None:
-                file.seek(offset)
-                header = file.read(_HEADER.size)
-                if len(header) < _HEADER.size:
-                    self.problem = "is cut off in a record's header"
-                    break
-                length, checksum = _HEADER.unpack(header)
-                end = offset + _HEADER.size + length + _FOOTER_BYTES
-                if checksum != masked_crc32c(header[:8]):
-                    self.problem = "has a damaged record length"
-                elif end > size:
-                    self.problem = "is cut off inside a record"
-                else:
-                    self._places.append((offset + _HEADER.size, length))
-                    offset = end
+        self._places, self.problem = retry_read(lambda: _find_records(path), str(path))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -79,11 +61,31 @@ class TfRecordFile:
           RecordError: The file is shorter than it was.
         """
         offset, length = self._places[number]
-
         content = read_at(self._path, offset, length)
         if len(content) < length:
             raise RecordError(f"record {number} is cut off")
         return content
+
+
+def _find_records(path: Path) -> tuple[list[tuple[int, int]], str | None]:
+    """Returns offset and length of each record, and why the pass ended before the file did."""
+    places: list[tuple[int, int]] = []
+    size, offset = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while offset < size:
+            file.seek(offset)
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size:
+                return places, "is cut off in a record's header"
+            length, checksum = _HEADER.unpack(header)
+            end = offset + _HEADER.size + length + _FOOTER_BYTES
+            if checksum != masked_crc32c(header[:8]):
+                return places, "has a damaged record length"
+            if end > size:
+                return places, "is cut off inside a record"
+            places.append((offset + _HEADER.size, length))
+            offset = end
+    return places, None
 
 
 class ArrayRecordFile:
@@ -118,7 +120,7 @@ class ArrayRecordFile:
         try:
             return reader.read([number])[0]
         except (RuntimeError, ValueError, IndexError) as error:
-            self._check_there()
+            probe(self._path)
             raise RecordError(f"record {number}: {error}") from error
         finally:
             reader.close()
@@ -133,14 +135,9 @@ class ArrayRecordFile:
     def _open(self) -> Any:
         reader = array_record_module.ArrayRecordReader(os.fspath(self._path))
         if not reader.ok():
-            self._check_there()
+            probe(self._path)
             raise RecordError("no ArrayRecord file")
         return reader
-
-    def _check_there(self) -> None:
-        """Raises the ``OSError`` of a file that cannot be read now: the package does not tell it from a damaged one."""
-        with open(self._path, "rb") as file:
-            file.read(1)
 
 
 def masked_crc32c(content: bytes) -> int:

@@ -26,12 +26,15 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path, PosixPath
 from typing import Any, NamedTuple, TypeVar
 
+from data_pipelines.sources.part_file import PartFile
 from data_pipelines.sources.retry import retry_read
 from wamjax.errors import ConfigError, DataError
 
 CACHE_DIR, CACHE_GIB = "WAMJAX_CACHE_DIR", "WAMJAX_CACHE_GIB"
 _DEFAULT_GIB = 64.0
+_FETCHED_BYTES = 2**16  # at a time, of a file that is open: headers that are read one by one lie far apart
 _JUST_USED_S = 60.0  # a copy that was asked for this recently is not deleted: its reader may not have opened it yet
+_KEYS = "config.data.path, config.data.latents"
 _URL = re.compile(r"([a-z][a-z0-9+.-]*):/+")
 # What object stores call the time of the last change.
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created")
@@ -95,10 +98,11 @@ class RemotePath(PosixPath):
         return self
 
     def open(self, mode: str = "r", *_: Any, encoding: str | None = None, newline: str | None = None, **__: Any) -> Any:
-        """Opens a file to read; bytes are fetched as they are read."""
+        """Opens a file to read; bytes are fetched as they are read, and every fetch is tried again."""
         if "b" not in mode:
             return io.StringIO(self.read_bytes().decode(encoding or "utf-8"), newline)
-        return _try_again(self, lambda: _filesystem(self).open(str(self), "rb"))
+        part = PartFile(lambda offset, size: read_at(self, offset, size), begin=0, size=self.stat().st_size)
+        return io.BufferedReader(part, _FETCHED_BYTES)
 
     def read_bytes(self) -> bytes:
         """Returns the content of a file."""
@@ -136,6 +140,14 @@ def dataset_path(name: str | Path) -> Path:
         if str(path) not in _LISTINGS:
             _LISTINGS[str(path)] = _Listing(path)
     return path
+
+
+def refuse_address(path: str | Path, what: str) -> None:
+    """Raises ``ConfigError`` for a folder to write to or map into memory, named ``what``, that is none of a disk."""
+    if _URL.match(str(path)):
+        raise ConfigError(
+            f"{what}={path} is an address; expected a folder on a disk: datasets and latents alone are read from stores"
+        )
 
 
 def read_at(path: Path, offset: int, size: int) -> bytes:
@@ -182,7 +194,7 @@ class _Listing:
         try:
             found = _try_again(root, find)
         except OSError as error:
-            raise DataError(f"dataset {root} cannot be listed (config.data.path): {error}") from error
+            raise DataError(f"{root} cannot be listed ({_KEYS}): {error}") from error
         self.files: dict[str, _Entry] = {}
         self.folders: set[str] = set()
         for name, info in found.items():
@@ -192,7 +204,7 @@ class _Listing:
             if size is None:  # a listing over HTTP has names alone
                 size = _try_again(path, lambda name=name: filesystem.info(name)).get("size")
             if size is None:
-                raise DataError(f"dataset {root} (config.data.path): the store does not say how large {path} is")
+                raise DataError(f"{root} ({_KEYS}): the store does not say how large {path} is")
             self.files[str(path)] = _Entry(int(size), _time_of(info))
             self.folders.update(str(parent) for parent in path.parents)
 
@@ -224,7 +236,7 @@ def _filesystem(path: RemotePath) -> Any:
         return fsspec.core.url_to_fs(str(path))[0]
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"dataset {path} (config.data.path) cannot be read: {str(error).strip().splitlines()[0]}"
+            f"{path} ({_KEYS}) cannot be read: {str(error).strip().splitlines()[0]}"
         ) from error
 
 

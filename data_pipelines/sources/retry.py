@@ -7,6 +7,7 @@ fails to the end is the reader's to quarantine or refuse, with the same words as
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -40,6 +41,12 @@ DELAYS_S = (0.5, 2.0, 8.0)  # before each further attempt
 def is_transient(error: BaseException) -> bool:
     """Returns whether an error may pass by itself."""
     return isinstance(error, OSError) and error.errno in _TRANSIENT
+
+
+def probe(path: str | os.PathLike[str]) -> None:
+    """Raises the ``OSError`` of a file that cannot be read now: some packages do not tell it from a damaged one."""
+    with open(path, "rb") as file:
+        file.read(1)
 
 
 def retry_read(read: Callable[[], T], what: str) -> T:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import io
 import os
 import threading
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy.typing as npt
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
+from data_pipelines.sources.part_file import PartFile
 from data_pipelines.sources.remote import RemotePath, read_at
 from data_pipelines.sources.retry import retry_read
 
@@ -278,49 +278,19 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-class _MemberFile(io.RawIOBase):
-    """A member of an archive as a file to read, by ``pread``: archives are shared by nobody's position."""
-
-    def __init__(self, path: Path, member: ArchiveMember) -> None:
-        self._member = member
-        self._position = 0
-        self._path = path
-        self._descriptor = None if isinstance(path, RemotePath) else os.open(path, os.O_RDONLY)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._member.size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._member.size - self._position)
-        count = left if size < 0 else min(size, left)
-        content = self._pread(count, self._member.offset + self._position)
-        self._position += len(content)
-        return content
-
-    def close(self) -> None:
-        if not self.closed and self._descriptor is not None:
-            os.close(self._descriptor)
-        super().close()
-
-    def _pread(self, size: int, offset: int) -> bytes:
-        if self._descriptor is None:
-            return read_at(self._path, offset, size)
-        return os.pread(self._descriptor, size, offset)
+def _open_member(path: Path, member: ArchiveMember) -> PartFile:
+    """Opens a member of an archive by ``pread``."""
+    place = {"begin": member.offset, "size": member.size}
+    if isinstance(path, RemotePath):
+        return PartFile(lambda offset, size: read_at(path, offset, size), **place)
+    descriptor = os.open(path, os.O_RDONLY)
+    return PartFile(
+        lambda offset, size: os.pread(descriptor, size, offset), **place, close=lambda: os.close(descriptor)
+    )
 
 
 def _open_container(path: Path, member: ArchiveMember | None) -> Any:
-    return av.open(os.fspath(path)) if member is None else av.open(_MemberFile(path, member))
+    return av.open(os.fspath(path)) if member is None else av.open(_open_member(path, member))
 
 
 def _name(path: Path, member: ArchiveMember | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from data_pipelines.sources.captions import CAPTION_SUFFIXES, CaptionError, parse_caption
 from data_pipelines.sources.clips import VIDEO_SUFFIXES, Clip, ClipSource
 from data_pipelines.sources.remote import read_at
+from data_pipelines.sources.retry import retry_read
 from data_pipelines.sources.source import first_line
 from data_pipelines.sources.video import ArchiveMember
 
@@ -36,27 +37,43 @@ def find_shards(path: Path) -> list[Path]:
 def _list_shard(path: Path, shard: Path) -> list[Clip]:
     """Returns the samples of a shard that have a video; the rest of a damaged shard is one clip that says so."""
     samples: dict[str, dict[str, list[ArchiveMember]]] = {}
-    problem, end = None, 0
+    members: list[ArchiveMember] = []
+    try:
+        members, problem = retry_read(lambda: _list_members(shard), str(shard))
+    except OSError as error:
+        problem = error.strerror or first_line(error)
+    for member in members:
+        folder, _, file = member.name.rpartition("/")
+        stem, dot, suffix = file.partition(".")
+        samples.setdefault(f"{folder}/{stem}", {}).setdefault(f"{dot}{suffix}".lower(), []).append(member)
+    name = shard.relative_to(path).as_posix()
+    clips = [clip for parts in samples.values() for clip in _sample_clips(name, shard, parts)]
+    if problem:
+        reason = f"{name} cannot be read after {len(members)} members: {problem}"
+        clips.append(Clip(name=name, path=shard, problem=reason))
+    return clips
+
+
+def _list_members(shard: Path) -> tuple[list[ArchiveMember], str | None]:
+    """Returns the files of a shard, and why the listing ended before the shard did.
+
+    Raises:
+      OSError: The shard cannot be read.
+    """
+    members: list[ArchiveMember] = []
+    end = 0
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for info in archive:
                 end = info.offset_data + info.size
                 if info.isfile():
-                    folder, _, name = info.name.rpartition("/")
-                    stem, dot, suffix = name.partition(".")
-                    member = ArchiveMember(name=info.name, offset=info.offset_data, size=info.size)
-                    samples.setdefault(f"{folder}/{stem}", {}).setdefault(f"{dot}{suffix}".lower(), []).append(member)
+                    members.append(ArchiveMember(name=info.name, offset=info.offset_data, size=info.size))
             # `tarfile` takes a damaged header for the end; the true end is a block of zeros.
             if read_at(shard, archive.offset, tarfile.BLOCKSIZE).strip(b"\0") or end > shard.stat().st_size:
-                problem = "a damaged header"
-    except (tarfile.TarError, OSError) as error:
-        problem = getattr(error, "strerror", None) or first_line(error)
-    name = shard.relative_to(path).as_posix()
-    clips = [clip for parts in samples.values() for clip in _sample_clips(name, shard, parts)]
-    if problem:
-        found = sum(len(members) for parts in samples.values() for members in parts.values())
-        clips.append(Clip(name=name, path=shard, problem=f"{name} cannot be read after {found} members: {problem}"))
-    return clips
+                return members, "a damaged header"
+    except tarfile.TarError as error:
+        return members, first_line(error)
+    return members, None
 
 
 def _sample_clips(shard_name: str, shard: Path, parts: dict[str, list[ArchiveMember]]) -> list[Clip]:

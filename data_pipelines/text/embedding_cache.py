@@ -23,6 +23,7 @@ import safetensors
 import safetensors.numpy
 from absl import logging
 
+from data_pipelines.sources.remote import dataset_path
 from wamjax.errors import DataError
 
 # safetensors' reader of NumPy arrays does not know bfloat16, so its bits are stored.
@@ -72,7 +73,7 @@ class EmbeddingCache:
         """Opens the cache, which need not exist.
 
         Args:
-          folder: Folder of the caches of all encoders.
+          folder: Folder of the caches of all encoders; one in a store can be read and not be written to.
           fingerprint: Of this encoder (``encoder_fingerprint``).
           dtype: Dtype in which embeddings are kept: a key of ``DTYPES``.
 
@@ -81,7 +82,7 @@ class EmbeddingCache:
         """
         if dtype not in DTYPES:
             raise DataError(f"embeddings cannot be kept as {dtype!r}; expected one of {sorted(DTYPES)}")
-        self.folder, self.fingerprint, self.dtype = Path(folder) / fingerprint[:16], fingerprint, dtype
+        self.folder, self.fingerprint, self.dtype = dataset_path(folder) / fingerprint[:16], fingerprint, dtype
 
     def path_of(self, prompt: str) -> Path:
         """Returns the file of ``prompt``, whether it exists or not."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_pipelines.filters import keep_moving
+from data_pipelines.filters import is_moving
 from data_pipelines.index import build_index
 from tests.data_pipelines.test_index import make_source
 from wamjax.config.schema import RunConfig
@@ -25,7 +25,7 @@ def test_windows_kept_are_those_with_few_idle_steps(max_idle: float) -> None:
     is_idle = rng.random(60) < 0.4
     starts = np.arange(0, 56, dtype=np.int32)
     expected = [int(s) for s in starts if is_idle[s : min(s + 9, 60)].mean() <= max_idle]
-    kept = keep_moving(starts, is_idle, window_steps=8, max_idle=max_idle)
+    kept = starts[is_moving(starts, is_idle, window_steps=8, max_idle=max_idle)]
     assert kept.tolist() == expected
     assert 0 < len(kept) < len(starts) or max_idle == 0.0
 
@@ -60,7 +60,7 @@ def test_short_failed_and_nameless_episodes_are_left_out_each_with_its_reason(ma
 
 
 def test_filters_that_leave_nothing_are_refused(make_config: MakeConfig) -> None:
-    with pytest.raises(DataError, match=r"no training window: 0 usable episodes.*2 left out by config\.data\.filters$"):
+    with pytest.raises(DataError, match=r"no training window: 0 usable episodes.*2 left out by config\.data\.filters, "):
         build_index(make_source([20, 20]), with_filters(make_config, min_steps=50))
 
 

@@ -18,7 +18,8 @@ from launch.workdir import (
     versions,
     write_run,
 )
-from wamjax.config.schema import RunConfig
+from wamjax.config.buckets import BucketConfig, BucketsConfig
+from wamjax.config.schema import DataConfig, RunConfig
 from wamjax.errors import ConfigError, DataError
 
 CONFIG = RunConfig()
@@ -98,6 +99,24 @@ def test_lock_is_refused_while_held_and_free_afterwards(tmp_path: Path) -> None:
     with workdir.locked():
         pass
     assert workdir.lock.read_text() == ""
+
+
+def test_run_in_buckets_and_one_without_never_share_a_folder(tmp_path: Path) -> None:
+    sets = (BucketConfig(name="a", canvas=(48, 96), num_frames=9),)
+    plain, bucketed = RunConfig(), RunConfig(data=DataConfig(buckets=BucketsConfig(sets=sets)))
+    for begun, now, refusal in (
+        (plain, bucketed, r"counts samples, and this one counts batches \(config\.data\.buckets\.sets: 0 -> 1 buckets\)"),
+        (bucketed, plain, r"counts batches, and this one counts samples \(config\.data\.buckets\.sets: 1 -> 0 buckets\)"),
+    ):
+        write_run(WorkDir(tmp_path), begun, step=0, facts={})
+        for allow_change in (False, True):
+            with pytest.raises(ConfigError, match=refusal):
+                check_resumable(WorkDir(tmp_path), now, allow_change=allow_change)
+        (tmp_path / "run.json").unlink()
+    more = (*sets, BucketConfig(name="b", canvas=(48, 96), num_frames=5))
+    write_run(WorkDir(tmp_path), bucketed, step=0, facts={})
+    another = RunConfig(data=DataConfig(buckets=BucketsConfig(sets=more)))
+    check_resumable(WorkDir(tmp_path), another, allow_change=True)
 
 
 def test_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:

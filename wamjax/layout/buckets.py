@@ -88,14 +88,16 @@ def shortest_windows(config: RunConfig) -> RunConfig:
     """Returns ``config`` on its own canvas with the frames of its shortest bucket, and no buckets; else itself.
 
     These are the windows that are listed, and that an index holds: what lies between the shortest and a longer bucket
-    is decided window by window.
+    is decided window by window, and so is how much of a window is idle.
     """
     buckets = config.data.buckets
     if not buckets.sets:
         return config
     shortest = min(bucket.num_frames for bucket in buckets.sets)
     own = at_bucket(config, BucketConfig(name="shortest", canvas=config.data.canvas, num_frames=shortest))
-    return dataclasses.replace(own, data=dataclasses.replace(own.data, buckets=dataclasses.replace(buckets, sets=())))
+    filters = dataclasses.replace(own.data.filters, max_idle=1.0, idle_motion=0.0)
+    data = dataclasses.replace(own.data, filters=filters, buckets=dataclasses.replace(buckets, sets=()))
+    return dataclasses.replace(own, data=data)
 
 
 def count_tokens(config: RunConfig) -> int:

@@ -15,13 +15,14 @@ from data_pipelines.indexing.job import make_index
 from data_pipelines.mixtures.order import BLOCK
 from data_pipelines.mixtures.settings import resolve_mixture
 from data_pipelines.pipeline import Pipeline, build_pipeline
+from data_pipelines.sources.formats import open_source
 from data_pipelines.windows import WindowReader
 from tests.data_pipelines.conftest import LENGTHS
 from tests.data_pipelines.sources.test_clips import encode, write_folder
 from wamjax.batch import WamBatch, batch_spec
 from wamjax.config.buckets import BucketConfig, BucketsConfig
 from wamjax.config.schema import RunConfig
-from wamjax.config.sources import MixtureConfig, MixtureSource, MixtureStage
+from wamjax.config.sources import FilterConfig, MixtureConfig, MixtureSource, MixtureStage
 from wamjax.config.validation import check_values
 from wamjax.errors import ConfigError, DataError
 from wamjax.layout.buckets import count_tokens, shortest_windows, split_buckets
@@ -109,6 +110,56 @@ def test_whole_clips_never_go_beyond_the_end_and_what_is_too_short_is_counted(
     np.testing.assert_array_equal(rows.locate(np.arange(len(rows))), fitting)
     assert found.num_unfit == len(windows) - len(rows) > 0
     assert set(found.unfit.values()) == {"too few frames for long, the shortest bucket of its canvas"}
+
+
+def test_idle_steps_are_judged_on_the_length_of_each_bucket_with_and_without_an_index(
+    bucketed: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """The second state is noise: with ``idle_motion`` 1, steps are idle where it moved by less."""
+    filters = FilterConfig(max_idle=0.5, idle_motion=1.0)
+    config = bucketed(data={"filters": filters})
+    make_index(shortest_windows(config), tmp_path / "index", num_workers=1, part_episodes=100)
+    indexed = dataclasses.replace(config, data=dataclasses.replace(config.data, index=str(tmp_path / "index")))
+    source = open_source(config.data.path)
+
+    def windows(run: RunConfig, split: str) -> dict[str, set[tuple[int, int]]]:
+        found = {}
+        for name, part in open_buckets(run).parts.items():
+            assert isinstance(part, Pipeline)
+            reader = part.training_windows() if split == "train" else part.validation_windows()
+            samples = [reader[i] if split == "train" else reader.sample(i) for i in range(len(reader))]
+            found[name] = {(int(s.provenance[1]), int(s.provenance[2])) for s in samples}
+        return found
+
+    def is_moving(episode: int, start: int, span: int) -> bool:
+        noise = source.column("observation.state", episode)[:, 1]
+        steps = range(start, min(start + span + 1, LENGTHS[episode]))
+        return sum(t > 0 and abs(noise[t] - noise[t - 1]) <= 1.0 for t in steps) <= 0.5 * len(steps)
+
+    lost = 0
+    for split in ("train", "validation"):
+        every = windows(bucketed(), split)
+        kept = {
+            name: {window for window in own if is_moving(*window, span=STRIDE * (8 if name == "long" else 4))}
+            for name, own in every.items()
+        }
+        assert windows(config, split) == windows(indexed, split) == kept
+        assert all(0 < len(kept[name]) < len(own) for name, own in every.items() if split == "train")
+        lost += sum(len(own) - len(kept[name]) for name, own in every.items())
+    assert open_buckets(config).summary["idle_windows"] == lost
+    assert open_training_data(shortest_windows(config), workdir=None).summary["idle_windows"] == 0
+    nothing = bucketed(data={"filters": dataclasses.replace(filters, max_idle=0.0, idle_motion=99.0)})
+    with pytest.raises(DataError, match=r"none of its training windows fits a bucket: \d+ are too idle \(config\.data\.f"):
+        open_buckets(nothing)
+
+
+def test_source_without_room_in_a_bucket_is_refused_naming_source_and_bucket(
+    bucketed: Callable[..., RunConfig], dataset_path: Path
+) -> None:
+    sources = tuple(MixtureSource(name=n, path=str(dataset_path), weight=w) for n, w in (("a", 1.0), ("b", 1e-6)))
+    config = resolve_mixture(bucketed(data={"mixture": MixtureConfig(sources=sources)}))
+    with pytest.raises(ConfigError, match=r"^source 'b' of config\.data\.mixture in bucket 'long' has a share of 1e-06"):
+        open_buckets(config)
 
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])

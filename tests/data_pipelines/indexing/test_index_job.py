@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.indexing import job
-from data_pipelines.indexing.lock import locked
 from data_pipelines.indexing.manifest import MANIFEST_FILE, IndexManifest
 from data_pipelines.indexing.parts import PartOrder
 from data_pipelines.indexing.stored import open_index
+from data_pipelines.lock import locked
 from data_pipelines.pipeline import build_pipeline, prepare_normalisation
 from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.lerobot import LeRobotDataset
@@ -254,6 +254,7 @@ def test_videos_without_actions_are_indexed_and_read_from_where_they_lie(
 def test_second_job_on_one_folder_is_refused_in_one_line(sound: Path, make_config: MakeConfig, tmp_path: Path) -> None:
     out = tmp_path / "index"
     refusal = rf"^--out={re.escape(str(out))} is being made by process {os.getpid()} on .*; wait for that job"
-    with locked(out), pytest.raises(ConfigError, match=refusal):
+    out.mkdir()
+    with locked(out / "index.lock", "{holder}"), pytest.raises(ConfigError, match=refusal):
         make(make_config(sound), out)
     assert make(make_config(sound), out).counts["episodes"] == len(LENGTHS)
