@@ -33,6 +33,7 @@ from wamjax.errors import ConfigError, DataError
 CACHE_DIR, CACHE_GIB = "WAMJAX_CACHE_DIR", "WAMJAX_CACHE_GIB"
 _DEFAULT_GIB = 64.0
 _FETCHED_BYTES = 2**16  # at a time, of a file that is open: headers that are read one by one lie far apart
+_MESSAGE_CHARACTERS = 200
 _JUST_USED_S = 60.0  # a copy that was asked for this recently is not deleted: its reader may not have opened it yet
 _KEYS = "config.data.path, config.data.latents"
 _URL = re.compile(r"([a-z][a-z0-9+.-]*):/+")
@@ -254,7 +255,8 @@ def _try_again(path: RemotePath, read: Callable[[], T]) -> T:
         except (FileNotFoundError, PermissionError, IsADirectoryError):
             raise
         except Exception as error:  # each store's package has its own
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
+            words = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]  # some quote the page that a server sent
+            raise OSError(errno.EIO, f"{type(error).__name__}: {words}") from error
 
     try:
         return retry_read(attempt, str(path))

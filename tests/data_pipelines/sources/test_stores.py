@@ -172,8 +172,8 @@ def shards(path: Path) -> RunConfig:
     for number in range(3):
         video = encode(".mp4", frames=12, level=10 + 40 * number)
         write_shard(path / f"{number}.tar", {"x.mp4": video, "x.txt": b"wave", "y.mp4": video})
-    views = (("video", 0, 0, 32, 64),)
-    return run_config(path, views=views, state_key="", action_key="", frame_stride=1, decoded_frames_mib=0)
+    fields = {"views": (("video", 0, 0, 32, 64),), "state_key": "", "action_key": "", "decoded_frames_mib": 0}
+    return run_config(path, **fields)
 
 
 FORMATS = {
