@@ -7,7 +7,7 @@
 DIR stands for --config.data.path; without --config all cameras are looked at and the other keys are at their defaults.
 Of a mixture each source has an index of its own, made with --source=NAME. The work is split over processes; killed and
 started again, it makes what is missing. A run whose keys decide other windows, or a dataset that has changed since, is
-refused by name.
+refused by name. The index of a backbone's run is read by `wamjax data cache`: training on latents needs none.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from launch.experiment import (
 )
 from launch.output import check_writable
 from wamjax.config import bridge
+from wamjax.config.clip import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout.buckets import shortest_windows
@@ -51,7 +52,7 @@ def run(argv: list[str]) -> int:
     """Makes what is missing of the index and prints what it holds."""
     values = flags.FLAGS
     check_writable("json", values.json)
-    config, out = shortest_windows(_read_config(argv)), Path(values.out)
+    config, out = _listed_windows(_read_config(argv)), Path(values.out)
     started = time.perf_counter()
     manifest = make_index(config, out, num_workers=values.num_workers, part_episodes=values.part_episodes)
     indexed = dataclasses.replace(config, data=dataclasses.replace(config.data, index=str(out)))
@@ -62,6 +63,12 @@ def run(argv: list[str]) -> int:
         content = {"fingerprint": manifest.fingerprint, **dataclasses.asdict(manifest)}
         Path(values.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def _listed_windows(config: RunConfig) -> RunConfig:
+    """Returns the run whose windows are listed: of a backbone the clips that `wamjax data cache` encodes."""
+    shortest = shortest_windows(config)
+    return shortest if config.backbone is None else pixel_windows(shortest)
 
 
 def _read_config(argv: list[str]) -> RunConfig:

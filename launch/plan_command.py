@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from wamjax.planning.cost import load_prices
 from wamjax.planning.efficiency import Efficiencies, efficiencies_of, with_overrides
 from wamjax.planning.machine import Machine, chip_names, machine_of_chips, machine_of_topology
 from wamjax.planning.plan import make_plan
-from wamjax.planning.plan_json import to_json
+from wamjax.planning.plan_json import bucket_json, to_json
 from wamjax.planning.run_length import Wanted, parse_duration
 from wamjax.planning.text import describe
 
@@ -126,6 +127,9 @@ def run(argv: list[str]) -> int:
             f"\nThe above is for config.data.canvas and config.layout; in buckets:\n{describe_buckets(config, costs)}"
         )
     report = to_json(plan)
+    if buckets:
+        report["buckets"] = bucket_reports(buckets, machine)
+        report["sources"]["buckets"] = {"source": Source.ASSUMED.value, "note": "each key as that of the whole plan"}
     if values.compile or values.shardings:
         report |= importlib.import_module(_COMPILE_MODULE).build(
             plan, topology=values.topology, is_compiled=values.compile, hlo=values.hlo
@@ -134,6 +138,21 @@ def run(argv: list[str]) -> int:
         report["sources"]["compile"] = {"source": Source.COMPILED.value, "note": "libtpu, for the slice; nothing ran"}
     write_outputs(report)
     return 0
+
+
+def bucket_reports(buckets: Mapping[str, RunConfig], machine: Machine | None) -> list[dict[str, Any]]:
+    """Returns what of a plan is each bucket's own, after printing what it needs of ``machine``."""
+    efficiencies = None if machine is None else efficiencies_from_flags(machine)
+    reports = []
+    for name, own in buckets.items():
+        report = {"name": name, **bucket_json(make_plan(own, machine=machine, efficiencies=efficiencies))}
+        reports.append(report)
+        if machine is not None:
+            step, memory = report["time"]["step_s"], report["memory"]
+            time = "no step time" if step is None else f"{step['mid']:.3g} s a step ({step['low']:.3g} to {step['high']:.3g})"
+            fits = "fits" if memory["fits"] else "does not fit"
+            print(f"{name:16} {time}, {memory['total_bytes'] / 2**30:.2f} GiB a device: {fits}")
+    return reports
 
 
 def write_outputs(report: dict[str, Any]) -> None:

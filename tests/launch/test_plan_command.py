@@ -242,3 +242,29 @@ def test_machine_that_needs_the_batch_in_parts_is_not_called_impossible(capsys: 
     printed = capsys.readouterr().out
     assert "1 of 1 feasible" in printed
     assert "parts=4" in printed
+
+
+@pytest.mark.slow
+def test_each_bucket_is_planned_as_a_run_of_its_size_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"long": 81, "short": 41}
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "import dataclasses\nfrom experiments.pretrain import wan_14b_480p\nfrom wamjax.config import bridge\n"
+        "from wamjax.config.buckets import BucketConfig, BucketsConfig\n\n\n"
+        "def get_config():\n"
+        "  config = bridge.from_config_dict(wan_14b_480p.get_config())\n"
+        f"  sets = [BucketConfig(name=n, canvas=(480, 832), num_frames=f) for n, f in {sizes}.items()]\n"
+        "  buckets = BucketsConfig(sets=tuple(sets), batch_multiple=16)\n"
+        "  data = dataclasses.replace(config.data, buckets=buckets)\n"
+        "  return bridge.to_config_dict(dataclasses.replace(config, data=data))\n"
+    )
+    machine = "--topology=v5p:4x4x4"
+    found = plan(tmp_path, f"--config={experiment}", machine)
+    assert "GiB a device: fits" in capsys.readouterr().out
+    for bucket in found["buckets"]:
+        alone = plan(tmp_path, WAN_480P, machine, f"--config.clip.num_frames={sizes[bucket['name']]}")
+        assert bucket.pop("name") in sizes
+        assert bucket["time"]["step_s"]["mid"] > 0
+        assert {key: alone[key] for key in bucket} == bucket
+    tokens = [bucket["tokens"]["per_sample"] for bucket in found["buckets"]]
+    assert tokens == [21 * 30 * 52, 11 * 30 * 52]

@@ -62,6 +62,13 @@ def to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def bucket_json(plan: Plan) -> dict[str, Any]:
+    """Returns what of a run in buckets is the one's that ``plan`` is of; keys as ``to_json`` has them."""
+    found = to_json(plan)
+    keys = ("global_batch_size", "sample", "tokens", "flops", "flops_per_step", "memory", "time")
+    return {key: found[key] for key in keys if key in found}
+
+
 def _sample_json(plan: Plan) -> dict[str, Any]:
     sample, batch = plan.sample, plan.batch
     return {
