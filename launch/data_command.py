@@ -16,10 +16,14 @@ from absl import flags
 
 from data_pipelines.inspection import QUANTILES, inspect_source, summarise_values, usable_episodes
 from data_pipelines.inspection_pictures import contact_sheet, histograms, replay, spread
+from data_pipelines.latents.inspection import inspect_latents
+from data_pipelines.latents.manifest import MANIFEST_FILE as LATENTS_MANIFEST
 from data_pipelines.recording.record import RecordConfig, record_dataset
 from data_pipelines.sources.formats import open_source
+from data_pipelines.sources.remote import dataset_path
 from data_pipelines.sources.source import Source
 from launch.command import Command, Verb
+from launch.output import check_writable
 from launch.page import page_template
 from wamjax.errors import ConfigError
 
@@ -82,6 +86,10 @@ def _define_inspect_flags() -> None:
 
 def _run_inspect(argv: list[str]) -> int:
     """Prints what a dataset holds, which episodes cannot be read, and what in its values looks wrong."""
+    check_writable("json", flags.FLAGS.json)
+    check_writable("html", flags.FLAGS.html)
+    if len(argv) == 1 and (dataset_path(argv[0]) / LATENTS_MANIFEST).is_file():
+        return _inspect_latents(dataset_path(argv[0]))
     source = _open(argv)
     summary = inspect_source(source)
     rate = "unknown frame rate" if summary["fps"] is None else f"{summary['fps']:g} frames per second"
@@ -110,6 +118,26 @@ def _run_inspect(argv: list[str]) -> int:
     _report(lines, summary)
     if flags.FLAGS.html:
         _write("html", _inspection_page(source, summary, lines))
+    return 0
+
+
+def _inspect_latents(folder: Path) -> int:
+    """Prints what a folder of cached latents holds and which of its records cannot be read."""
+    if flags.FLAGS.html:
+        raise ConfigError(f"--html={flags.FLAGS.html}: {folder} holds cached latents, of which there are no pictures")
+    found = inspect_latents(folder)
+    windows = ", ".join(f"{count:,} {split}" for split, count in found["windows"].items())
+    lines = [
+        f"{folder}: {found['format']} of {found['dataset']}, {found['episodes']} episodes, {found['frames']} latent frames",
+        f"windows: {windows}, of {found['record_bytes']:,} bytes; {found['prompts']} prompts",
+        f"encoders: {', '.join(f'{name} {digest[:16]}' for name, digest in found['encoders'].items())}",
+        f"quarantined when they were made: {found['quarantined_count']} episodes",
+        f"windows with values that are not finite: {found['windows_not_finite']}",
+        f"records that cannot be read: {len(found['damaged'])}",
+        *(f"  {reason}" for reason in found["damaged"][:MAX_PRINTED]),
+        *_say_rest(len(found["damaged"]), "records"),
+    ]
+    _report(lines, found)
     return 0
 
 

@@ -24,6 +24,7 @@ from data_pipelines.normalisation import write_json
 from wamjax.batch import batch_spec
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
+from wamjax.config.sources import FilterConfig
 from wamjax.errors import ConfigError, DataError
 
 MANIFEST_FILE = "latents.json"
@@ -189,6 +190,8 @@ def cache_settings(config: RunConfig) -> dict[str, Any]:
     name = config.data.embodiment
     # What a specification says decides the records, not where it lies.
     settings: dict[str, Any] = {"data.embodiment": fingerprint(load_embodiment(name)) if name else ""}
+    if config.data.filters != FilterConfig():  # they decide which windows there are
+        settings["data.filters"] = dataclasses.asdict(config.data.filters)
     if config.data.buckets.sets:  # which windows go to one bucket depends on all of them
         settings["data.buckets.sets"] = [dataclasses.asdict(bucket) for bucket in config.data.buckets.sets]
         settings["data.buckets.upsample"] = config.data.buckets.upsample
@@ -212,7 +215,9 @@ def record_fields(config: RunConfig) -> tuple[Field, ...]:
 
 def check_begun(found: Manifest, config: RunConfig, shard_windows: int, folder: Path) -> None:
     """Raises ``ConfigError`` where ``folder`` was begun with other settings: what is known before anything is read."""
-    pairs = [(f"config.{key}", found.settings.get(key), value) for key, value in cache_settings(config).items()]
+    wanted = cache_settings(config)
+    keys = sorted(found.settings.keys() | wanted.keys())
+    pairs = [(f"config.{key}", found.settings.get(key), wanted.get(key)) for key in keys]
     pairs.append(("--shard_windows", found.shard_windows, shard_windows))
     pairs += [(f"record field {name}", a, b) for name, a, b in _different_fields(found.fields, record_fields(config))]
     _refuse_difference(pairs, folder)
@@ -240,10 +245,12 @@ def _refuse_difference(pairs: list[tuple[str, Any, Any]], folder: Path) -> None:
 
 def check_readable(found: Manifest, config: RunConfig, folder: Path) -> None:
     """Raises ``ConfigError`` unless the latents of ``folder`` are what ``config`` reads; names the difference."""
-    for key, value in cache_settings(config).items():
-        if found.settings.get(key) != value:
+    wanted = cache_settings(config)
+    for key in sorted(found.settings.keys() | wanted.keys()):
+        old, new = found.settings.get(key), wanted.get(key)
+        if old != new:
             raise ConfigError(
-                f"latents {folder} were made with config.{key}={found.settings.get(key)!r} and this run has {value!r}: "
+                f"latents {folder} were made with config.{key}={old!r} and this run has {new!r}: "
                 f"change config.{key}, or make others with wamjax data cache and name them in config.data.latents"
             )
     for name, old, new in _different_fields(found.fields, record_fields(config)):

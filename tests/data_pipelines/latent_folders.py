@@ -49,10 +49,11 @@ def latent_run(path: Path, folder: Path | str, buckets: BucketsConfig | None = N
 
 def fill_latents(config: RunConfig, pipeline: Pipeline, folder: Path) -> Path:
     """Makes the latents of ``config`` from the windows in pixels of ``pipeline``."""
+    keys = ("path", "fingerprint", "fps", "quarantined", "too_short", "episodes", "steps")
     manifest = describe(
         config,
         pipeline.index,
-        dataset={"path": config.data.path, "fingerprint": pipeline.fingerprint, "fps": 30, "steps": 1},
+        dataset={key: pipeline.summary[key] for key in keys},
         encoders={"vae": "v", "text": "t"},
         shard_windows=64,
         prompts=pipeline.prompts,

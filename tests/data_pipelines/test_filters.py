@@ -60,7 +60,7 @@ def test_short_failed_and_nameless_episodes_are_left_out_each_with_its_reason(ma
 
 
 def test_filters_that_leave_nothing_are_refused(make_config: MakeConfig) -> None:
-    with pytest.raises(DataError, match=r"no training window: 0 usable episodes.*2 left out by config\.data\.filters, "):
+    with pytest.raises(DataError, match=r"no training window: 0 usable episodes.*2 left out by config\.data\.filters$"):
         build_index(make_source([20, 20]), with_filters(make_config, min_steps=50))
 
 

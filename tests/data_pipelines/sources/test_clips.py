@@ -186,12 +186,13 @@ def test_damaged_header_is_not_taken_for_the_end(tmp_path: Path, videos: dict[st
 
 def test_sample_with_two_videos_or_a_broken_caption_is_quarantined(tmp_path: Path, videos: dict[str, bytes]) -> None:
     sound = videos["a/one.mp4"]
-    files = {"p.mp4": sound, "p.webm": sound, "q.mp4": sound, "q.json": b"{", "r.mp4": sound}
+    files = {"p.mp4": sound, "p.webm": sound, "q.mp4": sound, "q.json": b"{", "r.mp4": sound, "s.mp4": b"no video" * 99}
     write_shard(tmp_path / "0.tar", files)
     broken = open_source(tmp_path).find_broken()
     assert broken[0] == "0.tar:p.mp4: its sample has 2 videos: which one is meant nothing tells"
     assert broken[1].startswith("0.tar:q.json cannot be read: Expecting property name")
-    assert list(broken) == [0, 1]
+    assert broken[3].startswith("0.tar:s.mp4 cannot be read: Invalid data found")
+    assert list(broken) == [0, 1, 3]
 
 
 def test_folder_of_two_formats_is_refused(tmp_path: Path, videos: dict[str, bytes]) -> None:
