@@ -102,7 +102,8 @@ def assemble_index(survey: Survey, config: RunConfig, path: Path) -> EpisodeInde
             f"dataset {path} has no training window: {len(records)} usable episodes, {len(too_short)} of them "
             f"not longer than the {steps} steps of a block (config.layout.frames_per_block x config.data.frame_stride)"
             f", {len(survey.unwanted)} left out by config.data.filters"
-            + f", whose max_idle leaves out {idle_windows} windows" * bool(idle_windows)
+            + f", whose max_idle leaves out {idle_windows} windows"
+            * bool(idle_windows)
         )
     return EpisodeIndex(
         records=records,

@@ -128,8 +128,9 @@ def _inspect_latents(folder: Path) -> int:
     found = inspect_latents(folder)
     windows = ", ".join(f"{count:,} {split}" for split, count in found["windows"].items())
     lines = [
-        f"{folder}: {found['format']} of {found['dataset']}, {found['episodes']} episodes, {found['frames']} latent frames",
-        f"windows: {windows}, of {found['record_bytes']:,} bytes; {found['prompts']} prompts",
+        f"{folder}: {found['format']} of {found['dataset']}, {found['episodes']} episodes",
+        f"windows: {windows}, of {found['record_bytes']:,} bytes; {found['frames']} latent frames",
+        f"prompts: {found['prompts']}",
         f"encoders: {', '.join(f'{name} {digest[:16]}' for name, digest in found['encoders'].items())}",
         f"quarantined when they were made: {found['quarantined_count']} episodes",
         f"windows with values that are not finite: {found['windows_not_finite']}",

@@ -149,7 +149,11 @@ def bucket_reports(buckets: Mapping[str, RunConfig], machine: Machine | None) ->
         reports.append(report)
         if machine is not None:
             step, memory = report["time"]["step_s"], report["memory"]
-            time = "no step time" if step is None else f"{step['mid']:.3g} s a step ({step['low']:.3g} to {step['high']:.3g})"
+            time = (
+                "no step time"
+                if step is None
+                else f"{step['mid']:.3g} s a step ({step['low']:.3g} to {step['high']:.3g})"
+            )
             fits = "fits" if memory["fits"] else "does not fit"
             print(f"{name:16} {time}, {memory['total_bytes'] / 2**30:.2f} GiB a device: {fits}")
     return reports

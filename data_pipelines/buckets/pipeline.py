@@ -326,7 +326,9 @@ def _report_unfit(found: Mapping[str, Assignment], path: str) -> Unfit:
     )
     named = "; ".join(f"episode {index}: {reason}" for index, reason in list(episodes.items())[:_MAX_NAMED])
     if not any(len(rows) for rows in found["train"].rows.values()):
-        idle = f"{unfit.idle_windows} are too idle (config.data.filters.max_idle)" if unfit.idle_windows else "it has none"
+        idle = (
+            f"{unfit.idle_windows} are too idle (config.data.filters.max_idle)" if unfit.idle_windows else "it has none"
+        )
         raise DataError(f"dataset {path}: none of its training windows fits a bucket: {named or idle}")
     if unfit.windows:
         logging.warning(

@@ -42,8 +42,8 @@ class IndexManifest:
       dataset: ``path``, ``format``, ``fps``, ``fingerprint`` of the content, ``stamp`` of the files, ``cameras`` and
         ``columns`` that were looked at, ``features`` (dtype and shape by name), ``tasks`` in the dataset's order.
       settings: See ``index_settings``.
-      counts: ``episodes`` declared, ``steps`` of those read, ``episodes`` and ``windows`` by split, ``idle_windows`` that
-        are left out, and ``tasks`` as ``EpisodeIndex.task_episodes``.
+      counts: ``episodes`` declared, ``steps`` of those read, ``episodes`` and ``windows`` by split, ``idle_windows``
+        that are left out, and ``tasks`` as ``EpisodeIndex.task_episodes``.
       quarantined: Reason by episode index.
       unwanted: Reason by episode index.
       too_short: Length by episode index.

@@ -123,7 +123,9 @@ class SplitRecords:
             for path, (_, windows) in zip(self._paths, self._shards, strict=True):
                 least = len(windows) * manifest.record_bytes
                 if path.stat().st_size < least:
-                    raise DataError(f"shard {path} has {path.stat().st_size} bytes, expected more than {least}: {_DAMAGED}")
+                    raise DataError(
+                        f"shard {path} has {path.stat().st_size} bytes, expected more than {least}: {_DAMAGED}"
+                    )
         else:
             for shard in range(len(self._paths)):
                 self._open(shard)

@@ -83,7 +83,9 @@ class MixturePipeline:
         self._windows = {name: part.training_windows() for name, part in parts.items()}
         self.order = MixtureOrder(
             self._stages(),
-            names=[f"source {name!r} of config.data.mixture{f' in bucket {bucket!r}' * bool(bucket)}" for name in parts],
+            names=[
+                f"source {name!r} of config.data.mixture{f' in bucket {bucket!r}' * bool(bucket)}" for name in parts
+            ],
             seed=seed_of(config.data.shuffle_seed, "order of the mixture"),
         )
 

@@ -236,9 +236,7 @@ def _filesystem(path: RemotePath) -> Any:
     try:
         return fsspec.core.url_to_fs(str(path))[0]
     except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"{path} ({_KEYS}) cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ConfigError(f"{path} ({_KEYS}) cannot be read: {str(error).strip().splitlines()[0]}") from error
 
 
 def _try_again(path: RemotePath, read: Callable[[], T]) -> T:

@@ -280,12 +280,14 @@ def _reason(error: Exception) -> str:
 
 def _open_member(path: Path, member: ArchiveMember) -> PartFile:
     """Opens a member of an archive by ``pread``."""
-    place = {"begin": member.offset, "size": member.size}
     if isinstance(path, RemotePath):
-        return PartFile(lambda offset, size: read_at(path, offset, size), **place)
+        return PartFile(lambda offset, size: read_at(path, offset, size), begin=member.offset, size=member.size)
     descriptor = os.open(path, os.O_RDONLY)
     return PartFile(
-        lambda offset, size: os.pread(descriptor, size, offset), **place, close=lambda: os.close(descriptor)
+        lambda offset, size: os.pread(descriptor, size, offset),
+        begin=member.offset,
+        size=member.size,
+        close=lambda: os.close(descriptor),
     )
 
 

@@ -105,8 +105,16 @@ def test_run_in_buckets_and_one_without_never_share_a_folder(tmp_path: Path) -> 
     sets = (BucketConfig(name="a", canvas=(48, 96), num_frames=9),)
     plain, bucketed = RunConfig(), RunConfig(data=DataConfig(buckets=BucketsConfig(sets=sets)))
     for begun, now, refusal in (
-        (plain, bucketed, r"counts samples, and this one counts batches \(config\.data\.buckets\.sets: 0 -> 1 buckets\)"),
-        (bucketed, plain, r"counts batches, and this one counts samples \(config\.data\.buckets\.sets: 1 -> 0 buckets\)"),
+        (
+            plain,
+            bucketed,
+            r"counts samples, and this one counts batches \(config\.data\.buckets\.sets: 0 -> 1 buckets\)",
+        ),
+        (
+            bucketed,
+            plain,
+            r"counts batches, and this one counts samples \(config\.data\.buckets\.sets: 1 -> 0 buckets\)",
+        ),
     ):
         write_run(WorkDir(tmp_path), begun, step=0, facts={})
         for allow_change in (False, True):

@@ -126,9 +126,10 @@ def test_idle_steps_are_judged_on_the_length_of_each_bucket_with_and_without_an_
         found = {}
         for name, part in open_buckets(run).parts.items():
             assert isinstance(part, Pipeline)
-            reader = part.training_windows() if split == "train" else part.validation_windows()
-            samples = [reader[i] if split == "train" else reader.sample(i) for i in range(len(reader))]
-            found[name] = {(int(s.provenance[1]), int(s.provenance[2])) for s in samples}
+            assert part._bucket is not None
+            rows, table = part._bucket[split], getattr(part.index, split)
+            chosen = rows.locate(np.arange(len(rows)))
+            found[name] = set(zip(table.episodes[chosen].tolist(), table.starts[chosen].tolist(), strict=True))
         return found
 
     def is_moving(episode: int, start: int, span: int) -> bool:
@@ -149,7 +150,9 @@ def test_idle_steps_are_judged_on_the_length_of_each_bucket_with_and_without_an_
     assert open_buckets(config).summary["idle_windows"] == lost
     assert open_training_data(shortest_windows(config), workdir=None).summary["idle_windows"] == 0
     nothing = bucketed(data={"filters": dataclasses.replace(filters, max_idle=0.0, idle_motion=99.0)})
-    with pytest.raises(DataError, match=r"none of its training windows fits a bucket: \d+ are too idle \(config\.data\.f"):
+    with pytest.raises(
+        DataError, match=r"none of its training windows fits a bucket: \d+ are too idle \(config\.data\.f"
+    ):
         open_buckets(nothing)
 
 
@@ -158,7 +161,9 @@ def test_source_without_room_in_a_bucket_is_refused_naming_source_and_bucket(
 ) -> None:
     sources = tuple(MixtureSource(name=n, path=str(dataset_path), weight=w) for n, w in (("a", 1.0), ("b", 1e-6)))
     config = resolve_mixture(bucketed(data={"mixture": MixtureConfig(sources=sources)}))
-    with pytest.raises(ConfigError, match=r"^source 'b' of config\.data\.mixture in bucket 'long' has a share of 1e-06"):
+    with pytest.raises(
+        ConfigError, match=r"^source 'b' of config\.data\.mixture in bucket 'long' has a share of 1e-06"
+    ):
         open_buckets(config)
 
 

@@ -23,6 +23,7 @@ from data_pipelines.sources import remote, retry
 from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.remote import CACHE_DIR, CACHE_GIB, RemotePath, dataset_path, read_at
 from data_pipelines.sources.source import Source
+from launch.workdir import WorkDir
 from tests.data_pipelines.conftest import run_config
 from tests.data_pipelines.sources.test_clips import encode, write_folder, write_shard
 from tests.data_pipelines.sources.test_hdf5 import write_file
@@ -170,6 +171,38 @@ def test_a_read_that_fails_twice_is_tried_again_and_one_that_always_fails_is_qua
     Unreliable.failures.update({"info.json": 10**6})
     with pytest.raises(DataError, match=r"^dataset unreliable://bucket/set: meta/info\.json cannot be read: .*503"):
         open_source(address)
+
+
+@pytest.mark.parametrize(
+    ("write", "name"), [(golden("rlds_tfrecord"), "train"), (write_shards, "1.tar")], ids=["tfrecord", "shards"]
+)
+def test_read_in_the_middle_of_an_open_file_is_tried_again(
+    write: Callable[[Path], Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = write(tmp_path / "set")
+    found, reads = Unreliable.cat_file, []
+
+    def fail_every_other(self: Unreliable, path: Any, **kwargs: Any) -> bytes:
+        if name in path:
+            reads.append(kwargs)
+            if len(reads) % 2 == 0:
+                raise ConnectionError("503 Service Unavailable")
+        return found(self, path, **kwargs)
+
+    monkeypatch.setattr(Unreliable, "cat_file", fail_every_other)
+    monkeypatch.setattr(remote, "_FETCHED_BYTES", 64)
+    assert_same_content(open_source(upload(local, "unreliable")), open_source(local))
+    assert len(reads) > 3
+
+
+def test_folders_to_write_to_or_to_map_are_on_a_disk(dataset_path: Path, tmp_path: Path) -> None:
+    config = run_config(dataset_path, index="gs://bucket/index")
+    with pytest.raises(ConfigError, match=r"^--out=gs:/bucket/x is an address; expected a folder on a disk"):
+        make_index(config, Path("gs://bucket/x"), num_workers=1, part_episodes=9)
+    with pytest.raises(ConfigError, match=r"^config\.data\.index=gs://bucket/index is an address"):
+        build_pipeline(config, workdir=None)
+    with pytest.raises(ConfigError, match=r"^--workdir=s3:/bucket/run is an address"):
+        WorkDir(Path("s3://bucket/run")).create()
 
 
 def test_copies_stay_within_their_limit_and_those_not_used_for_longest_go_first(

@@ -57,7 +57,7 @@ class Files(http.server.SimpleHTTPRequestHandler):
 
     faults: Faults
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
@@ -101,9 +101,7 @@ def _web(folder: Path, _: pytest.MonkeyPatch) -> Iterator[Store]:
     pytest.importorskip("aiohttp", reason="fsspec reads http:// through aiohttp (pip install aiohttp)")
     folder.mkdir()
     handler = type("Served", (Files,), {"faults": Faults()})
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(handler, directory=str(folder))
-    ) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
         def put(source: Path) -> str:
@@ -207,7 +205,8 @@ def test_index_and_first_batches_are_those_of_the_disk(kind: str, store: Store, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("lerobot", "file-000.parquet"), ("array_record", "val"), ("tfrecord", "val"), ("webdataset", "1.tar")]
+    ("kind", "name"),
+    [("lerobot", "file-000.parquet"), ("array_record", "val"), ("tfrecord", "val"), ("webdataset", "1.tar")],
 )
 def test_read_that_fails_is_tried_again_and_then_quarantined(
     kind: str, name: str, store: Store, tmp_path: Path
