@@ -2,22 +2,42 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from data_pipelines.buckets.pipeline import BucketPipeline, find_bucket, open_bucket_windows, open_training_data
+from data_pipelines.indexing.job import make_index
 from data_pipelines.latents.pipeline import LatentPipeline
 from tests.data_pipelines.latent_folders import fill_latents, latent_run
 from wamjax.batch import batch_spec
 from wamjax.config.buckets import BucketConfig, BucketsConfig
+from wamjax.config.clip import pixel_windows
+from wamjax.config.sources import FilterConfig
 from wamjax.errors import ConfigError
+from wamjax.layout.buckets import shortest_windows
 
 BUCKETS = (
     BucketConfig(name="short", canvas=(32, 64), num_frames=5),
     BucketConfig(name="long", canvas=(32, 64), num_frames=9),
 )
+
+
+@pytest.mark.parametrize("formulation", ["joint", "video"])
+def test_clips_of_a_bucket_are_those_of_its_index(dataset_path: Path, tmp_path: Path, formulation: Any) -> None:
+    config = latent_run(dataset_path, tmp_path, BucketsConfig(sets=BUCKETS))
+    data = dataclasses.replace(config.data, filters=FilterConfig(max_idle=0.5, idle_motion=1.0))
+    config = dataclasses.replace(config, data=data, layout=dataclasses.replace(config.layout, formulation=formulation))
+    make_index(pixel_windows(shortest_windows(config)), tmp_path / "index", num_workers=1, part_episodes=100)
+    indexed = dataclasses.replace(config, data=dataclasses.replace(data, index=str(tmp_path / "index")))
+    for name in ("short", "long"):
+        found, expected = (open_bucket_windows(own, name).index for own in (indexed, config))
+        assert len(expected.train) > 0
+        np.testing.assert_array_equal(found.train.starts, expected.train.starts)
+        np.testing.assert_array_equal(found.train.episodes, expected.train.episodes)
+        np.testing.assert_array_equal(found.validation.starts, expected.validation.starts)
 
 
 def test_latents_of_each_bucket_make_one_stream_of_global_batches(dataset_path: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from data_pipelines.sources.formats import open_source
 from data_pipelines.sources.lerobot import LeRobotDataset
+from tests.data_pipelines.sources.test_clips import encode
 from wamjax.errors import DataError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
@@ -134,6 +135,13 @@ def test_wrong_fps_breaks_every_video_and_names_the_frame(damaged: Path) -> None
     broken = LeRobotDataset(damaged, columns=()).find_broken()
     assert list(broken) == [0, 1, 2]
     assert "not at" in broken[0]
+
+
+def test_variable_frame_rate_quarantines_its_episode_and_names_the_frame(damaged: Path) -> None:
+    uneven = encode(".mp4", frames=5, level=9, fps=10, pts=[0, 1, 2, 4, 5])
+    (damaged / VIDEO.format(1)).write_bytes(uneven)
+    broken = open_source(damaged).find_broken()
+    assert broken == {1: f"{VIDEO.format(1)}: frame 3 lies at 0.4000 s, not at 3/10 s"}
 
 
 def rewrite_lines(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:

@@ -200,7 +200,7 @@ def test_index_and_first_batches_are_those_of_the_disk(kind: str, store: Store, 
     elsewhere = with_data(config, path=store.put(tmp_path / "set"))
     jax.tree.map(np.testing.assert_array_equal, first_batches(elsewhere), expected)
     index = tmp_path / "index"
-    make_index(elsewhere, index, num_workers=1, part_episodes=3)
+    make_index(elsewhere, index, num_workers=2, part_episodes=3)
     jax.tree.map(np.testing.assert_array_equal, first_batches(with_data(elsewhere, index=str(index))), expected)
 
 
