@@ -11,11 +11,12 @@ import pytest
 from data_pipelines.buckets.pipeline import BucketPipeline, find_bucket, open_bucket_windows, open_training_data
 from data_pipelines.indexing.job import make_index
 from data_pipelines.latents.pipeline import LatentPipeline
+from data_pipelines.mixtures.settings import resolve_mixture
 from tests.data_pipelines.latent_folders import fill_latents, latent_run
 from wamjax.batch import batch_spec
 from wamjax.config.buckets import BucketConfig, BucketsConfig
 from wamjax.config.clip import pixel_windows
-from wamjax.config.sources import FilterConfig
+from wamjax.config.sources import FilterConfig, MixtureConfig, MixtureSource
 from wamjax.errors import ConfigError
 from wamjax.layout.buckets import shortest_windows
 
@@ -67,3 +68,27 @@ def test_latents_of_each_bucket_make_one_stream_of_global_batches(dataset_path: 
     other = BucketsConfig(sets=(BUCKETS[0], dataclasses.replace(BUCKETS[1], num_frames=13)), batch_multiple=2)
     with pytest.raises(ConfigError, match=r"data\.buckets\.sets"):
         open_training_data(latent_run(dataset_path, tmp_path, other), workdir=None)
+
+
+def test_mixture_of_latents_in_buckets_counts_each_source(dataset_path: Path, tmp_path: Path) -> None:
+    config = latent_run(dataset_path, "", BucketsConfig(sets=BUCKETS, batch="samples"))
+    sources = []
+    for name, weight, stride in (("a", 1.0, 2), ("b", 3.0, 1)):
+        own = dataclasses.replace(config, data=dataclasses.replace(config.data, frame_stride=stride))
+        for bucket in BUCKETS:
+            folder = tmp_path / name / bucket.name
+            fill_latents(find_bucket(own, bucket.name), open_bucket_windows(own, bucket.name), folder)
+        latents = str(tmp_path / name)
+        source = MixtureSource(name=name, path=str(dataset_path), latents=latents, weight=weight, frame_stride=stride)
+        sources.append(source)
+    data = dataclasses.replace(config.data, mixture=MixtureConfig(sources=tuple(sources)))
+    pipeline = open_training_data(resolve_mixture(dataclasses.replace(config, data=data)), workdir=tmp_path / "run")
+    stream, counts = pipeline.train_stream(0, 1), np.zeros(2, int)
+    for position in range(1, 31):
+        counts += np.bincount(next(stream).provenance[:, 0], minlength=2)
+        assert pipeline.count_samples(position) == {"a": counts[0], "b": counts[1]}
+    stream.close()
+    assert 0 < counts[0] < counts[1]
+    again = open_training_data(resolve_mixture(dataclasses.replace(config, data=data)), workdir=tmp_path / "run")
+    assert again.fingerprint == pipeline.fingerprint
+    assert set(again.summary["sources"]) == {"a", "b"}
