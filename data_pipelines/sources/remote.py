@@ -194,6 +194,8 @@ class _Listing:
 
         try:
             found = _try_again(root, find)
+        except FileNotFoundError as error:
+            raise DataError(f"{root} does not exist ({_KEYS}): the store knows no such folder or bucket") from error
         except OSError as error:
             raise DataError(f"{root} cannot be listed ({_KEYS}): {error}") from error
         self.files: dict[str, _Entry] = {}

@@ -230,6 +230,18 @@ def test_read_that_fails_is_tried_again_and_then_quarantined(
     assert all(name in reason and "507" in reason for reason in found.find_broken().values())
 
 
+def test_folder_that_is_not_there_is_refused_in_one_line(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.txt").write_text("a")
+    address = store.put(tmp_path / "set")
+    for missing in (f"{address}-missing", address.replace("/bucket/", "/nobucket/")):
+        if missing != address:
+            with pytest.raises(
+                DataError, match=r"-missing does not exist|^gs://nobucket/set does not exist.*or bucket$"
+            ):
+                open_source(missing)
+
+
 def test_latents_are_read_as_from_the_disk_and_a_shard_that_fails_stops_the_run(store: Store, tmp_path: Path) -> None:
     local = latent_run(write_episodes(tmp_path / "set"), tmp_path / "latents")
     fill_latents(local, build_pipeline(pixel_windows(local), workdir=None), tmp_path / "latents")
