@@ -24,7 +24,7 @@ from wamjax.sampling.latent_policy import LatentPolicy
 from wamjax.sampling.policy import Policy, PromptTable
 from wamjax.sampling.solvers import SolverConfig, build_schedule, sample, sample_reusing
 
-WITHOUT_CACHE = ("cosmos_policy_libero", "cosmos_policy_robocasa")
+WITHOUT_CACHE = ("cosmos_policy_libero", "cosmos_policy_robocasa", "latent_plan")
 CHUNKED = sorted(set(ACTING) - set(WITHOUT_CACHE))
 QUICK = ("fast_wam_libero",)
 

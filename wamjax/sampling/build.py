@@ -7,6 +7,7 @@ from wamjax.config.systems import check_acts
 from wamjax.errors import ConfigError
 from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
+from wamjax.sampling.plan_policy import LatentPlanPolicy
 from wamjax.sampling.policy import LatentCodec, PromptTable
 from wamjax.types import PureDict
 
@@ -28,4 +29,5 @@ def build_policy(
         )
     if config.layout.formulation == "latent_frames":
         return LatentFramesPolicy(config, params, codec=codec, prompts=prompts)
-    return LatentPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine)
+    make = LatentPlanPolicy if config.layout.formulation == "plan" else LatentPolicy
+    return make(config, params, codec=codec, prompts=prompts, imagine=imagine)
