@@ -82,7 +82,7 @@ def pixel_windows(config: RunConfig) -> RunConfig:
     if config.layout.formulation in ("alternating", "latent_frames"):
         raise ConfigError(
             f"config.layout.formulation={config.layout.formulation}: windows of it are not cut from datasets; those "
-            "of joint, first_frame and video are"
+            "of joint, first_frame, plan and video are"
         )
     clip, layout, num_latent = config.clip, config.layout, latent_grid(config)[0]
     if config.data.canvas != (clip.height, clip.width):

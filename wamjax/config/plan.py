@@ -39,6 +39,7 @@ class LatentPlanConfig:
       decoder: Block of the decoder: its width is its own, its ``attention_width`` and heads are the video's.
       decoder_layers: Its blocks.
       plan_dim: Dims z of a plan.
+      num_actions: Actions of a chunk.
       action_dim: Dims u of an action.
       state_dim: Dims p of the state, a token of the present; None without.
       hidden_width: Hidden width of the state's encoder.
@@ -48,6 +49,7 @@ class LatentPlanConfig:
     decoder: BlockConfig
     decoder_layers: int
     plan_dim: int
+    num_actions: int
     action_dim: int
     state_dim: int | None
     hidden_width: int
@@ -93,6 +95,7 @@ def find_plan(config: RunConfig) -> LatentPlanConfig:
         decoder=_decoder_block(backbone.block, actions.expert_width, actions.expert_ffn_width),
         decoder_layers=actions.plan_layers,
         plan_dim=actions.plan_dim,
+        num_actions=sizes.actions_per_block,
         action_dim=config.data.action_dim,
         state_dim=config.data.state_dim if sizes.states_per_block else None,
         hidden_width=actions.hidden_width,

@@ -80,9 +80,7 @@ def count_trained_parameters(config: RunConfig) -> int:
     return sum(p.size for path, p in list_parameters(config).items() if is_trained(path, config.finetune))
 
 
-def video_parameters(
-    config: VideoTransformerConfig, root: str = "", *, has_head: bool = True
-) -> dict[str, Parameter]:
+def video_parameters(config: VideoTransformerConfig, root: str = "", *, has_head: bool = True) -> dict[str, Parameter]:
     """Returns the parameters of ``models.video_transformer.VideoTransformer``, their paths below ``root``."""
     block, d, use_bias = config.block, config.block.width, config.use_patch_bias
     context, seen = block.context_width or d, config.image_width
@@ -170,7 +168,7 @@ def _plan_parameters(config: LatentPlanConfig) -> dict[str, Parameter]:
         found |= _linear("state_encoder.hidden", config.state_dim, config.hidden_width)
         found |= _linear("state_encoder.out", config.hidden_width, width)
     found |= _linear("decoder.embed", width, d) | _linear("decoder.plan_embed", config.plan_dim, d)
-    found |= {"decoder.action_query": Parameter((1, d))} | _norm("decoder.norm", d)
+    found |= {"decoder.action_queries": Parameter((config.num_actions, d))} | _norm("decoder.norm", d)
     found |= _stack("decoder.blocks", config.decoder, config.decoder_layers)
     found |= _linear("decoder.out", d, config.action_dim)
     return video_parameters(config.video, "video.", has_head=False) | found

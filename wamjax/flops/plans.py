@@ -62,7 +62,7 @@ def _tally_decoder(
     needs = (
         total.chain("action_state", ["decoder.embed"], seen, needs=present),
         total.chain("action_state", ["decoder.plan_embed"], 1, needs=plan),
-        total.trains("decoder.action_query"),
+        total.trains("decoder.action_queries"),
     )
     schedule, anatomy = layout.full_pass().schedule, find_decoder(config)
     out = tally_stack(total, config, anatomy, schedule, 1, execution, remat, needs=any(needs))

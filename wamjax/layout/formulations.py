@@ -162,7 +162,9 @@ def _build_layout(config: RunConfig) -> Layout:
     if config.backbone is not None and sizes.is_plain_clip:
         return video_layout(token_grid(config), sizes.pad_multiple)
     if sizes.formulation == "plan":
-        layout = plan_layout(frames=1 + sizes.frames_per_block, grid=_one_clip(config), num_states=sizes.states_per_block)
+        layout = plan_layout(
+            frames=1 + sizes.frames_per_block, grid=_one_clip(config), num_states=sizes.states_per_block
+        )
         return _padded_end(layout, sizes.pad_multiple)
     layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
     if config.actions.modules == "expert":

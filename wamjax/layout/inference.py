@@ -1,9 +1,9 @@
 """What is computed to act: the passes over a layout's segments, stage by stage, and what a cache holds between them.
 
 A chunk is what a policy denoises before it looks again: a block of ``joint``, a chunk of ``alternating``, the whole
-clip of ``first_frame``. ``plan`` denoises nothing and caches nothing (``sampling.plan_policy``). It takes one stage where video and actions are denoised together or actions alone, and two
+clip of ``first_frame``. It takes one stage where video and actions are denoised together or actions alone, and two
 where actions are read from video that is denoised first. Which keys a stage finds follows from the order in which the
-cache is filled; who sees whom stays the layout's.
+cache is filled; who sees whom stays the layout's. ``plan`` has neither stages nor a cache (``sampling.plan_policy``).
 """
 
 from __future__ import annotations

@@ -62,7 +62,5 @@ def decoder_layout(*, grid: tuple[int, int], num_states: int, num_actions: int) 
 
 def _present(grid: tuple[int, int], num_states: int) -> tuple[Segment, ...]:
     """Returns the first frame and the state."""
-    frame = Segment(
-        role=Role.CLEAN_VIDEO, order=0, num_tokens=grid[0] * grid[1], grid=(1, *grid), rotary=Rotary.VIDEO
-    )
+    frame = Segment(role=Role.CLEAN_VIDEO, order=0, num_tokens=grid[0] * grid[1], grid=(1, *grid), rotary=Rotary.VIDEO)
     return (frame, *((Segment(role=Role.STATE, order=0, num_tokens=num_states),) if num_states else ()))

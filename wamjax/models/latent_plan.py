@@ -4,10 +4,10 @@ Two learned queries go through the video's blocks beside a clean clip: the prior
 and the posterior's, which it shows what follows too (``layout.plan``). Each gives a Gaussian over plans. Actions are
 decoded from one plan and the present by a small stack of the same blocks; what follows is never its input.
 
-Source: Play-LMP (arXiv 1903.01973): plan recognition, plan proposal and the action decoder. What differs: all three read
-a video transformer's tokens where Play-LMP has a convolutional encoder and recurrent networks; the prompt and not a
-goal picture says what is wanted, and both Gaussians read it; the posterior reads frames and no actions; actions of a
-chunk are decoded together.
+Source: Play-LMP (arXiv 1903.01973): plan recognition, plan proposal and the action decoder. What differs: all three
+read a video transformer's tokens where Play-LMP has a convolutional encoder and small networks of its own; the prompt
+and not a goal picture says what is wanted, and both Gaussians read it; the posterior reads frames and no actions;
+actions of a chunk are decoded together.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class PlanDecoder(nnx.Module):
     Attributes:
       embed: ``[d_video d]``, of tokens of the present.
       plan_embed: ``[z d]``.
-      action_query: ``[1 d]``; rotary embedding tells which action it asks for.
+      action_queries: ``[a d]``, one for each action of a chunk.
       blocks: The stack.
       norm: After the last block.
       out: ``[d u]``.
@@ -84,7 +84,7 @@ class PlanDecoder(nnx.Module):
         d, dtype = block.width, block.compute_dtype
         self.embed = Linear(keys[0], (config.video.block.width, d), (None, "embed"), dtype=dtype)
         self.plan_embed = Linear(keys[1], (config.plan_dim, d), (None, "embed"), dtype=dtype)
-        self.action_query = named(keys[2], normal(1.0), (1, d), (None, None))
+        self.action_queries = named(keys[2], normal(1.0), (config.num_actions, d), (None, None))
         self.blocks = stack_blocks(keys[3], block, config.decoder_layers)
         self.norm = LayerNorm(key, d, eps=block.norm_eps)
         self.out = Linear(keys[4], (d, config.action_dim), ("embed", None), dtype=dtype)
@@ -98,11 +98,10 @@ class PlanDecoder(nnx.Module):
           layout_pass: The pass of ``layout.decoder_layout``.
         """
         block, segments, batch_size = self.config.decoder, layout_pass.segments, plan.shape[0]
-        num_actions = sum(s.num_tokens for s in segments if s.role is Role.ACTION)
-        query = self.action_query[...].astype(block.compute_dtype)
+        queries = self.action_queries[...].astype(block.compute_dtype)
         tokens = {role: self.embed(x) for role, x in present.items()}
         tokens[Role.PLAN] = self.plan_embed(plan)[:, None]
-        tokens[Role.ACTION] = jnp.broadcast_to(query, (batch_size, num_actions, block.width))
+        tokens[Role.ACTION] = jnp.broadcast_to(queries, (batch_size, *queries.shape))
         rotation = rotary_table(layout_pass, block.head_dim, self.config.video.rotary.theta)
         x, _ = run_blocks(
             self.blocks,
@@ -126,9 +125,7 @@ class LatentPlanTransformer(nnx.Module):
         width, out = block.width, (block.width, 2 * config.plan_dim)
         self.video = VideoTransformer(keys[0], config.video, has_head=False)
         self.prior_query, self.posterior_query = (named(k, normal(1.0), (1, width), (None, None)) for k in keys[1:3])
-        self.prior_head, self.posterior_head = (
-            Linear(k, out, ("embed", None), dtype="float32") for k in keys[3:5]
-        )
+        self.prior_head, self.posterior_head = (Linear(k, out, ("embed", None), dtype="float32") for k in keys[3:5])
         self.state_encoder = nnx.data(None)
         if config.state_dim is not None:
             sizes = (config.state_dim, config.hidden_width, width)

@@ -26,9 +26,9 @@ class PlanObjective:
     """Regression of actions from a plan of the posterior, and the divergence of posterior and prior.
 
     loss = action_weight |a - decode(present, z)|^2 + plan_weight KL(q(z | clip) || p(z | present)), z drawn from q. The
-    first is a mean over the actions of the batch, the second, in nats, over the samples that have actions. Squared error
-    is a Gaussian likelihood of fixed width: several ways of doing a thing are several plans. A head that says them all
-    by itself, as flow matching does, would leave the plan nothing to say.
+    first is a mean over the actions of the batch, the second, in nats, over the samples that have actions. Squared
+    error is a Gaussian likelihood of fixed width: several ways of doing a thing are several plans. A head that says
+    them all by itself, as flow matching does, would leave the plan nothing to say.
 
     Source: Play-LMP (arXiv 1903.01973), beta = 0.01. What differs: it has a mixture of logistics for each action;
     ``plan_balance`` is of HULC (lukashermann/hulc, conf/loss/default.yaml), and 0.5 leaves the gradient as it is.

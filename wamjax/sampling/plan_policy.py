@@ -48,8 +48,8 @@ class LatentPlanPolicy(LatentPolicy):
             )
         if imagine:
             raise ConfigError(
-                f"{config.name} is of config.layout.formulation=plan, which has no video to look at: it computes "
-                "nothing of what follows the present"
+                f"{config.name} is of config.layout.formulation=plan, which has no video to look at (wamjax eval "
+                "scores video and actions): it computes nothing of what follows the present"
             )
         super().__init__(config, params, codec=codec, prompts=prompts)
         self._decoding = build_decoder_layout(config).full_pass()
@@ -64,13 +64,15 @@ class LatentPlanPolicy(LatentPolicy):
         *,
         chunk: int,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Draws a plan and decodes it; arguments and result as of ``LatentPolicy``, ``first`` being what is seen now."""
+        """Draws a plan and decodes it; as ``LatentPolicy`` is asked to, ``first`` being what is seen now."""
         del past, chunk
         model: LatentPlanTransformer = nnx.merge(self._graphdef, params)
         present = self.layout.make_pass(present_segments(self.layout), ())
         frames = tuple(s for s in present.segments if s.role is Role.CLEAN_VIDEO)
         inferred = model.infer(
-            join_condition(select_frames(patch_tokens(first, self._patch), frames), told.condition, frames, self._patch),
+            join_condition(
+                select_frames(patch_tokens(first, self._patch), frames), told.condition, frames, self._patch
+            ),
             told.state,
             told.text,
             present,
