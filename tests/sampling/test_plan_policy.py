@@ -1,6 +1,7 @@
 """The policy of latent plans: it acts on what is seen now alone, by the prior."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -45,7 +46,7 @@ def test_policy_acts_as_training_would_with_the_prior_whatever_was_seen_before()
     latents = patch_tokens(PooledCodec(config).encode(clip), objective.system.video.patch)
     frames = select_frames(latents, objective.layout.stream(Role.CLEAN_VIDEO))
     shown = (text != 0).any(axis=-1)
-    inferred = model.infer(frames, states[:, 1:], text, objective.layout.full_pass(), text_mask=shown)
+    inferred = model.infer(frames, jnp.asarray(states[:, 1:]), text, objective.layout.full_pass(), text_mask=shown)
     noise = jax.random.normal(key, (2, config.actions.plan_dim))
     expected = model.decode(inferred, inferred.plans[Role.PRIOR].at(noise), objective.decoding.full_pass())
     np.testing.assert_allclose(chunks[0], expected, atol=1e-4)

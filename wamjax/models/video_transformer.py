@@ -225,10 +225,12 @@ class VideoTransformer(nnx.Module):
 
     def head(self, tokens: Tokens, conditioning: Conditioning) -> jax.Array:
         """Returns fp32 patches ``[b n out_patch_channels]`` of the blocks' output."""
+        assert self.head_out is not None, "a model that predicts no video has no head"
         return self.head_out(self.modulate_out(tokens, conditioning)).astype(jnp.float32)
 
     def modulate_out(self, tokens: Tokens, conditioning: Conditioning) -> jax.Array:
         """Returns the blocks' output ``[b n d]`` normed and modulated in fp32, as a linear head reads it."""
+        assert self.head_modulation is not None, "a model that predicts no video has no head"
         if isinstance(self.head_modulation, LowRankModulation):
             vectors = self.head_modulation(conditioning.embedding, conditioning.modulation)
         else:
