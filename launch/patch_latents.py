@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from data_pipelines.latents.job import LatentJob, Worker
 from data_pipelines.latents.manifest import MANIFEST_FILE, TRAIN, VALIDATION, Manifest, check_same, describe
-from data_pipelines.latents.pipeline import open_text_cache
+from data_pipelines.latents.pipeline import NO_PROMPT, open_text_cache, prompts_to_embed
 from data_pipelines.pipeline import NORMALISATION_FILE, build_pipeline
 from wamjax.batch import WamBatch
 from wamjax.config.clip import pixel_windows
@@ -65,8 +65,9 @@ class PatchEncoders:
         return [np.random.default_rng(seed).normal(size=shape).astype(ml_dtypes.bfloat16) for seed in seeds]
 
     def prompt_table(self, prompts: Sequence[str]) -> PromptTable:
-        """Returns the prompts as a policy reads them."""
-        return PromptTable(text=np.stack(self.encode_prompts(prompts)))
+        """Returns the prompts as a policy reads them, and none where training drops some."""
+        negative = self.encode_prompts([NO_PROMPT])[0] if self._config.objective.prompt_dropout else None
+        return PromptTable(text=np.stack(self.encode_prompts(prompts)), negative=negative)
 
 
 def fill_patch_latents(config: RunConfig, out: Path) -> None:
@@ -94,7 +95,7 @@ def fill_patch_latents(config: RunConfig, out: Path) -> None:
     else:
         pipeline.normalisation.save(out / NORMALISATION_FILE)
         wanted.save(out)
-    open_text_cache(out, FINGERPRINTS["text"]).embed(wanted.prompts, encoders.encode_prompts)
+    open_text_cache(out, FINGERPRINTS["text"]).embed(prompts_to_embed(wanted.prompts, config), encoders.encode_prompts)
     job = LatentJob(
         out,
         wanted,

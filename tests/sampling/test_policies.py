@@ -180,3 +180,11 @@ def test_policy_told_twice_what_it_saw_or_of_other_rollouts_is_refused() -> None
     policy._frames, policy._is_due = frames, True
     with pytest.raises(ConfigError, match=r"called twice without Policy\.act"):
         policy.observe(frames, None)
+
+
+def test_guidance_without_the_empty_prompt_that_training_dropped_to_is_refused() -> None:
+    config = vary(load_twin("lingbot_va_robotwin"), sampling={"guidance": 5.0})
+    codec: Any = mock.Mock()
+    assert config.objective.prompt_dropout == 0.1
+    with pytest.raises(ConfigError, match=r"PromptTable\.negative"):
+        build_policy(config, {}, codec=codec, prompts=PromptTable(text=np.zeros((1, 1, 1), np.float32)))

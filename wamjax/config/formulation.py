@@ -80,6 +80,8 @@ class ObjectiveConfig:
       action_beta: Parameters (a, b) of a Beta distribution from which the time of ``policy``'s actions is drawn, as
         0.001 + 0.999 x; empty: uniform. Pi-0.5 has (1.5, 1). Its losses have no weights and its times no grid.
       num_timesteps: Number of timestep ids on the shifted grid.
+      prompt_dropout: Probability that a sample's prompt is replaced by the empty one, so that guidance has something to
+        lead away from (``PromptTable.negative`` is its embedding then). Of a backbone, whose latents have it embedded.
       history_noise: Probability that noise is added to a sample's clean video (``alternating``), or to the copy of it
         that actions are read from (``first_frame``, ``inverse_dynamics``).
       history_max_time: Largest t at which that noise is added.
@@ -108,6 +110,7 @@ class ObjectiveConfig:
     video_beta: tuple[float, ...] = ()
     action_beta: tuple[float, ...] = ()
     num_timesteps: int = 1000
+    prompt_dropout: float = 0.0
     history_noise: float = 0.0
     history_max_time: float = 0.5
     video_weight: float = 1.0

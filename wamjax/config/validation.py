@@ -48,7 +48,9 @@ _RULES: dict[str, dict[str, _Rule]] = {
             _NOT_NEGATIVE,
         ),
         "edm_log_mean": (lambda x: -6 <= x <= 6, "between -6 and 6"),
-        **dict.fromkeys(("history_noise", "history_max_time", "edm_uniform", "plan_balance"), _FRACTION),
+        **dict.fromkeys(
+            ("prompt_dropout", "history_noise", "history_max_time", "edm_uniform", "plan_balance"), _FRACTION
+        ),
     },
     "data": {
         **dict.fromkeys(("state_dim", "action_dim", "frame_stride", "window_stride", "num_threads"), _POSITIVE),
@@ -120,6 +122,11 @@ def check_values(config: RunConfig) -> None:
         raise ConfigError(
             "config.data.augmentation changes frames anew every epoch, and config.backbone reads latents that are made "
             "once: leave it at its defaults"
+        )
+    if config.backbone is None and config.objective.prompt_dropout:
+        raise ConfigError(
+            f"config.objective.prompt_dropout={config.objective.prompt_dropout} drops embedded prompts, which "
+            "config.backbone alone reads; set it to 0"
         )
     if config.objective.video_residual != "none" and config.objective.video_prediction != "x0":
         raise ConfigError(

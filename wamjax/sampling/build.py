@@ -9,6 +9,7 @@ from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
 from wamjax.sampling.plan_policy import LatentPlanPolicy
 from wamjax.sampling.policy import LatentCodec, PromptTable
+from wamjax.sampling.stages import is_guided
 from wamjax.types import PureDict
 
 BackbonePolicy = LatentPolicy | LatentFramesPolicy
@@ -26,6 +27,12 @@ def build_policy(
     if config.backbone is None:
         raise ConfigError(
             "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"
+        )
+    if config.objective.prompt_dropout and is_guided(config) and prompts.negative is None:
+        raise ConfigError(
+            f"config.objective.prompt_dropout={config.objective.prompt_dropout}: {config.name} was trained with the "
+            "empty prompt where prompts were dropped, and guidance leads away from that; give its embedding as "
+            "PromptTable.negative"
         )
     if config.layout.formulation == "latent_frames":
         return LatentFramesPolicy(config, params, codec=codec, prompts=prompts)
