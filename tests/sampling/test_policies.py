@@ -96,6 +96,7 @@ def test_policy_used_out_of_turn_says_so(name: str) -> None:
         ("fast_wam_joint", {"sampling": {"action_shift": 1.0}}, "action_shift=1.0"),
         ("cosmos_policy_libero", {"sampling": {"guidance": 2.0}}, "guidance=2.0"),
         ("cosmos_policy_libero", {"sampling": {"solver": "unipc"}}, "solver=unipc"),
+        ("fast_wam_joint", {"sampling": {"solver": "adams"}}, "solver=adams steps between EDM's"),
         ("lingbot_va_mot", {"layout": {"num_blocks": 1, "frames_per_block": 1, "actions_per_block": 2}}, "one frame"),
     ],
 )
