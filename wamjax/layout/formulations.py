@@ -18,7 +18,7 @@ from wamjax.errors import ConfigError
 from wamjax.layout.alternating import alternating_layout
 from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.layout import Layout
-from wamjax.layout.policy import policy_layout, query_layout
+from wamjax.layout.policy import frame_pairs_layout, policy_layout, query_layout
 from wamjax.layout.segments import ACTION_ROLES, ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
 from wamjax.layout.windows import check_recurrence
 
@@ -158,6 +158,8 @@ def _build_layout(config: RunConfig) -> Layout:
         return _policy(config, config.vla)
     if config.gpt is not None:
         return _queries(config, config.gpt)
+    if config.inverse_dynamics is not None:
+        return _frame_pairs(config)
     if config.backbone is not None and sizes.is_plain_clip:
         return video_layout(token_grid(config), sizes.pad_multiple)
     layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
@@ -263,6 +265,29 @@ def _queries(config: RunConfig, gpt: GptPolicyConfig) -> Layout:
         ahead=gpt.ahead,
     )
     return _padded_end(layout, sizes.pad_multiple)
+
+
+def _frame_pairs(config: RunConfig) -> Layout:
+    sizes = config.layout
+    if sizes.formulation != "frame_pairs" or sizes.states_per_block:
+        raise ConfigError(
+            f"config.layout.formulation={sizes.formulation}, states_per_block={sizes.states_per_block}; "
+            "config.inverse_dynamics needs formulation=frame_pairs and reads frames alone: set them to frame_pairs and 0"
+        )
+    if sizes.actions_per_block % sizes.frames_per_block:
+        raise ConfigError(
+            f"config.layout.actions_per_block={sizes.actions_per_block} does not divide over the block's "
+            f"frames_per_block={sizes.frames_per_block}: as many actions lie between any two frames"
+        )
+    if sizes.pad_multiple != 1 or sizes.pad_unit != 1:
+        raise ConfigError(
+            f"config.layout.pad_multiple={sizes.pad_multiple}, pad_unit={sizes.pad_unit}; formulation frame_pairs is "
+            "not padded: set both to 1"
+        )
+    return frame_pairs_layout(
+        num_pairs=derive_geometry(config).num_frames - 1,
+        actions_per_pair=sizes.actions_per_block // sizes.frames_per_block,
+    )
 
 
 def _frame_grid(config: RunConfig, first: int) -> tuple[int, int]:
