@@ -248,8 +248,8 @@ def _count(segments: Iterable[Segment], *roles: Role) -> int:
 
 def _num_slots(config: RunConfig, layout: Layout, expert: str) -> int:
     """Returns the timesteps that a stack's own embedding embeds."""
-    if config.layout.is_plain_clip:
-        return 1  # a clip that is denoised as a whole has one time, and nothing clean
+    if config.layout.is_plain_clip:  # one time of the whole clip, and t = 0 where its first frame is held
+        return 1 + any(s.role is Role.CLEAN_VIDEO for s in layout.segments)
     if config.vla is not None:
         return 1 if expert == "action" else 0
     if config.backbone is None or config.actions.modules == "category":

@@ -127,11 +127,14 @@ def _frames_of_block(
     )
 
 
-def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
+def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1, *, holds_first: bool = False) -> Layout:
     """Returns the layout of a plain video model: one noisy clip of ``grid`` (frames, rows, columns), all seeing all.
 
-    Padding tokens are appended up to a multiple of ``pad_multiple``.
+    Padding tokens are appended up to a multiple of ``pad_multiple``. With ``holds_first`` the first frame is clean, as
+    in Wan 2.2's text-and-image-to-video model (whose sampler is ``sampling.generate``), and carries no loss.
     """
+    if holds_first:
+        return _continued_layout(grid, pad_multiple)
     clip = Segment(
         role=Role.NOISY_VIDEO,
         order=0,
@@ -142,6 +145,35 @@ def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
         has_loss=True,
     )
     return Layout((clip, *_padding((clip,), pad_multiple, ())), {(Role.NOISY_VIDEO, Role.NOISY_VIDEO): ALL})
+
+
+def _continued_layout(grid: tuple[int, int, int], pad_multiple: int) -> Layout:
+    """Returns the layout of one clip whose first frame is held clean."""
+    frames, rows, columns = grid
+    if frames < 2:
+        raise ConfigError(
+            "config.layout.noisy_first_frame=False holds the first latent frame of a clip, and this one has no other; "
+            "make config.clip.num_frames larger, or set it to True"
+        )
+
+    def part(role: Role, first: int, count: int) -> Segment:
+        is_noisy = role is Role.NOISY_VIDEO
+        return Segment(
+            role=role,
+            order=first,
+            num_tokens=count * rows * columns,
+            grid=(count, rows, columns),
+            first_frame=first,
+            rotary=Rotary.VIDEO,
+            noised=is_noisy,
+            time=0 if is_noisy else None,
+            has_loss=is_noisy,
+        )
+
+    clip = (part(Role.CLEAN_VIDEO, 0, 1), part(Role.NOISY_VIDEO, 1, frames - 1))
+    roles = (Role.CLEAN_VIDEO, Role.NOISY_VIDEO)
+    visibility: Visibility = {(query, key): ALL for query in roles for key in roles}
+    return Layout((*clip, *_padding(clip, pad_multiple, ())), visibility)
 
 
 @functools.lru_cache(maxsize=32)
@@ -161,7 +193,13 @@ def _build_layout(config: RunConfig) -> Layout:
     if config.inverse_dynamics is not None:
         return _frame_pairs(config)
     if config.backbone is not None and sizes.is_plain_clip:
-        return video_layout(token_grid(config), sizes.pad_multiple)
+        holds_first = sizes.formulation == "video" and not sizes.noisy_first_frame
+        if holds_first and config.backbone.patch[0] != 1:
+            raise ConfigError(
+                f"config.backbone.patch={config.backbone.patch} joins frames; config.layout.noisy_first_frame=False "
+                "holds the first latent frame, which then needs tokens of its own"
+            )
+        return video_layout(token_grid(config), sizes.pad_multiple, holds_first=holds_first)
     layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
     if config.actions.modules == "expert":
         vectors = (*ACTION_ROLES, Role.STATE)
