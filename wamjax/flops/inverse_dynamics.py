@@ -6,7 +6,10 @@ frame are not counted (``layers.conv``).
 
 from __future__ import annotations
 
+import math
+
 from wamjax.config.geometry import derive_geometry
+from wamjax.config.inverse_dynamics import InverseDynamicsConfig
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.flops import layers
@@ -41,6 +44,11 @@ def tally_pairs(config: RunConfig, *, num_pairs: int | None = None, differentiat
         size = pooled_size(size, stride)
     total.chain("action_state", ("hidden", "out"), pairs, needs=needs)
     return total
+
+
+def count_positions(config: RunConfig, model: InverseDynamicsConfig) -> int:
+    """Returns the pixels at which the residual convolutions of one sample are computed, over all its pairs."""
+    return (derive_geometry(config).num_frames - 1) * math.prod(pooled_size(config.data.canvas, model.stride))
 
 
 def pooled_size(size: tuple[int, int], stride: int) -> tuple[int, int]:

@@ -16,7 +16,8 @@ from wamjax.config.clip import latent_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import OptimizerConfig, RunConfig
 from wamjax.layout import Schedule, image_layout
-from wamjax.planning.activations import plan_activations
+from wamjax.planning.activations import Activations, plan_activations
+from wamjax.planning.convolutions import plan_convolutions
 from wamjax.planning.assumption import Source
 from wamjax.planning.placement import Placed
 from wamjax.planning.shards import DTYPE_BYTES, Shard, picture_shard
@@ -132,7 +133,7 @@ def plan_memory(
     """
     own = [p for p in parameters if p.is_trained]
     held, mine = sum(p.local for p in parameters), sum(p.local for p in own)
-    activations = plan_activations(shard, schedule)
+    activations = _activations(config, shard, schedule)
     pictures = picture_shard(config, shard)
     if pictures is not None:  # kept while the other stacks are at work
         seen = plan_activations(pictures, image_layout(pictures.num_tokens).full_pass().schedule)
@@ -155,6 +156,14 @@ def plan_memory(
         state=_state_bytes(config, parameters, own),
         by_array=activations.by_array | ({"resampler": resampled} if resampled else {}),
     )
+
+
+def _activations(config: RunConfig, shard: Shard, schedule: Schedule) -> Activations:
+    """Returns the activations of the stacks that attend, or of convolutions where nothing does."""
+    model = config.inverse_dynamics
+    if model is None:
+        return plan_activations(shard, schedule)
+    return plan_convolutions(config, model, batch=shard.batch, itemsize=shard.itemsize)
 
 
 def _resampler_bytes(config: RunConfig, shard: Shard) -> int:
@@ -248,6 +257,9 @@ def _loss_bytes(config: RunConfig, shard: Shard) -> int:
     if gpt is not None:  # of frames
         patches = shard.batch * gpt.num_views * (config.layout.num_blocks - gpt.ahead) * gpt.num_patches
         return _FP32 * patches * (gpt.width + 4 * gpt.patch_values)
+    if config.inverse_dynamics is not None:  # of the actions of a window
+        sizes = config.layout
+        return 4 * _FP32 * shard.batch * sizes.num_blocks * sizes.actions_per_block * config.data.action_dim
     channels = 3 * math.prod(config.model.patch) if config.backbone is None else config.backbone.out_patch_channels
     return _FP32 * shard.tokens * (shard.block.width + 4 * channels)
 
