@@ -65,7 +65,7 @@ def _video() -> RunConfig:
 def _inverse_dynamics() -> RunConfig:
     return RunConfig(
         name="unipi_inverse_dynamics",
-        inverse_dynamics=UNIPI,
+        inverse_dynamics=dataclasses.replace(UNIPI, compute_dtype="bfloat16"),
         layout=LayoutConfig(
             formulation="frame_pairs", num_blocks=1, frames_per_block=1, actions_per_block=1, states_per_block=0
         ),

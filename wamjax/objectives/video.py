@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from wamjax.batch import WamBatch
 from wamjax.config.backbone import VideoTransformerConfig
@@ -92,7 +93,7 @@ class VideoObjective:
         shown = batch if observed is None else observed
         x0, sample = self.tokens(batch.latents), self.tokens(noise.latents)
         noised = self.hold(add_noise(x0, sample, noise.times[:, None, None]), self.tokens(shown.latents))
-        prediction = self.predict(model, noised, noise.times, shown.text)
+        prediction = self.predict(model, noised, TIMESTEP_IDS * noise.times, shown.text)
         squared = jnp.square(prediction - (sample - x0))
         per_clip = jnp.sum(jnp.where(self._is_noised()[:, None], squared, 0.0), axis=(1, 2))
         count = jnp.full_like(per_clip, self._values_per_clip())
@@ -110,18 +111,24 @@ class VideoObjective:
         """Returns fp32 tokens ``[b n c]`` of latents ``[b t h w c]``, padding included."""
         return _pad(patchify(latents.astype(jnp.float32), self.backbone.patch), self.layout.num_tokens)
 
+    def latents(self, tokens: jax.Array) -> jax.Array:
+        """Returns the latents ``[b t h w c]`` of tokens ``[b n c]``: what ``tokens`` undoes."""
+        (t, h, w), (pt, ph, pw) = patch_grid(self.config), self.backbone.patch
+        pattern = "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c"
+        return rearrange(tokens[:, : t * h * w], pattern, t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
     def hold(self, tokens: jax.Array, known: jax.Array) -> jax.Array:
         """Returns ``tokens`` ``[b n c]`` with those of ``known`` in the place of a first frame that is held."""
         first = self.layout.tokens_by_stream().get("clean_video", 0)
         return jnp.concatenate([known[:, :first], tokens[:, first:]], axis=1) if first else tokens
 
-    def predict(self, model: VideoTransformer, tokens: jax.Array, times: jax.Array, text: jax.Array) -> jax.Array:
-        """Returns the velocity ``[b n c]`` of ``tokens`` at ``times`` ``[b]``; a frame that is held is at t = 0."""
-        layout_pass, ids = self.layout.full_pass(), TIMESTEP_IDS * times[:, None]
+    def predict(self, model: VideoTransformer, tokens: jax.Array, ids: jax.Array, text: jax.Array) -> jax.Array:
+        """Returns the velocity ``[b n c]`` of ``tokens`` at timestep ids ``[b]``; a frame that is held is at 0."""
+        layout_pass, slots = self.layout.full_pass(), ids[:, None]
         if "clean_video" not in self.layout.tokens_by_stream():
-            return model.predict(tokens, ids, text, layout_pass)
-        ids = jnp.concatenate([jnp.zeros_like(ids), ids], axis=1)
-        return model.predict(tokens, ids, text, layout_pass, runs=layout_pass.slot_runs())
+            return model.predict(tokens, slots, text, layout_pass)
+        slots = jnp.concatenate([jnp.zeros_like(slots), slots], axis=1)
+        return model.predict(tokens, slots, text, layout_pass, runs=layout_pass.slot_runs())
 
     def _is_noised(self) -> np.ndarray:
         """Returns which tokens are noised and carry a loss: bool ``[n]``."""

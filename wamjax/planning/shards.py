@@ -42,7 +42,7 @@ class Shard:
       block: The block of the model.
       num_layers: Blocks.
       remat: What their backward pass finds.
-      kernel: What computes attention.
+      kernel: What computes attention; ``none`` where nothing attends.
       batch: Samples of one part of a step (``config.train.accumulate`` parts).
       parts: Parts of a step.
       num_tokens: Tokens of a whole sample, padding included; of an inverse-dynamics model, its pixels.
@@ -166,7 +166,9 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         block=block,
         num_layers=main_depth(config),
         remat=main_remat(config),
-        kernel=pick_kernel(
+        kernel="none"
+        if pairs is not None
+        else pick_kernel(
             config.parallel.attention_kernel,
             machine.platform,
             block.compute_dtype,
