@@ -5,12 +5,12 @@ Second:    wamjax plan --config=experiments/systems/unipi.py:inverse_dynamics --
 Paper:     UniPi (arXiv 2302.00111)
 Sequence:  16 frames x 12 x 20 = 3,840 tokens, padded to 3,840
 Mesh:      64 chips of TPU v4: fsdp 64
-Differs:   the base model alone, 16 frames of 24 x 40 pixels, as a transformer of Wan's blocks (1.7B) where the paper has
-           a cascade of video U-Nets; the first frame is held clean at t = 0 where theirs is repeated along the channels;
-           flow matching for their diffusion. It denoises pixels (config.clip.stride is 1), in patches of 2 x 2: an
-           autoencoder of 4 x 8 x 8 would leave 3 x 5 latents of such a frame. Actions are read off these frames, with no
-           super-resolution before. Of the second stage, batch and channels of the convolutions are unverified, as are
-           the 64 text tokens, the learning rate and the noise schedule of the first.
+Differs:   the base model alone, 16 frames of 24 x 40 pixels, as a transformer of Wan's blocks (1.7B) where the paper
+           has a cascade of video U-Nets; the first frame is held clean at t = 0 where theirs is repeated along the
+           channels; flow matching for their diffusion. It denoises pixels (config.clip.stride is 1), in patches of
+           2 x 2: an autoencoder of 4 x 8 x 8 would leave 3 x 5 latents of such a frame. Actions are read off these
+           frames, with no super-resolution before. Unverified: the second stage's batch and channels, the first
+           stage's 64 text tokens, learning rate and noise schedule, and how both are warmed up.
 Acting:    wamjax eval --workdir=VIDEO_RUN --inverse_dynamics=INVERSE_DYNAMICS_RUN composes a run of each stage.
 """
 

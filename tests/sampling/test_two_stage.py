@@ -76,7 +76,7 @@ def test_chunk_is_a_clip_from_the_observed_frame_and_what_is_read_off_it() -> No
     expected = np.asarray(PooledCodec(video).decode(latents))[:, 1:].astype(int)
     assert np.abs(expected - np.asarray(chunk.video).astype(int)).max() <= 1  # of rounding
     # Read pair by pair, the frame that was seen first.
-    reader: InverseDynamicsModel = nnx.merge(policy._reader, policy.inverse_dynamics.params)
+    reader: InverseDynamicsModel = nnx.merge(policy._reader._graphdef, policy.inverse_dynamics.params)
     clip = np.concatenate([seen, np.asarray(chunk.video)], axis=1)
     pairs = [np.asarray(reader(jnp.asarray(clip[:, i : i + 2]))).reshape(2, 2, -1) for i in range(count)]
     np.testing.assert_allclose(chunk.actions, np.concatenate(pairs, axis=1), atol=1e-5)

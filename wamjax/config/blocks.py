@@ -39,7 +39,9 @@ def main_remat(config: RunConfig) -> Remat:
 
 def with_remat(config: RunConfig, remat: Remat) -> RunConfig:
     """Returns ``config`` whose backward pass finds ``remat`` of a block."""
-    name = next((name for name in ("vla", "gpt", "inverse_dynamics", "backbone") if getattr(config, name) is not None), "model")
+    name = next(
+        (name for name in ("vla", "gpt", "inverse_dynamics", "backbone") if getattr(config, name) is not None), "model"
+    )
     return dataclasses.replace(config, **{name: dataclasses.replace(_main(config), remat=remat)})
 
 

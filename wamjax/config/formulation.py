@@ -43,9 +43,9 @@ class LayoutConfig:
         denoises) is padded to a multiple of this. 128 lets the blocks of a TPU kernel end where units do.
     """
 
-    formulation: Literal["joint", "video", "alternating", "first_frame", "latent_frames", "policy", "queries", "frame_pairs"] = (
-        "joint"
-    )
+    formulation: Literal[
+        "joint", "video", "alternating", "first_frame", "latent_frames", "policy", "queries", "frame_pairs"
+    ] = "joint"
     family: Literal["representation", "joint", "inverse_dynamics"] = "joint"
     num_blocks: int = 4
     frames_per_block: int = 2

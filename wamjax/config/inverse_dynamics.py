@@ -1,4 +1,4 @@
-"""Configuration of inverse-dynamics models: what happened between two frames; the network is ``models.inverse_dynamics``."""
+"""Configuration of inverse-dynamics models, which read actions off frames (the network: ``models.inverse_dynamics``)."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ def tiny_twin(config: RunConfig) -> RunConfig:
     """
     if is_small(config):
         raise ConfigError(
-            f"config.backbone, config.vla, config.gpt and config.inverse_dynamics of {config.name} are none; tiny twins "
-            "are made of runs with one of them"
+            f"config.backbone, config.vla, config.gpt and config.inverse_dynamics of {config.name} are none; tiny "
+            "twins are made of runs with one of them"
         )
     layout = _twin_layout(config.layout) if config.gpt is None else dataclasses.replace(config.layout, num_blocks=3)
     canvas = config.data.canvas

@@ -1,7 +1,7 @@
 """FLOPs of an inverse-dynamics model (``models.inverse_dynamics``): its convolutions over pairs of frames.
 
-Convolutions count as ``image_embed``, the dense layers behind them as ``action_state``. Products with the zeros around a
-frame are not counted (``layers.conv``).
+Convolutions count as ``image_embed``, the dense layers behind them as ``action_state``. Products with the zeros around
+a frame are not counted (``layers.conv``).
 """
 
 from __future__ import annotations
@@ -52,5 +52,5 @@ def count_positions(config: RunConfig, model: InverseDynamicsConfig) -> int:
 
 
 def pooled_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Returns the rows and columns that a convolution of 3 x 3 with a margin of one and ``stride`` makes of ``size``."""
+    """Returns the rows and columns that a 3 x 3 convolution with a margin of one and ``stride`` makes of ``size``."""
     return (size[0] - 1) // stride + 1, (size[1] - 1) // stride + 1

@@ -310,7 +310,8 @@ def _frame_pairs(config: RunConfig) -> Layout:
     if sizes.formulation != "frame_pairs" or sizes.states_per_block:
         raise ConfigError(
             f"config.layout.formulation={sizes.formulation}, states_per_block={sizes.states_per_block}; "
-            "config.inverse_dynamics needs formulation=frame_pairs and reads frames alone: set them to frame_pairs and 0"
+            "config.inverse_dynamics needs formulation=frame_pairs and reads frames alone: set them to frame_pairs "
+            "and 0"
         )
     if sizes.actions_per_block % sizes.frames_per_block:
         raise ConfigError(

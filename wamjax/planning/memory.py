@@ -17,8 +17,8 @@ from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import OptimizerConfig, RunConfig
 from wamjax.layout import Schedule, image_layout
 from wamjax.planning.activations import Activations, plan_activations
-from wamjax.planning.convolutions import plan_convolutions
 from wamjax.planning.assumption import Source
+from wamjax.planning.convolutions import plan_convolutions
 from wamjax.planning.placement import Placed
 from wamjax.planning.shards import DTYPE_BYTES, Shard, picture_shard
 

@@ -6,7 +6,7 @@ Every chunk begins anew from the newest observed frame: there is no cache, and o
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from flax import nnx
 
+from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.config.two_stage import check_stages
 from wamjax.errors import ConfigError
@@ -36,6 +37,37 @@ class InverseDynamics:
 
     config: RunConfig
     params: PureDict
+
+
+class ReadActions(NamedTuple):
+    """What an inverse-dynamics model makes of windows; it is shown their frames.
+
+    Attributes:
+      actions: fp32 ``[b a u]``, normalised.
+      video: None.
+    """
+
+    actions: jax.Array
+    video: None = None
+
+
+class PairReader:
+    """An inverse-dynamics model by itself, reading the actions of windows off their true frames."""
+
+    def __init__(self, config: RunConfig, params: PureDict) -> None:
+        """Makes a reader with ``params``."""
+        self._objective, self._params = FramePairsObjective(config), params
+        self._graphdef, _ = abstract_model(self._objective)
+        self._read = jax.jit(self.read)
+
+    def predict(self, batch: WamBatch, key: PRNGKey) -> ReadActions:
+        """Reads the windows of ``batch``; nothing is drawn with ``key``."""
+        del key
+        return ReadActions(self._read(self._params, jnp.asarray(batch.video)))
+
+    def read(self, params: PureDict, video: jax.Array) -> jax.Array:
+        """Returns fp32 actions ``[b a u]`` of frames uint8 ``[b f H W 3]``."""
+        return self._objective.actions(nnx.merge(self._graphdef, params), video)
 
 
 class TwoStagePolicy:
@@ -67,10 +99,10 @@ class TwoStagePolicy:
         """
         check_stages(config, inverse_dynamics.config)
         self.config, self.params, self.inverse_dynamics = config, params, inverse_dynamics
-        self.objective, self._pairs = VideoObjective(config), FramePairsObjective(inverse_dynamics.config)
+        self.objective = VideoObjective(config)
+        self._reader = PairReader(inverse_dynamics.config, inverse_dynamics.params)
         self._codec, self._prompts = codec, prompts
         self._graphdef, _ = abstract_model(self.objective)
-        self._reader, _ = abstract_model(self._pairs)
         sampling = config.sampling
         self._schedule = build_schedule(
             SolverConfig(
@@ -80,7 +112,7 @@ class TwoStagePolicy:
                 shift=sampling.shift or config.objective.shift,
             )
         )
-        self.denoise, self.read = jax.jit(self._denoise), jax.jit(self._read)
+        self.denoise, self.read = jax.jit(self._denoise), jax.jit(self._reader.read)
         self._text: jax.Array | None = None
         self._frame: npt.NDArray[Any] | None = None
         self._is_due, self._num_rollouts = False, 0
@@ -145,7 +177,3 @@ class TwoStagePolicy:
         else:
             tokens = sample(velocity, known, self._schedule)
         return objective.latents(objective.hold(tokens, known))
-
-    def _read(self, params: PureDict, clip: jax.Array) -> jax.Array:
-        """Returns the actions ``[b a u]`` of a clip uint8 ``[b f H W 3]``."""
-        return self._pairs.actions(nnx.merge(self._reader, params), clip)
