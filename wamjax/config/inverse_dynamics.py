@@ -1,4 +1,4 @@
-"""Configuration of inverse-dynamics models, which read actions off frames (the network: ``models.inverse_dynamics``)."""
+"""Configuration of inverse-dynamics models, which read actions off frames (``models.inverse_dynamics``)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class InverseDynamicsConfig:
         return BlockConfig(
             width=self.width,
             num_heads=1,
+            attention_width=2,  # of a head that nothing attends with
             ffn_width=self.width,
             cross_attention=False,
             qk_norm="none",

@@ -37,7 +37,7 @@ def tally_pairs(config: RunConfig, *, num_pairs: int | None = None, differentiat
     total, needs = Tally(COMPONENTS, parameters, config.finetune), differentiates_data
     pairs = derive_geometry(config).num_frames - 1 if num_pairs is None else num_pairs
     size = config.data.canvas
-    for path, stride in (("first", model.stride), *((f"residual.{i}", 1) for i in range(model.num_layers))):
+    for path, stride in (("first", model.stride), *((f"residual_{i}", 1) for i in range(model.num_layers))):
         *_, channels, width = parameters[f"{path}.kernel"].shape
         flops = layers.conv(size, _TAPS, channels, width, strides=(stride, stride), padding=_MARGIN)
         needs = total.convolve("image_embed", f"{path}.kernel", pairs * flops, needs=needs)

@@ -217,7 +217,7 @@ def _inverse_dynamics_parameters(config: RunConfig, model: InverseDynamicsConfig
 
     found = convolution("first", 6)  # of two frames of three channels
     for place in range(model.num_layers):
-        found |= convolution(f"residual.{place}", width)
+        found |= convolution(f"residual_{place}", width)
     per_pair = sizes.actions_per_block // sizes.frames_per_block
     return found | _linear("hidden", width, hidden) | _linear("out", hidden, per_pair * config.data.action_dim)
 

@@ -32,7 +32,8 @@ class InverseDynamicsModel(nnx.Module):
         keys = jax.random.split(key, config.num_layers + 3)
         self.config, width, dtype = config, config.width, config.compute_dtype
         self.first = FrameConv(keys[0], (FRAMES * CHANNELS, width), stride=config.stride, dtype=dtype)
-        self.residual = nnx.List([FrameConv(k, (width, width), dtype=dtype) for k in keys[1:-2]])
+        for place, own in enumerate(keys[1:-2]):
+            setattr(self, f"residual_{place}", FrameConv(own, (width, width), dtype=dtype))
         self.hidden = Linear(keys[-2], (width, config.hidden_width), (None, None), dtype=dtype)
         self.out = Linear(keys[-1], (config.hidden_width, num_values), (None, None), dtype=dtype)
 
@@ -47,7 +48,7 @@ class InverseDynamicsModel(nnx.Module):
         """
         frames = constrain(video.astype(jnp.float32) / 127.5 - 1.0, "batch", None, None, None, None)
         x = jax.nn.relu(self.first(jnp.concatenate([frames[:, :-1], frames[:, 1:]], axis=-1)))
-        for layer in self.residual:
-            x = x + jax.nn.relu(layer(x))
+        for place in range(self.config.num_layers):
+            x = x + jax.nn.relu(getattr(self, f"residual_{place}")(x))
         pooled = jnp.mean(x.astype(jnp.float32), axis=(2, 3))
         return self.out(jax.nn.relu(self.hidden(pooled))).astype(jnp.float32)
