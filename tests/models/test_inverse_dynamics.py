@@ -105,6 +105,17 @@ def test_actions_depend_on_the_frames_that_the_layout_shows_them() -> None:
         np.testing.assert_array_equal(moved, seen[frames:, frame])
 
 
+class Oracle(InverseDynamicsModel):
+    """Answers with a given array."""
+
+    def __init__(self, answers: jax.Array) -> None:
+        self.answers = nnx.data(answers)
+
+    def __call__(self, video: jax.Array) -> jax.Array:
+        del video
+        return self.answers
+
+
 def test_loss_is_of_actions_that_are_there_between_real_frames() -> None:
     made, batch = objective(), tiny_batch(PAIRS, 3)
     whole = {"action_mask": jnp.ones((3, 12), bool), "action_dim_mask": jnp.ones((3, 5), bool)}
@@ -114,8 +125,8 @@ def test_loss_is_of_actions_that_are_there_between_real_frames() -> None:
         has_action=jnp.array([True, False, True]),
         frame_mask=jnp.ones((3, 5), bool).at[2, 3].set(False),
     )
-    model: Any = lambda video: jnp.reshape(batch.actions + 2.0, (3, 4, 15))  # noqa: E731
-    losses = made.losses(model, batch, made.draw_noise(jax.random.key(0), 3))
+    answers = jnp.reshape(batch.actions + 2.0, (3, 4, 15))
+    losses = made.losses(Oracle(answers), batch, made.draw_noise(jax.random.key(0), 3))
     np.testing.assert_array_equal(losses["action"].count, [60, 0, 30])  # without the pairs on both sides of frame 3
     np.testing.assert_allclose(losses["action"].total, [240, 0, 120], rtol=1e-5)
     assert made.counts(batch)["action"] == 90
