@@ -11,6 +11,7 @@ Differs:   the base model alone, 16 frames of 24 x 40 pixels, as a transformer o
            2 x 2: an autoencoder of 4 x 8 x 8 would leave 3 x 5 latents of such a frame. Actions are read off these
            frames, with no super-resolution before. Unverified: the second stage's batch and channels, the first
            stage's 64 text tokens, learning rate and noise schedule, and how both are warmed up.
+Cost:      182.6 ZFLOP (model FLOPs of the first stage; the second's are 0.0013), as both plans print
 Acting:    wamjax eval --workdir=VIDEO_RUN --inverse_dynamics=INVERSE_DYNAMICS_RUN composes a run of each stage.
 """
 

@@ -51,6 +51,7 @@ def test_held_frame_is_clean_and_all_tokens_see_each_other() -> None:
     np.testing.assert_array_equal(layout.full_pass().positions()[:24], whole.positions()[:24])
 
 
+@pytest.mark.slow
 def test_loss_of_a_held_clip_reads_its_first_frame_clean_and_asks_for_the_others() -> None:
     made = objective(HELD)
     model = nnx.merge(abstract_model(made)[0], random_params(HELD))

@@ -54,6 +54,7 @@ def frames(video: RunConfig, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_chunk_is_a_clip_from_the_observed_frame_and_what_is_read_off_it() -> None:
     video, inverse = stages()
     policy = make_policy(video, inverse)
@@ -82,6 +83,7 @@ def test_chunk_is_a_clip_from_the_observed_frame_and_what_is_read_off_it() -> No
     np.testing.assert_allclose(chunk.actions, np.concatenate(pairs, axis=1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunk_depends_on_the_newest_frame_and_the_prompt_alone() -> None:
     video, inverse = stages()
     policy, count = make_policy(video, inverse), video.clip.num_frames - 1
@@ -99,7 +101,7 @@ def test_chunk_depends_on_the_newest_frame_and_the_prompt_alone() -> None:
     assert np.abs(alike - second_chunk(1, 1, 2)).max() > 0
 
 
-@pytest.mark.parametrize("evaluated", [(), (0, 2)])
+@pytest.mark.parametrize("evaluated", [pytest.param((), marks=pytest.mark.slow), (0, 2)])
 def test_chunk_flops_of_both_stages_equal_the_jaxpr(evaluated: tuple[int, ...]) -> None:
     video, inverse = stages()
     video = vary(video, sampling={"evaluated_steps": evaluated})
