@@ -10,11 +10,11 @@ from wamjax.config.schema import RunConfig
 from wamjax.flops.inverse_dynamics import count_positions
 from wamjax.planning.activations import Activations
 
-_FP32 = 4
-
 
 def plan_convolutions(config: RunConfig, model: InverseDynamicsConfig, *, batch: int, itemsize: int) -> Activations:
-    """Returns what the backward pass finds: the input of every convolution, and what each rectifier let through.
+    """Returns what the backward pass finds: the inputs of all convolutions; XLA keeps little of the rectifiers.
+
+    Of UniPi's model at 256 pairs a TPU v5e's compiled step has 0.21 GiB in all in bf16 and 0.52 GiB in fp32.
 
     Args:
       config: The run.
@@ -24,13 +24,12 @@ def plan_convolutions(config: RunConfig, model: InverseDynamicsConfig, *, batch:
     """
     pixels = batch * (derive_geometry(config).num_frames - 1) * math.prod(config.data.canvas)
     layer = batch * count_positions(config, model) * model.width * itemsize
-    kept = {"pairs": pixels * 6 * itemsize, "convolutions": (2 * model.num_layers + 1) * layer}
+    kept = {"pairs": pixels * 6 * itemsize, "convolutions": model.num_layers * layer}
     return Activations(
         kept=sum(kept.values()),
         offloaded=0,
         repeated=0,
-        # Gradients of a layer's output, of its rectifier and of its input; and the frames in fp32.
-        block=3 * layer + pixels * 3 * _FP32,
+        block=layer,  # the gradient of one layer's output
         attention=0,
         by_array=kept,
     )
