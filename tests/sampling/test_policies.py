@@ -92,7 +92,7 @@ def test_policy_used_out_of_turn_says_so(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("summer_22b", {}, "formulation=video has no chunks"),
+        ("summer_22b", {}, "formulation=video of summer_22b_tiny has no actions"),
         ("fast_wam_joint", {"sampling": {"action_shift": 1.0}}, "action_shift=1.0"),
         ("cosmos_policy_libero", {"sampling": {"guidance": 2.0}}, "guidance=2.0"),
         ("cosmos_policy_libero", {"sampling": {"solver": "unipc"}}, "solver=unipc"),
