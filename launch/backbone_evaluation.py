@@ -1,4 +1,6 @@
-"""Evaluation of a backbone that was trained on patches: its policy on held-out windows and in the simulator.
+"""Evaluation of a backbone that was trained on patches, alone or as the first of two stages.
+
+Its policy is driven through held-out windows and in the simulator.
 
 The policy is driven through every window: it acts, is shown what really happened, and acts again. So what is scored is
 what runs on a robot, its cache and its sampler included.
@@ -10,7 +12,8 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.embodiments.apply import prompt_writer
-from data_pipelines.pipeline import Pipeline, build_pipeline
+from data_pipelines.normalisation import Normalisation
+from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
 from data_pipelines.stream import ValidationWindows
 from launch import metaworld
 from launch.closed_loop import Rollouts, evaluate_closed_loop
@@ -30,11 +34,13 @@ from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
 from wamjax.config.clip import pixel_windows
 from wamjax.config.schema import RunConfig
-from wamjax.errors import ConfigError
-from wamjax.flops.chunk import ChunkFlops, count_chunk
+from wamjax.config.two_stage import two_stage_windows
+from wamjax.errors import ConfigError, DataError
+from wamjax.flops.chunk import ChunkFlops, count_chunk, count_two_stages
 from wamjax.parallel.mesh import build_mesh
 from wamjax.sampling.build import BackbonePolicy, build_policy
-from wamjax.training.program import build_program
+from wamjax.sampling.two_stage_policy import InverseDynamics
+from wamjax.training.program import TrainProgram, build_program
 from wamjax.types import PureDict
 
 _LATENCY_CHUNKS = 5
@@ -62,6 +68,16 @@ class BackboneEvaluation:
     chunk: ChunkFlops
     latency_s: float
 
+    def describe_chunk(self) -> dict[str, Any]:
+        """Returns what a chunk costs and takes, and on which device."""
+        return {
+            "chunk_flops": self.chunk.total,
+            "chunk_flops_by_stage": {"observe": self.chunk.observe, **self.chunk.stages},
+            "chunk_evaluations": dict(self.chunk.evaluations),
+            "chunk_ms": 1000.0 * self.latency_s,
+            "device": jax.devices()[0].device_kind,
+        }
+
 
 def evaluate_backbone(workdir: WorkDir, config: RunConfig) -> BackboneEvaluation:
     """Evaluates the newest checkpoint of a run.
@@ -70,19 +86,111 @@ def evaluate_backbone(workdir: WorkDir, config: RunConfig) -> BackboneEvaluation
       ConfigError: The run has no checkpoint, or reads something else than patches.
     """
     encoders, pixels = PatchEncoders(config), pixel_windows(config)
-    pipeline = build_pipeline(pixels, workdir=None)
+    pipeline, run = build_pipeline(pixels, workdir=None), restore_run(workdir, config)
+    make = functools.partial(_make_policy, config, run.whole, encoders, pipeline)
+    # The chunk that is timed is the first.
+    return _evaluate(run.step, pixels, pipeline, encoders, make, run.losses, chunk=count_chunk(config, 0))
+
+
+class RestoredRun(NamedTuple):
+    """A run's newest checkpoint as evaluation needs it.
+
+    Attributes:
+      step: Of the checkpoint.
+      program: What the run executes.
+      params: Sharded as in training.
+      whole: For sampling.
+    """
+
+    step: int
+    program: TrainProgram
+    params: PureDict
+    whole: PureDict
+
+    def losses(self, batch: WamBatch, observed: WamBatch, draw: int) -> dict[str, npt.NDArray[Any]]:
+        """As ``trained_state.sample_losses``."""
+        return sample_losses(self.program, self.params, batch, observed, draw)
+
+
+def restore_run(workdir: WorkDir, config: RunConfig, step: int | None = None) -> RestoredRun:
+    """Restores a checkpoint; None for the newest that verifies. Raises as ``trained_state.restore_state``."""
     program = build_program(config, build_mesh(config.parallel, batch_size=config.train.part_size))
-    restored, state = restore_state(workdir, program, None)
+    restored, state = restore_state(workdir, program, step)
     params = program.evaluation_params(state)
-    own = whole_params(params, program)
-    make = functools.partial(_make_policy, config, own, encoders, pipeline)
+    return RestoredRun(restored.record.step, program, params, whole_params(params, program))
+
+
+def evaluate_two_stages(
+    video: RestoredRun, inverse: RestoredRun, inverse_workdir: WorkDir
+) -> tuple[RunConfig, BackboneEvaluation]:
+    """Evaluates a run of a video model and one of an inverse-dynamics model as one system.
+
+    Actions are scaled and held out as ``inverse_workdir``, the folder of the second, says.
+
+    Returns:
+      The run on pixels whose windows were evaluated, and what was found.
+
+    Raises:
+      ConfigError: The two make no system (``config.two_stage``), or the first reads something else than patches.
+      DataError: They were trained with other statistics of one dataset's actions.
+    """
+    first, second = video.program.config, inverse.program.config
+    pixels, encoders = two_stage_windows(first, second), PatchEncoders(first)
+    pipeline = build_pipeline(pixels, workdir=inverse_workdir.path)
+    check_statistics(Path(first.data.latents) / NORMALISATION_FILE, pipeline.normalisation)
+    prompts = encoders.prompt_table(pipeline.prompts)
+    reader = InverseDynamics(second, inverse.whole)
+
+    def make(*, imagine: bool) -> BackbonePolicy:
+        del imagine  # video is what this system acts by
+        return build_policy(first, video.whole, codec=encoders.codec, prompts=prompts, inverse_dynamics=reader)
+
+    def losses(batch: WamBatch, observed: WamBatch, draw: int) -> dict[str, npt.NDArray[Any]]:
+        return video.losses(batch, observed, draw) | inverse.losses(batch, observed, draw)
+
+    chunk = count_two_stages(first, second)
+    return pixels, _evaluate(video.step, pixels, pipeline, encoders, make, losses, chunk=chunk)
+
+
+def check_statistics(path: Path, used: Normalisation) -> None:
+    """Refuses a first stage whose latents have other statistics of the same dataset's actions than the second stage's.
+
+    Latents that were made without actions have none.
+
+    Args:
+      path: Statistics beside the latents of the first stage.
+      used: Those of the second stage, by which a policy's actions are scaled back.
+
+    Raises:
+      DataError: They differ.
+    """
+    if not path.exists():
+        return
+    of_latents = Normalisation.load(path)
+    if of_latents.fingerprint != used.fingerprint or of_latents.vectors != used.vectors:
+        return  # another dataset, or other vectors of it: nothing of the first stage's is ever scaled
+    if of_latents.actions != used.actions:
+        raise DataError(
+            f"{path} scales the actions of the same dataset otherwise than the run of --inverse_dynamics does: its "
+            "training episodes are others; make the latents and train that run with equal config.data"
+        )
+
+
+def _evaluate(
+    step: int,
+    pixels: RunConfig,
+    pipeline: Pipeline,
+    encoders: PatchEncoders,
+    make: Callable[..., BackbonePolicy],
+    losses: Callable[..., dict[str, npt.NDArray[Any]]],
+    *,
+    chunk: ChunkFlops,
+) -> BackboneEvaluation:
+    """Drives the policy that ``make(imagine=...)`` makes; ``losses`` are of the trained models."""
     windows = _Windows(pipeline.validation_windows(), encoders, pipeline.prompts)
     open_loop = evaluate_open_loop(
         windows,
-        Model(
-            predict=functools.partial(predict_windows, make(imagine=True), pixels),
-            sample_losses=functools.partial(sample_losses, program, params),
-        ),
+        Model(predict=functools.partial(predict_windows, make(imagine=True), pixels), sample_losses=losses),
         config=pixels,
         prompts=pipeline.prompts,
         scale=pipeline.normalisation.actions,
@@ -90,12 +198,12 @@ def evaluate_backbone(workdir: WorkDir, config: RunConfig) -> BackboneEvaluation
     )
     rollouts, reason = _roll_out(pixels, pipeline, lambda: make(imagine=True))
     return BackboneEvaluation(
-        step=restored.record.step,
+        step=step,
         episodes=len(np.unique(windows.episodes)),
         open_loop=open_loop,
         rollouts=rollouts,
         reason=reason,
-        chunk=count_chunk(config, 0),  # the one that is timed
+        chunk=chunk,
         latency_s=measure_latency(make(imagine=False), windows.batch([0])),
     )
 

@@ -32,6 +32,7 @@ from data_pipelines.sources.remote import refuse_address
 from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag, define_source_flag, select_source
 from launch.frozen_encoders import EncoderFolders, FrozenEncoders, find_tokenizer
+from launch.patch_latents import fill_patch_latents
 from launch.workdir import WorkDir
 from wamjax.config.clip import pixel_windows
 from wamjax.config.schema import ParallelConfig, RunConfig
@@ -48,8 +49,11 @@ def define_flags() -> None:
     define_config_flag()
     define_source_flag()
     flags.DEFINE_string("bucket", None, "Which bucket of config.data.buckets, by name.")
-    flags.DEFINE_string("vae", None, "Folder of the autoencoder.", required=True)
-    flags.DEFINE_string("text_encoder", None, "Folder of the text encoder.", required=True)
+    flags.DEFINE_string("vae", None, "Folder of the autoencoder.")
+    flags.DEFINE_string("text_encoder", None, "Folder of the text encoder.")
+    flags.DEFINE_bool(
+        "patches", False, "No encoders: latents are patches of config.clip.stride, a prompt is a random embedding."
+    )
     flags.DEFINE_string("tokenizer", None, "Its tokenizer; by default in its folder, or in `tokenizer` beside it.")
     flags.DEFINE_string("image_encoder", None, "Folder of the image encoder, for a backbone with an image branch.")
     flags.DEFINE_string("out", None, "Folder to fill, or to go on filling.", required=True)
@@ -78,6 +82,11 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"--bucket={values.bucket}: one bucket at a time; config.data.buckets has {known}")
     refuse_address(values.out, "--out")
     out, run = Path(values.out), config
+    if values.patches:
+        return _fill_patches(config, out)
+    for name in ("vae", "text_encoder"):
+        if getattr(values, name) is None:
+            raise ConfigError(f"--{name}=FOLDER is missing: latents are made with it (or --patches, without encoders)")
     if values.bucket:
         config = find_bucket(run, values.bucket)
     pixels = pixel_windows(config)
@@ -109,6 +118,18 @@ def run(argv: list[str]) -> int:
             print(_fill(out, config, pipeline, manifest, encoders, worker, log), flush=True)
         finally:
             log.close()
+    return 0
+
+
+def _fill_patches(config: RunConfig, out: Path) -> int:
+    """Makes latents of a backbone that reads pixels, which no encoder makes."""
+    if flags.FLAGS.vae or flags.FLAGS.text_encoder or config.data.buckets.sets or flags.FLAGS.num_workers > 1:
+        raise ConfigError(
+            "--patches cuts pixels in one process, without encoders and buckets; leave out --vae, --text_encoder, "
+            "--bucket and --num_workers"
+        )
+    fill_patch_latents(config, out)
+    print(f"{out}: patches of {' x '.join(map(str, config.clip.stride))} pixels (config.clip.stride), complete")
     return 0
 
 

@@ -157,18 +157,13 @@ def describe_result(
     member: str, config: RunConfig, found: BackboneEvaluation, *, training_flops: int
 ) -> dict[str, Any]:
     """Returns the content of ``result.json``: what ``eval.json`` has, and what training and a chunk cost."""
-    device = jax.devices()[0]
     return {
         "member": member,
         "formulation": config.layout.formulation,
         "training_flops": training_flops,
         "training_steps": config.train.num_steps,
         "parameters": count_flops(config, build_layout(config)).num_parameters,
-        "chunk_flops": found.chunk.total,
-        "chunk_flops_by_stage": {"observe": found.chunk.observe, **found.chunk.stages},
-        "chunk_evaluations": dict(found.chunk.evaluations),
-        "chunk_ms": 1000.0 * found.latency_s,
-        "device": device.device_kind,
+        **found.describe_chunk(),
         **describe_evaluation(found.open_loop, found.rollouts, found.reason, step=found.step, episodes=found.episodes),
     }
 

@@ -2,6 +2,11 @@
 
   wamjax eval --workdir=runs/quickstart --cpu_devices=8
   wamjax eval --workdir=runs/mixture --source=NAME
+  wamjax eval --workdir=runs/unipi/video --inverse_dynamics=runs/unipi/inverse_dynamics
+
+With --inverse_dynamics two runs are evaluated as one system: --workdir generates video, the other reads the actions
+off it, and eval.json has the FLOPs and milliseconds of a chunk of actions too. An inverse-dynamics model by itself is
+shown the true frames.
 
 Writes into the work directory: eval.json (every figure with its interval), report.html (open it in a browser),
 strip.png, predicted.mp4 and, where the simulator is installed, rollout.mp4.
@@ -14,7 +19,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +33,24 @@ from data_pipelines.mixtures.settings import source_config
 from data_pipelines.pipeline import Pipeline
 from data_pipelines.stream import ValidationWindows
 from launch import distributed, metaworld
+from launch.backbone_evaluation import evaluate_two_stages, restore_run
 from launch.closed_loop import Rollouts, evaluate_closed_loop
 from launch.experiment import select_source
 from launch.figures import FIGURES, summarise
 from launch.film import write_film, write_strip
-from launch.open_loop import Model, OpenLoop, evaluate_open_loop, spread
+from launch.open_loop import Model, OpenLoop, Prediction, evaluate_open_loop, spread
 from launch.report import write_report
 from launch.trained_state import ActionBefore, restore_state, sample_losses, whole_params
 from launch.workdir import WorkDir
+from wamjax.batch import WamBatch
 from wamjax.config.schema import ParallelConfig, RunConfig
+from wamjax.config.two_stage import check_stages
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.axes import resolve_axis_sizes
 from wamjax.parallel.mesh import build_mesh
 from wamjax.sampling.pixel_policy import PixelPolicy
 from wamjax.sampling.rollout import ChunkSampler
+from wamjax.sampling.two_stage_policy import PairReader
 from wamjax.training.program import TrainProgram, build_program, describe_sharding
 
 STRIP_WINDOWS = 4
@@ -52,6 +61,9 @@ def define_flags() -> None:
     """Defines the flags of ``wamjax eval``."""
     flags.DEFINE_string("workdir", None, "Folder of a run made by wamjax train.", required=True)
     flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the newest verified one by default.", lower_bound=0)
+    flags.DEFINE_string(
+        "inverse_dynamics", None, "Folder of the run that reads actions off the video that --workdir generates."
+    )
     flags.DEFINE_string("source", None, "Which source of a run on config.data.mixture, by name.")
     flags.DEFINE_string(
         "output", None, "Folder to write to; by default the work directory, of a source its eval/SOURCE."
@@ -66,10 +78,14 @@ def run(argv: list[str]) -> int:
     values = flags.FLAGS
     workdir = WorkDir(Path(values.workdir))
     run_config = workdir.read_config()
+    if values.inverse_dynamics:
+        print(_run_two_stages(workdir, run_config))
+        return 0
     if run_config.backbone is not None:
         raise ConfigError(
             f"--workdir={workdir.path} trains config.backbone, on latents: wamjax eval looks at pixels and samples the "
-            "small model; validation losses are in metrics.jsonl (config.evaluate.every_steps)"
+            "small model, or a video model with --inverse_dynamics; validation losses are in metrics.jsonl "
+            "(config.evaluate.every_steps)"
         )
     select_source(run_config)  # refuses a name that is none before anything is started
     distributed.start_devices(values.cpu_devices)
@@ -78,6 +94,35 @@ def run(argv: list[str]) -> int:
     output = Path(values.output) if values.output else default
     print(evaluate(workdir, config, step=values.step, output=output, source=values.source))
     return 0
+
+
+def _run_two_stages(workdir: WorkDir, video: RunConfig) -> str:
+    """Evaluates the runs of --workdir and --inverse_dynamics as one system, and returns the summary."""
+    values = flags.FLAGS
+    second = WorkDir(Path(values.inverse_dynamics))
+    inverse = second.read_config()
+    if values.source:
+        raise ConfigError(f"--source={values.source} belongs to a run on config.data.mixture; leave it out")
+    check_stages(video, inverse)  # before anything is started
+    distributed.start_devices(values.cpu_devices)
+    first, other = (fit_to_devices(config, jax.device_count()) for config in (video, inverse))
+    # Both are shown the same batches.
+    other = dataclasses.replace(
+        other, train=dataclasses.replace(other.train, global_batch_size=first.train.global_batch_size)
+    )
+    run = restore_run(workdir, first, values.step)
+    _, found = evaluate_two_stages(run, restore_run(second, other), second)
+    evaluation = {"inverse_dynamics": str(second.path), **found.describe_chunk()}
+    evaluation |= describe_evaluation(
+        found.open_loop, found.rollouts, found.reason, step=found.step, episodes=found.episodes
+    )
+    output = Path(values.output) if values.output else workdir.path
+    _write(output, run.program, workdir, evaluation, found.open_loop, found.rollouts)
+    stages = ", ".join(f"{name} {flops:,}" for name, flops in found.chunk.stages.items())
+    return (
+        f"{summarise(evaluation)}\nFLOPs of a chunk of actions: {found.chunk.total:,} ({stages}), "
+        f"{1000.0 * found.latency_s:.1f} ms\nreport: {output / 'report.html'}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,7 +187,7 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
     open_loop = evaluate_open_loop(
         windows,
         Model(
-            predict=ChunkSampler(config, sampling_params).predict,
+            predict=_predictor(config, sampling_params),
             sample_losses=functools.partial(sample_losses, program, params),
         ),
         config=config,
@@ -157,6 +202,13 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
     )
     _write(output, program, workdir, evaluation, open_loop, rollouts)
     return f"{summarise(evaluation)}\nreport: {output / 'report.html'}"
+
+
+def _predictor(config: RunConfig, params: Any) -> Callable[[WamBatch, jax.Array], Prediction]:
+    """Returns what predicts windows: a sampler, or an inverse-dynamics model, which is shown all frames."""
+    if config.inverse_dynamics is not None:
+        return PairReader(config, params).predict
+    return ChunkSampler(config, params).predict
 
 
 def fit_to_devices(config: RunConfig, num_devices: int) -> RunConfig:
@@ -209,6 +261,8 @@ def describe_evaluation(
 def _roll_out(subject: Subject, params: Any) -> tuple[list[Rollouts] | None, str | None]:
     """Returns the rollouts, or None and why there are none: a missing simulator does not spoil an evaluation."""
     config = subject.config
+    if config.inverse_dynamics is not None:
+        return None, "an inverse-dynamics model acts with a video model: wamjax eval --inverse_dynamics"
     try:
         setup, write_prompt = metaworld.match_dataset(config), prompt_writer(config.data)
         rollouts = evaluate_closed_loop(

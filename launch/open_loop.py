@@ -47,7 +47,7 @@ class Prediction(Protocol):
 
     @property
     def video(self) -> Any:
-        """Every frame after the first, uint8 ``[b f-1 H W 3]``."""
+        """Every frame after the first, uint8 ``[b f-1 H W 3]``; None of a model that is shown them all."""
         ...
 
     @property
@@ -177,7 +177,8 @@ def evaluate_open_loop(
             [action_before(int(e), int(s)) for e, s in zip(episodes[filled], starts[filled], strict=True)]
         )
         prediction = model.predict(batch, jax.random.fold_in(base, turn))
-        video, actions = np.asarray(prediction.video), np.asarray(prediction.actions)
+        video = None if prediction.video is None else np.asarray(prediction.video)
+        actions = np.asarray(prediction.actions)
         values = score_batch(batch, video, actions, before=before, config=config, scale=scale)
         if donors is not None:
             donor = windows.batch(chosen[donors[filled]])
@@ -193,7 +194,7 @@ def evaluate_open_loop(
 
 def score_batch(
     batch: WamBatch,
-    video: np.ndarray,
+    video: np.ndarray | None,
     actions: np.ndarray,
     *,
     before: np.ndarray,
@@ -215,6 +216,8 @@ def score_batch(
     for name, guess in guesses.items():
         values[name] = evaluate.action_error(guess, batch.actions, mask)
         values[f"{name}/dim"] = evaluate.action_error_by_dim(guess, batch.actions, mask)
+    if video is None:
+        return values
     pixels = evaluate.visible_pixels(config.data, batch.view_mask)
     copied = evaluate.copy_last_frame(batch.video, config.layout.frames_per_block)
     for suffix, frames in (("", video), ("_copy", copied)):
@@ -249,9 +252,11 @@ def measure_sensitivity(model: Model, batch: WamBatch, donor: WamBatch, turn: in
     video, action = [], []
     for draw in range(turn * SENSITIVITY_DRAWS, (turn + 1) * SENSITIVITY_DRAWS):
         own = model.sample_losses(batch, batch, draw)
-        video.append(model.sample_losses(other_actions, batch, draw)["video"] - own["video"])
         action.append(model.sample_losses(batch, donor, draw)["action"] - own["action"])
-    return {"video_sensitivity": np.mean(video, axis=0), "action_sensitivity": np.mean(action, axis=0)}
+        if "video" in own:
+            video.append(model.sample_losses(other_actions, batch, draw)["video"] - own["video"])
+    found = {"video_sensitivity": np.mean(video, axis=0)} if video else {}
+    return {**found, "action_sensitivity": np.mean(action, axis=0)}
 
 
 def _prompt_ids(windows: Windows, chosen: np.ndarray, size: int) -> np.ndarray:
@@ -262,13 +267,15 @@ def _prompt_ids(windows: Windows, chosen: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate(ids)[inverse]
 
 
-def _example(batch: WamBatch, video: np.ndarray, actions: np.ndarray, row: int, prompts: Sequence[str]) -> Example:
+def _example(
+    batch: WamBatch, video: np.ndarray | None, actions: np.ndarray, row: int, prompts: Sequence[str]
+) -> Example:
     """Returns row ``row`` of an evaluated batch as an example; padded frames are left out."""
     real = batch.frame_mask[row]
     _, episode, start = (int(value) for value in batch.provenance[row])
-    given = np.zeros(len(real), np.bool_)
+    given = np.full(len(real), video is None)
     given[0] = True
-    predicted = np.concatenate([batch.video[row, :1], video[row]])
+    predicted = batch.video[row] if video is None else np.concatenate([batch.video[row, :1], video[row]])
     mask = evaluate.action_mask(batch)[row]
     return Example(
         frames=Comparison(
@@ -300,10 +307,15 @@ def _summarise(
         )
 
     names = [name for name in table if "/" not in name]
-    figures: dict[str, Figure | None] = {"action_sensitivity": None, "video_sensitivity": None}
+    of_video, num_frames = ("video_psnr", "video_ssim"), 0
+    none = ("action_sensitivity", "video_sensitivity", *of_video, *(f"{name}_copy" for name in of_video))
+    figures: dict[str, Figure | None] = dict.fromkeys(none)
     figures |= {name: figure(table[name]) for name in names}
-    gains = {name: figure(table[name] - table["action_error"]) for name in names if name.startswith("action_error_")}
-    gains |= {f"{name}_copy": figure(table[name] - table[f"{name}_copy"]) for name in ("video_psnr", "video_ssim")}
+    gains: dict[str, Figure | None] = {f"{name}_copy": None for name in of_video}
+    gains |= {name: figure(table[name] - table["action_error"]) for name in names if name.startswith("action_error_")}
+    if "video_psnr" in table:
+        gains |= {f"{name}_copy": figure(table[name] - table[f"{name}_copy"]) for name in of_video}
+        num_frames = table["video_psnr/frame"].shape[1]
     errors = [name for name in names if name.startswith("action_error")]
     main = [*errors, "video_psnr", "video_psnr_copy", "action_sensitivity"]
     return OpenLoop(
@@ -315,10 +327,14 @@ def _summarise(
         ],
         by_frame=[
             {name: figure(table[f"{name}/frame"][:, frame]) for name in ("video_psnr", "video_psnr_copy")}
-            for frame in range(table["video_psnr/frame"].shape[1])
+            for frame in range(num_frames)
         ],
         by_task={
-            prompts[int(task)]: {name: figure(table[name], prompt_ids == task) for name in main if name in table}
+            prompts[int(task)]: {
+                name: figure(table[name], prompt_ids == task) if name in table else None
+                for name in main
+                if name in table or name in of_video
+            }
             for task in np.unique(prompt_ids)
         },
         num_windows=len(episodes),

@@ -33,6 +33,13 @@ def numbers(text: str) -> list[int]:
     return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", text)]
 
 
+# Members of a file that have another model than its first.
+MEMBERS = [
+    ROOT / "experiments/systems/unipi.py:inverse_dynamics",
+    ROOT / "experiments/campaigns/unipi.py:inverse_dynamics",
+]
+
+
 def program_on_eight_devices(path: Path) -> TrainProgram:
     config = load_experiment(str(path))
     mesh = build_mesh(config.parallel, jax.devices(), batch_size=config.train.part_size)
@@ -51,11 +58,13 @@ ALIKE = {
     "hybrid_vla_wam",
     "lingbot_va_mot",
     "summer_22b",
+    "unipi",
 }
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=pytest.mark.slow if p.stem in ALIKE else ()) for p in FILES]
+    "path",
+    [pytest.param(p, id=p.name, marks=pytest.mark.slow if p.stem in ALIKE else ()) for p in (*FILES, *MEMBERS)],
 )
 def test_experiment_builds_its_program_with_nothing_large_held_whole(path: Path) -> None:
     state = program_on_eight_devices(path).abstract_state
@@ -64,7 +73,7 @@ def test_experiment_builds_its_program_with_nothing_large_held_whole(path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", PLANNED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*PLANNED, *MEMBERS], ids=lambda path: path.name)
 def test_experiment_traces_its_step(path: Path) -> None:
     program = program_on_eight_devices(path)
     batch = batch_spec(program.config, program.config.train.global_batch_size)

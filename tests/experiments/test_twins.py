@@ -12,12 +12,18 @@ from wamjax.layout import build_layout
 from wamjax.parallel.mesh import build_mesh
 from wamjax.training.program import build_program
 
-SYSTEMS = sorted((Path(__file__).resolve().parents[2] / "experiments/systems").glob("[!_]*.py"))
+FILES = sorted((Path(__file__).resolve().parents[2] / "experiments/systems").glob("[!_]*.py"))
+SYSTEMS = [*map(str, FILES), *(f"{path}:inverse_dynamics" for path in FILES if path.stem == "unipi")]
 
 
-@pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: path.stem)
-def test_twin_has_the_streams_and_the_visibility_of_its_system(path: Path) -> None:
-    config = load_experiment(str(path))
+def name_of(system: str) -> str:
+    """``STEM``, or ``STEM:MEMBER``."""
+    return system.rpartition("/")[2].replace(".py", "")
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=name_of)
+def test_twin_has_the_streams_and_the_visibility_of_its_system(system: str) -> None:
+    config = load_experiment(system)
     whole, small = build_layout(config), build_layout(tiny_twin(config))
     padding = {"padding"}
     assert set(whole.tokens_by_stream()) - padding == set(small.tokens_by_stream()) - padding
@@ -27,9 +33,9 @@ def test_twin_has_the_streams_and_the_visibility_of_its_system(path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", SYSTEMS, ids=lambda path: path.stem)
-def test_twin_learns_in_twenty_steps(path: Path) -> None:
-    config = tiny_twin(load_experiment(str(path)))
+@pytest.mark.parametrize("system", SYSTEMS, ids=name_of)
+def test_twin_learns_in_twenty_steps(system: str) -> None:
+    config = tiny_twin(load_experiment(system))
     program = build_program(config, build_mesh(config.parallel, jax.devices()[:1]))
     batch = tiny_batch(config, config.train.global_batch_size)
     state = program.init()

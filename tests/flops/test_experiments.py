@@ -12,7 +12,8 @@ from wamjax.config.schema import RunConfig
 from wamjax.parallel.mesh import build_mesh
 from wamjax.training.program import build_program
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "experiments").rglob("[!_]*.py"))
+ROOT = Path(__file__).resolve().parents[2]
+FILES = [*sorted((ROOT / "experiments").rglob("[!_]*.py")), ROOT / "experiments/systems/unipi.py:inverse_dynamics"]
 
 
 def on_eight_devices(config: RunConfig) -> RunConfig:
@@ -26,7 +27,7 @@ FAST = ("wan_14b_480p", "dreamzero_14b_droid")
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=() if p.stem in FAST else pytest.mark.slow) for p in FILES]
+    "path", [pytest.param(p, id=p.name, marks=() if p.stem in FAST else pytest.mark.slow) for p in FILES]
 )
 def test_training_step_of_experiment_executes_the_closed_form(path: Path) -> None:
     config = on_eight_devices(load_experiment(str(path)))
@@ -35,7 +36,7 @@ def test_training_step_of_experiment_executes_the_closed_form(path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_validation_of_experiment_executes_the_closed_form(path: Path) -> None:
     config = on_eight_devices(load_experiment(str(path)))
     program = build_program(config, build_mesh(config.parallel, jax.devices(), batch_size=config.train.part_size))

@@ -17,12 +17,13 @@ from wamjax.sampling.policy import Chunk, PromptTable
 from wamjax.types import PureDict
 
 SYSTEMS = Path(__file__).resolve().parents[2] / "experiments/systems"
-SILENT = ("gr1", "kairos_4b", "pi05_droid", "summer_22b")  # no policy samples from them, the last being video alone
+SILENT = ("gr1", "kairos_4b", "pi05_droid", "summer_22b", "unipi")  # no policy samples from them alone
 ACTING = sorted({path.stem for path in SYSTEMS.glob("[!_]*.py")} - set(SILENT))
 
 
 def load_twin(name: str) -> RunConfig:
-    return tiny_twin(load_experiment(str(SYSTEMS / f"{name}.py")))
+    """Loads the twin of ``NAME``, or of ``NAME.py:MEMBER``."""
+    return tiny_twin(load_experiment(str(SYSTEMS / (name if ":" in name else f"{name}.py"))))
 
 
 def random_params(config: RunConfig, seed: int = 0) -> PureDict:

@@ -7,17 +7,23 @@ import dataclasses
 from wamjax.config.backbone import BlockConfig, VideoTransformerConfig
 from wamjax.config.choices import Remat
 from wamjax.config.gpt import GptPolicyConfig
+from wamjax.config.inverse_dynamics import InverseDynamicsConfig
 from wamjax.config.schema import ModelConfig, RunConfig
 from wamjax.config.vla import VlaConfig
 from wamjax.errors import ConfigError
 
 
 def main_block(config: RunConfig) -> BlockConfig:
-    """Returns the block of the main stack: the backbone's, the language tower's, the GPT's, or the small model's."""
+    """Returns the block of the main stack: the backbone's, the language tower's, the GPT's, or the small model's.
+
+    An inverse-dynamics model has none; what is returned has its width and dtype.
+    """
     if config.vla is not None:
         return config.vla.language_block
     if config.gpt is not None:
         return config.gpt.block
+    if config.inverse_dynamics is not None:
+        return config.inverse_dynamics.block
     return block_config(config.model) if config.backbone is None else config.backbone.block
 
 
@@ -33,7 +39,9 @@ def main_remat(config: RunConfig) -> Remat:
 
 def with_remat(config: RunConfig, remat: Remat) -> RunConfig:
     """Returns ``config`` whose backward pass finds ``remat`` of a block."""
-    name = next((name for name in ("vla", "gpt", "backbone") if getattr(config, name) is not None), "model")
+    name = next(
+        (name for name in ("vla", "gpt", "inverse_dynamics", "backbone") if getattr(config, name) is not None), "model"
+    )
     return dataclasses.replace(config, **{name: dataclasses.replace(_main(config), remat=remat)})
 
 
@@ -42,8 +50,10 @@ def is_small(config: RunConfig) -> bool:
     return _main(config) is config.model
 
 
-def _main(config: RunConfig) -> VlaConfig | GptPolicyConfig | VideoTransformerConfig | ModelConfig:
-    return config.vla or config.gpt or config.backbone or config.model
+def _main(
+    config: RunConfig,
+) -> VlaConfig | GptPolicyConfig | InverseDynamicsConfig | VideoTransformerConfig | ModelConfig:
+    return config.vla or config.gpt or config.inverse_dynamics or config.backbone or config.model
 
 
 def block_config(model: ModelConfig) -> BlockConfig:

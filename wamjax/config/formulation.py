@@ -20,6 +20,8 @@ class LayoutConfig:
         given pictures and a prompt (Pi-0.5). ``queries`` needs ``config.gpt``: learned queries ask for every step's
         action and for a later frame (GR-1). ``plan`` needs ``config.actions.modules = plan``: actions decoded from a
         latent plan, which training infers from the whole clip and acting from its first frame alone (Play-LMP).
+        action and for a later frame (GR-1). ``frame_pairs`` needs ``config.inverse_dynamics``: actions regressed from
+        the frames before and after them (UniPi's second stage).
       family: With ``first_frame``, what actions are read from: ``representation``: the first frame, so that no video
         need be denoised to act; ``joint``: the video while it is denoised; ``inverse_dynamics``: a copy of the video.
         ``plan`` is of ``representation``.
@@ -34,7 +36,8 @@ class LayoutConfig:
         ``own`` (DreamZero-Flash). In other formulations they have their own.
       window: With ``alternating``, how many half chunks back a token sees; 0 for all.
       noisy_first_frame: Whether the first frame also appears in the noisy stream (as in DreamZero); without it the
-        first frame is context only.
+        first frame is context only. With ``video``, False holds the clip's first latent frame clean, at t = 0 and
+        without a loss: a video model that goes on from a frame.
       clean_last_block: Whether the last block also appears in the clean stream, as in DreamZero. Nothing looks at it
         there; without it the result is the same and the sequence shorter.
       order: ``natural`` lays streams one after the other; ``grouped`` keeps what one block denoises contiguous.
@@ -44,7 +47,15 @@ class LayoutConfig:
     """
 
     formulation: Literal[
-        "joint", "video", "alternating", "first_frame", "latent_frames", "policy", "queries", "plan"
+        "joint",
+        "video",
+        "alternating",
+        "first_frame",
+        "latent_frames",
+        "policy",
+        "queries",
+        "plan",
+        "frame_pairs",
     ] = "joint"
     family: Literal["representation", "joint", "inverse_dynamics"] = "joint"
     num_blocks: int = 4

@@ -47,7 +47,8 @@ def derive_geometry(config: RunConfig) -> Geometry:
       ConfigError: The patch does not divide the canvas, a view leaves the canvas, or the action horizon does not
         divide the dataset steps of a block.
     """
-    layout, data, patch = config.layout, config.data, config.model.patch
+    layout, data = config.layout, config.data
+    patch = config.model.patch if config.inverse_dynamics is None else (1, 1, 1)  # convolutions read any canvas
     if patch[0] != 1:
         raise ConfigError(f"config.model.patch has {patch[0]} frames; the patch codec needs 1 (it keeps every frame)")
     for name, size, step in (("height", data.canvas[0], patch[1]), ("width", data.canvas[1], patch[2])):

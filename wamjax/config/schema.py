@@ -14,6 +14,7 @@ from wamjax.config.buckets import BucketsConfig
 from wamjax.config.choices import DType, Matmul, Remat
 from wamjax.config.formulation import LayoutConfig, ObjectiveConfig
 from wamjax.config.gpt import GptPolicyConfig
+from wamjax.config.inverse_dynamics import InverseDynamicsConfig
 from wamjax.config.parallel import ParallelConfig
 from wamjax.config.reporting import CheckpointConfig, EvaluateConfig, LogConfig
 from wamjax.config.sampling import SamplingConfig
@@ -247,13 +248,15 @@ class RunConfig:
 
     Attributes:
       name: Name of the experiment, for tables and reports.
-      model: The small world-action model on pixels. Not used where ``backbone``, ``vla`` or ``gpt`` is.
+      model: The small world-action model on pixels. Not used where ``backbone``, ``vla``, ``gpt`` or
+        ``inverse_dynamics`` is.
       backbone: A video transformer on latents (``config.presets`` has the published ones); None for ``model``.
       clip: What a backbone reads.
       actions: Action modules of a backbone.
       prefix: A language tower beside a backbone.
       vla: A vision-language-action model in place of ``model`` and ``backbone``.
       gpt: A GPT that answers queries for actions and frames, likewise.
+      inverse_dynamics: A convolutional network from two frames to the actions between them, likewise.
     """
 
     name: str = "unnamed"
@@ -264,6 +267,7 @@ class RunConfig:
     prefix: PrefixConfig = dataclasses.field(default_factory=PrefixConfig)
     vla: VlaConfig | None = None
     gpt: GptPolicyConfig | None = None
+    inverse_dynamics: InverseDynamicsConfig | None = None
     layout: LayoutConfig = dataclasses.field(default_factory=LayoutConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

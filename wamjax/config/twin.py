@@ -11,6 +11,7 @@ import dataclasses
 from wamjax.config.backbone import ClipConfig, VideoTransformerConfig
 from wamjax.config.blocks import is_small
 from wamjax.config.gpt import GptPolicyConfig
+from wamjax.config.inverse_dynamics import InverseDynamicsConfig
 from wamjax.config.schema import LayoutConfig, OptimizerConfig, ParallelConfig, RunConfig, TrainConfig
 from wamjax.config.vla import VlaConfig
 from wamjax.errors import ConfigError
@@ -21,6 +22,7 @@ _PLAN_DIM = 6
 _STATE_DIM = 8  # of a head of a recurrent layer
 _TOKENS = (1, 2)  # rows and columns of a latent frame
 _ACTIONS_PER_FRAME = 2
+_CANVAS = (6, 8)  # of an inverse-dynamics model
 
 
 def tiny_twin(config: RunConfig) -> RunConfig:
@@ -31,16 +33,21 @@ def tiny_twin(config: RunConfig) -> RunConfig:
     """
     if is_small(config):
         raise ConfigError(
-            f"config.backbone, config.vla and config.gpt of {config.name} are none; tiny twins are made of runs with "
-            "one of them"
+            f"config.backbone, config.vla, config.gpt and config.inverse_dynamics of {config.name} are none; tiny "
+            "twins are made of runs with one of them"
         )
     layout = _twin_layout(config.layout) if config.gpt is None else dataclasses.replace(config.layout, num_blocks=3)
+    canvas = config.data.canvas
+    if config.inverse_dynamics is not None:
+        layout = dataclasses.replace(config.layout, num_blocks=min(config.layout.num_blocks, 2))
+        canvas = _CANVAS
     return dataclasses.replace(
         config,
         name=f"{config.name}_tiny",
         backbone=None if config.backbone is None else _twin_backbone(config.backbone),
         vla=None if config.vla is None else _twin_vla(config.vla),
         gpt=None if config.gpt is None else _twin_gpt(config.gpt),
+        inverse_dynamics=None if config.inverse_dynamics is None else _twin_inverse_dynamics(config.inverse_dynamics),
         clip=config.clip if config.backbone is None else _twin_clip(config, layout),
         actions=dataclasses.replace(
             config.actions,
@@ -54,7 +61,7 @@ def tiny_twin(config: RunConfig) -> RunConfig:
             config.prefix, width=_EXPERT_WIDTH if config.prefix.width else 0, ffn_width=_EXPERT_FFN, num_key_heads=1
         ),
         layout=layout,
-        data=dataclasses.replace(config.data, action_dim=4, state_dim=4),
+        data=dataclasses.replace(config.data, action_dim=4, state_dim=4, canvas=canvas),
         optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=2, schedule="constant", ema_decay=0.0),
         parallel=ParallelConfig(attention_kernel=config.parallel.attention_kernel),
         train=TrainConfig(num_steps=20, global_batch_size=8),
@@ -131,6 +138,12 @@ def _twin_gpt(gpt: GptPolicyConfig) -> GptPolicyConfig:
         ahead=1,
         compute_dtype="float32",
         remat="none",
+    )
+
+
+def _twin_inverse_dynamics(model: InverseDynamicsConfig) -> InverseDynamicsConfig:
+    return dataclasses.replace(
+        model, width=_STATE_DIM, num_layers=_LAYERS, hidden_width=_STATE_DIM, compute_dtype="float32"
     )
 
 

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import check_acts
+from wamjax.config.two_stage import check_stages
 from wamjax.errors import ConfigError
 from wamjax.flops.backbone import Anatomy, Work, needed_attention, tally_model
 from wamjax.flops.execution import AttentionWork, Execution, executed_attention
+from wamjax.flops.inverse_dynamics import tally_pairs
 from wamjax.flops.model import count_flops
 from wamjax.flops.plans import tally_decoder, tally_plans
 from wamjax.flops.stacks import find_anatomies
@@ -30,7 +32,8 @@ class ChunkFlops:
       reset: Of a language tower, once for all chunks; 0 without one.
       observe: Of the clean tokens that the newest observation adds to the cache.
       stages: By stage, its solver steps: ``video``, ``actions``, ``video_actions``; and ``copy``, the clean tokens of
-        video that actions are read from. Of latent plans ``plan``, the prior's, and ``actions``, the decoder.
+        video that actions are read from. Of latent plans ``plan``, the prior's, and ``actions``, the decoder. Of two
+        models ``inverse_dynamics``, what reads actions off a clip.
       evaluations: Passes of the model by stage; guidance counts as one.
     """
 
@@ -117,6 +120,33 @@ def _count_plan(config: RunConfig, layout: Layout, *, is_executed: bool) -> Chun
         observe=0,
         stages={"plan": whole - decoded, "actions": decoded},
         evaluations={"plan": 1, "actions": 1},
+    )
+
+
+def count_two_stages(video: RunConfig, inverse: RunConfig, *, is_executed: bool = False) -> ChunkFlops:
+    """Returns the FLOPs of one chunk of two models: a clip of ``video``, and the actions ``inverse`` reads off it.
+
+    Args:
+      video: A run that generates clips from a frame and a prompt.
+      inverse: A run of an inverse-dynamics model.
+      is_executed: As for ``count_chunk``; the walk over the jaxprs of ``TwoStagePolicy.denoise`` and ``read``.
+
+    Raises:
+      ConfigError: The two make no system.
+    """
+    check_stages(video, inverse)
+    count, sampling = count_flops(video, build_layout(video)), video.sampling
+    once = sum(count.hardware_forward.values()) if is_executed else count.forward_total
+    steps = len(sampling.evaluated_steps) or sampling.steps
+    pairs = tally_pairs(inverse, num_pairs=video.clip.num_frames - 1)
+    return ChunkFlops(
+        reset=0,
+        observe=0,
+        stages={
+            "video": steps * (2 if sampling.guidance != 1 else 1) * once,
+            "inverse_dynamics": sum(pairs.forward.values()),
+        },
+        evaluations={"video": steps, "inverse_dynamics": 1},
     )
 
 

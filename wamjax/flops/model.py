@@ -32,6 +32,7 @@ from wamjax.config.blocks import is_small, main_remat
 from wamjax.config.schema import RunConfig
 from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, needed_attention, tally_model
 from wamjax.flops.execution import AttentionWork, Execution, executed_attention
+from wamjax.flops.inverse_dynamics import tally_pairs
 from wamjax.flops.layers import delta_rule
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
 from wamjax.flops.plans import tally_plans
@@ -123,6 +124,8 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
     where = execution or Execution()
     is_published = not is_small(config) and not config.finetune.is_partial
     tallies = _tally_queries if config.gpt is not None else _tally_stacks
+    if config.inverse_dynamics is not None:
+        tallies = _tally_convolutions
     model, hardware, needed, executed = tallies(config, layout, where, is_published=is_published)
     return FlopCount(
         forward=model.forward,
@@ -132,7 +135,7 @@ def count_flops(config: RunConfig, layout: Layout, execution: Execution | None =
         tokens=layout.tokens_by_stream(),
         num_pairs=max(attention.num_pairs for attention in needed),
         num_executed_pairs=max(attention.num_pairs for attention in executed),
-        num_dense_pairs=layout.num_dense_pairs,
+        num_dense_pairs=layout.num_dense_pairs if config.inverse_dynamics is None else 0,
         num_parameters=sum(count_parameters(config).values()),
         num_trained_parameters=count_trained_parameters(config),
     )
@@ -184,6 +187,13 @@ def _tally_queries(config: RunConfig, layout: Layout, execution: Execution, *, i
     hardware = tally_queries(config, gpt, layout, execution, remat=main_remat(config))
     computes = executed_queries(config, layout, execution)
     return _Counts(model, hardware, (needed_attention(0, layout.num_pairs, 0, 0),), (computes,))
+
+
+def _tally_convolutions(config: RunConfig, layout: Layout, execution: Execution, *, is_published: bool) -> _Counts:
+    """Returns the counts of an inverse-dynamics model: what is executed is what is needed."""
+    del layout, execution
+    model, nothing = tally_pairs(config, differentiates_data=is_published), (needed_attention(0, 0, 0, 0),)
+    return _Counts(model, tally_pairs(config), nothing, nothing)
 
 
 def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Work:
@@ -243,8 +253,8 @@ def _count(segments: Iterable[Segment], *roles: Role) -> int:
 
 def _num_slots(config: RunConfig, layout: Layout, expert: str) -> int:
     """Returns the timesteps that a stack's own embedding embeds."""
-    if config.layout.is_plain_clip:
-        return 1  # a clip that is denoised as a whole has one time, and nothing clean
+    if config.layout.is_plain_clip:  # one time of the whole clip, and t = 0 where its first frame is held
+        return 1 + any(s.role is Role.CLEAN_VIDEO for s in layout.segments)
     if config.vla is not None:
         return 1 if expert == "action" else 0
     if config.backbone is None or config.actions.modules == "category":

@@ -15,6 +15,7 @@ from wamjax.config.blocks import block_config
 from wamjax.config.finetune import UPDATE_OF, is_trained, matches
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.gpt import GptPolicyConfig
+from wamjax.config.inverse_dynamics import InverseDynamicsConfig
 from wamjax.config.plan import LatentPlanConfig, find_plan
 from wamjax.config.schema import FinetuneConfig, RunConfig
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig, find_system
@@ -50,6 +51,8 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
         found = _vla_parameters(config.vla, config.data.action_dim)
     elif config.gpt is not None:
         found = _gpt_parameters(config, config.gpt)
+    elif config.inverse_dynamics is not None:
+        found = _inverse_dynamics_parameters(config, config.inverse_dynamics)
     elif config.backbone is None:
         found = _world_action_parameters(config)
     elif config.layout.is_plain_clip:
@@ -224,6 +227,20 @@ def _gpt_parameters(config: RunConfig, gpt: GptPolicyConfig) -> dict[str, Parame
     found |= _linear("decoder.embed", d, d) | {"decoder.mask_token": Parameter((d,))}
     found |= _stack("decoder.blocks", gpt.decoder_block, gpt.decoder_layers)
     return found | _norm("decoder.norm", d) | _linear("decoder.out", d, gpt.patch_values)
+
+
+def _inverse_dynamics_parameters(config: RunConfig, model: InverseDynamicsConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.inverse_dynamics.InverseDynamicsModel``."""
+    sizes, width, hidden = config.layout, model.width, model.hidden_width
+
+    def convolution(path: str, channels: int) -> dict[str, Parameter]:
+        return {f"{path}.kernel": Parameter((3, 3, channels, width)), f"{path}.bias": Parameter((width,))}
+
+    found = convolution("first", 6)  # of two frames of three channels
+    for place in range(model.num_layers):
+        found |= convolution(f"residual_{place}", width)
+    per_pair = sizes.actions_per_block // sizes.frames_per_block
+    return found | _linear("hidden", width, hidden) | _linear("out", hidden, per_pair * config.data.action_dim)
 
 
 def _action_modules(

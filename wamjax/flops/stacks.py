@@ -16,7 +16,10 @@ from wamjax.layout.kernels import computed_pairs, exactly
 
 
 def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
-    """Returns the stacks of the model of ``config`` by expert (``Segment.expert``); one is ``shared``."""
+    """Returns the stacks of the model of ``config`` by expert (``Segment.expert``); one is ``shared``.
+
+    An inverse-dynamics model has none.
+    """
     parameters, backbone, vla = list_parameters(config), config.backbone, config.vla
     if vla is not None:
         language = Anatomy(
@@ -27,6 +30,8 @@ def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
             modules="expert.",
         )
         return {"prefix": language, "action": dataclasses.replace(language, block=vla.expert_block, root="expert.")}
+    if config.inverse_dynamics is not None:
+        return {}
     if config.gpt is not None:
         gpt = Anatomy(block=config.gpt.block, num_layers=config.gpt.num_layers, parameters=parameters, rotates=False)
         return {"shared": gpt}

@@ -38,11 +38,12 @@ def describe(count: FlopCount) -> str:
     )
     lines.append(f"6NT estimate: {count.six_n_t:,}; counted model FLOPs are {model / count.six_n_t:.3f} x that")
     lines.append("tokens: " + ", ".join(f"{stream} {number:,}" for stream, number in count.tokens.items()))
-    lines.append(
-        f"attended pairs: {count.num_pairs:,} of {count.num_dense_pairs:,} dense "
-        f"({count.num_pairs / count.num_dense_pairs:.1%}); the kernel computes {count.num_executed_pairs:,}"
-    )
-    lines.append(f"executed scores of self-attention: {count.executed_score_flops:,} FLOPs per forward pass")
+    if count.num_dense_pairs:
+        lines.append(
+            f"attended pairs: {count.num_pairs:,} of {count.num_dense_pairs:,} dense "
+            f"({count.num_pairs / count.num_dense_pairs:.1%}); the kernel computes {count.num_executed_pairs:,}"
+        )
+        lines.append(f"executed scores of self-attention: {count.executed_score_flops:,} FLOPs per forward pass")
     kept = count.num_parameters - count.num_trained_parameters
     lines.append(f"parameters: {count.num_parameters:,}" + (f", {kept:,} of them kept" if kept else ""))
     return "\n".join(lines)

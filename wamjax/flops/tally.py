@@ -89,6 +89,13 @@ class Tally:
         bias = path.removesuffix("kernel") + "bias"
         return needs or trained or has_update or self.trains(bias)
 
+    def convolve(self, component: str, path: str, flops: int, *, needs: bool) -> bool:
+        """Adds a convolution of ``flops``, of which both gradients cost as much; arguments and result as ``linear``."""
+        trained = self.trains(path)
+        self.forward[component] += flops
+        self.backward[component] += flops * (trained + needs)
+        return needs or trained or self.trains(path.removesuffix("kernel") + "bias")
+
     def chain(self, component: str, paths: Iterable[str], tokens: int, *, needs: bool = False) -> bool:
         """Adds dense layers at ``paths``, one after the other; returns whether the last output needs a gradient."""
         for path in paths:

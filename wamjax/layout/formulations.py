@@ -19,7 +19,7 @@ from wamjax.layout.alternating import alternating_layout
 from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.layout import Layout
 from wamjax.layout.plan import decoder_layout, plan_layout
-from wamjax.layout.policy import policy_layout, query_layout
+from wamjax.layout.policy import frame_pairs_layout, policy_layout, query_layout
 from wamjax.layout.segments import ACTION_ROLES, ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
 from wamjax.layout.windows import check_recurrence
 
@@ -128,11 +128,14 @@ def _frames_of_block(
     )
 
 
-def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
+def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1, *, holds_first: bool = False) -> Layout:
     """Returns the layout of a plain video model: one noisy clip of ``grid`` (frames, rows, columns), all seeing all.
 
-    Padding tokens are appended up to a multiple of ``pad_multiple``.
+    Padding tokens are appended up to a multiple of ``pad_multiple``. With ``holds_first`` the first frame is clean, as
+    in Wan 2.2's text-and-image-to-video model (whose sampler is ``sampling.generate``), and carries no loss.
     """
+    if holds_first:
+        return _continued_layout(grid, pad_multiple)
     clip = Segment(
         role=Role.NOISY_VIDEO,
         order=0,
@@ -143,6 +146,35 @@ def video_layout(grid: tuple[int, int, int], pad_multiple: int = 1) -> Layout:
         has_loss=True,
     )
     return Layout((clip, *_padding((clip,), pad_multiple, ())), {(Role.NOISY_VIDEO, Role.NOISY_VIDEO): ALL})
+
+
+def _continued_layout(grid: tuple[int, int, int], pad_multiple: int) -> Layout:
+    """Returns the layout of one clip whose first frame is held clean."""
+    frames, rows, columns = grid
+    if frames < 2:
+        raise ConfigError(
+            "config.layout.noisy_first_frame=False holds the first latent frame of a clip, and this one has no other; "
+            "make config.clip.num_frames larger, or set it to True"
+        )
+
+    def part(role: Role, first: int, count: int) -> Segment:
+        is_noisy = role is Role.NOISY_VIDEO
+        return Segment(
+            role=role,
+            order=first,
+            num_tokens=count * rows * columns,
+            grid=(count, rows, columns),
+            first_frame=first,
+            rotary=Rotary.VIDEO,
+            noised=is_noisy,
+            time=0 if is_noisy else None,
+            has_loss=is_noisy,
+        )
+
+    clip = (part(Role.CLEAN_VIDEO, 0, 1), part(Role.NOISY_VIDEO, 1, frames - 1))
+    roles = (Role.CLEAN_VIDEO, Role.NOISY_VIDEO)
+    visibility: Visibility = {(query, key): ALL for query in roles for key in roles}
+    return Layout((*clip, *_padding(clip, pad_multiple, ())), visibility)
 
 
 @functools.lru_cache(maxsize=32)
@@ -159,8 +191,16 @@ def _build_layout(config: RunConfig) -> Layout:
         return _policy(config, config.vla)
     if config.gpt is not None:
         return _queries(config, config.gpt)
+    if config.inverse_dynamics is not None:
+        return _frame_pairs(config)
     if config.backbone is not None and sizes.is_plain_clip:
-        return video_layout(token_grid(config), sizes.pad_multiple)
+        holds_first = sizes.formulation == "video" and not sizes.noisy_first_frame
+        if holds_first and config.backbone.patch[0] != 1:
+            raise ConfigError(
+                f"config.backbone.patch={config.backbone.patch} joins frames; config.layout.noisy_first_frame=False "
+                "holds the first latent frame, which then needs tokens of its own"
+            )
+        return video_layout(token_grid(config), sizes.pad_multiple, holds_first=holds_first)
     if sizes.formulation == "plan":
         layout = plan_layout(
             frames=1 + sizes.frames_per_block, grid=_one_clip(config), num_states=sizes.states_per_block
@@ -286,6 +326,30 @@ def _one_clip(config: RunConfig) -> tuple[int, int]:
             "as a whole: set num_blocks=1 and frames_per_block to its latent frames after the first"
         )
     return grid
+
+
+def _frame_pairs(config: RunConfig) -> Layout:
+    sizes = config.layout
+    if sizes.formulation != "frame_pairs" or sizes.states_per_block:
+        raise ConfigError(
+            f"config.layout.formulation={sizes.formulation}, states_per_block={sizes.states_per_block}; "
+            "config.inverse_dynamics needs formulation=frame_pairs and reads frames alone: set them to frame_pairs "
+            "and 0"
+        )
+    if sizes.actions_per_block % sizes.frames_per_block:
+        raise ConfigError(
+            f"config.layout.actions_per_block={sizes.actions_per_block} does not divide over the block's "
+            f"frames_per_block={sizes.frames_per_block}: as many actions lie between any two frames"
+        )
+    if sizes.pad_multiple != 1 or sizes.pad_unit != 1:
+        raise ConfigError(
+            f"config.layout.pad_multiple={sizes.pad_multiple}, pad_unit={sizes.pad_unit}; formulation frame_pairs is "
+            "not padded: set both to 1"
+        )
+    return frame_pairs_layout(
+        num_pairs=derive_geometry(config).num_frames - 1,
+        actions_per_pair=sizes.actions_per_block // sizes.frames_per_block,
+    )
 
 
 def _frame_grid(config: RunConfig, first: int) -> tuple[int, int]:

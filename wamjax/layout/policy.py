@@ -1,9 +1,9 @@
-"""Formulations of policies that denoise no video: actions from pictures and a prompt, and answers to queries."""
+"""Formulations that denoise no video: actions from pictures and a prompt, answers to queries, actions from frames."""
 
 from __future__ import annotations
 
 from wamjax.layout.layout import Layout
-from wamjax.layout.segments import ALL, CAUSAL, SAME, UP_TO, Role, Segment, Visibility
+from wamjax.layout.segments import ALL, CAUSAL, SAME, UP_TO, Role, Segment, Visibility, window
 
 
 def policy_layout(*, image_tokens: int, text_tokens: int, num_actions: int) -> Layout:
@@ -70,3 +70,26 @@ def query_layout(*, steps: int, observed: int, asked: int, ahead: int) -> Layout
         (Role.QUERY, Role.OBSERVATION): UP_TO,
     }
     return Layout(tuple(segments), visibility)
+
+
+def frame_pairs_layout(*, num_pairs: int, actions_per_pair: int) -> Layout:
+    """Returns the layout of an inverse-dynamics model: frames | the actions between each two of them.
+
+    An action sees the frame before it and the one after it, and nothing else. A frame counts as one token; convolutions
+    see what the table says, and nothing attends.
+
+    Args:
+      num_pairs: Pairs of consecutive frames.
+      actions_per_pair: Actions executed between the two.
+
+    Source: UniPi (arXiv 2302.00111).
+    """
+    if num_pairs < 1 or actions_per_pair < 1:
+        raise ValueError(f"num_pairs={num_pairs} and actions_per_pair={actions_per_pair} must both be 1 or more")
+    frames = [Segment(role=Role.OBSERVATION, order=i, num_tokens=1, start=i) for i in range(num_pairs + 1)]
+    actions = [
+        Segment(role=Role.ACTION, order=i + 1, num_tokens=actions_per_pair, start=i * actions_per_pair, has_loss=True)
+        for i in range(num_pairs)
+    ]
+    seen = {(Role.OBSERVATION, Role.OBSERVATION): SAME, (Role.ACTION, Role.OBSERVATION): window(1)}
+    return Layout((*frames, *actions), seen)

@@ -136,6 +136,7 @@ class VideoTransformer(nnx.Module):
         text: jax.Array,
         layout_pass: Pass,
         *,
+        runs: tuple[tuple[int, int], ...] | None = None,
         image: jax.Array | None = None,
         text_mask: jax.Array | None = None,
         fps: float | jax.Array | None = None,
@@ -144,9 +145,10 @@ class VideoTransformer(nnx.Module):
 
         Args:
           patches: ``[b n patch_channels]``, the tokens of ``layout_pass``.
-          ids: ``[b slots]`` timestep ids; the slots share the tokens evenly and in order.
+          ids: ``[b slots]`` timestep ids.
           text: As for ``__call__``, and so the rest.
           layout_pass: Which token sees which.
+          runs: Which tokens have which slot, as for ``condition``.
           image: Image tokens.
           text_mask: Which text tokens are seen.
           fps: Frame rate.
@@ -154,7 +156,7 @@ class VideoTransformer(nnx.Module):
         Returns:
           fp32 ``[b n out_patch_channels]``.
         """
-        conditioning = self.condition(ids, text, layout_pass, image=image, text_mask=text_mask, fps=fps)
+        conditioning = self.condition(ids, text, layout_pass, runs=runs, image=image, text_mask=text_mask, fps=fps)
         tokens, _ = self.run(self.patch_embed(patches), layout_pass, conditioning)
         return self.head(tokens, conditioning)
 

@@ -15,6 +15,7 @@ from wamjax.config.plan import check_plans
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import Layout
+from wamjax.objectives.frame_pairs import FramePairsObjective
 from wamjax.objectives.joint import JointObjective
 from wamjax.objectives.latent_frames import LatentFramesObjective
 from wamjax.objectives.plan import PlanObjective
@@ -69,7 +70,9 @@ def build_objective(config: RunConfig) -> Objective:
         return PolicyObjective(config)
     if config.gpt is not None:
         return QueriesObjective(config)
-    for formulation, section in (("policy", "vla"), ("queries", "gpt")):
+    if config.inverse_dynamics is not None:
+        return FramePairsObjective(config)
+    for formulation, section in (("policy", "vla"), ("queries", "gpt"), ("frame_pairs", "inverse_dynamics")):
         if config.layout.formulation == formulation:
             raise ConfigError(f"config.layout.formulation={formulation} needs config.{section}, the model it is of")
     if config.layout.formulation == "plan":

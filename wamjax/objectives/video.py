@@ -7,6 +7,8 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
 
 from wamjax.batch import WamBatch
 from wamjax.config.backbone import VideoTransformerConfig
@@ -43,9 +45,11 @@ class ClipNoise:
 class VideoObjective:
     """Denoises clips as wholes, one timestep per clip.
 
-    loss = weight(t) |prediction - (noise - x_0)|^2, mean over the latents of the batch.
+    loss = weight(t) |prediction - (noise - x_0)|^2, mean over the latents of the batch that are noised: all of them, or
+    those after the first frame where that is held clean (``config.layout.noisy_first_frame``).
 
-    Source: Wan (arXiv 2503.20314), section 4.2 (rectified flow on latents).
+    Source: Wan (arXiv 2503.20314), section 4.2 (rectified flow on latents); a held first frame at t = 0 is that of Wan
+    2.2's text-and-image-to-video model.
     """
 
     config: RunConfig
@@ -85,18 +89,13 @@ class VideoObjective:
     def losses(
         self, model: VideoTransformer, batch: WamBatch, noise: ClipNoise, observed: WamBatch | None = None
     ) -> dict[str, StreamLoss]:
-        """Returns the ``video`` loss. ``observed`` has no meaning here: nothing but the prompt is shown clean."""
+        """Returns the ``video`` loss; of ``observed`` the prompt, and the first frame where that is held."""
         shown = batch if observed is None else observed
-        layout_pass, patch = self.layout.full_pass(), self.backbone.patch
-        x0, sample = (
-            _pad(patchify(part.astype(jnp.float32), patch), layout_pass.num_tokens)
-            for part in (batch.latents, noise.latents)
-        )
-        noised = add_noise(x0, sample, noise.times[:, None, None])
-        prediction = model.predict(noised, TIMESTEP_IDS * noise.times[:, None], shown.text, layout_pass)
+        x0, sample = self.tokens(batch.latents), self.tokens(noise.latents)
+        noised = self.hold(add_noise(x0, sample, noise.times[:, None, None]), self.tokens(shown.latents))
+        prediction = self.predict(model, noised, TIMESTEP_IDS * noise.times, shown.text)
         squared = jnp.square(prediction - (sample - x0))
-        is_real = jnp.arange(layout_pass.num_tokens) < self.layout.tokens_by_stream()["noisy_video"]
-        per_clip = jnp.sum(jnp.where(is_real[:, None], squared, 0.0), axis=(1, 2))
+        per_clip = jnp.sum(jnp.where(self._is_noised()[:, None], squared, 0.0), axis=(1, 2))
         count = jnp.full_like(per_clip, self._values_per_clip())
         return {"video": StreamLoss(total=noise.weights * per_clip, count=count)}
 
@@ -108,8 +107,35 @@ class VideoObjective:
         """Returns the weighted mean."""
         return self.config.objective.video_weight * losses["video"].mean()
 
+    def tokens(self, latents: jax.Array) -> jax.Array:
+        """Returns fp32 tokens ``[b n c]`` of latents ``[b t h w c]``, padding included."""
+        return _pad(patchify(latents.astype(jnp.float32), self.backbone.patch), self.layout.num_tokens)
+
+    def latents(self, tokens: jax.Array) -> jax.Array:
+        """Returns the latents ``[b t h w c]`` of tokens ``[b n c]``: what ``tokens`` undoes."""
+        (t, h, w), (pt, ph, pw) = patch_grid(self.config), self.backbone.patch
+        pattern = "b (t h w) (pt ph pw c) -> b (t pt) (h ph) (w pw) c"
+        return rearrange(tokens[:, : t * h * w], pattern, t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+    def hold(self, tokens: jax.Array, known: jax.Array) -> jax.Array:
+        """Returns ``tokens`` ``[b n c]`` with those of ``known`` in the place of a first frame that is held."""
+        first = self.layout.tokens_by_stream().get("clean_video", 0)
+        return jnp.concatenate([known[:, :first], tokens[:, first:]], axis=1) if first else tokens
+
+    def predict(self, model: VideoTransformer, tokens: jax.Array, ids: jax.Array, text: jax.Array) -> jax.Array:
+        """Returns the velocity ``[b n c]`` of ``tokens`` at timestep ids ``[b]``; a frame that is held is at 0."""
+        layout_pass, slots = self.layout.full_pass(), ids[:, None]
+        if "clean_video" not in self.layout.tokens_by_stream():
+            return model.predict(tokens, slots, text, layout_pass)
+        slots = jnp.concatenate([jnp.zeros_like(slots), slots], axis=1)
+        return model.predict(tokens, slots, text, layout_pass, runs=layout_pass.slot_runs())
+
+    def _is_noised(self) -> np.ndarray:
+        """Returns which tokens are noised and carry a loss: bool ``[n]``."""
+        return np.repeat([s.has_loss for s in self.layout.segments], [s.num_tokens for s in self.layout.segments])
+
     def _values_per_clip(self) -> int:
-        """Returns how many values of a clip's latents carry a loss: all of them."""
+        """Returns how many values of a clip's latents carry a loss."""
         values = math.prod(self.backbone.patch) * self.backbone.out_channels
         return self.layout.tokens_by_stream()["noisy_video"] * values
 

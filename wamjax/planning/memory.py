@@ -16,8 +16,9 @@ from wamjax.config.clip import latent_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import OptimizerConfig, RunConfig
 from wamjax.layout import Schedule, build_decoder_layout, image_layout
-from wamjax.planning.activations import plan_activations
+from wamjax.planning.activations import Activations, plan_activations
 from wamjax.planning.assumption import Source
+from wamjax.planning.convolutions import plan_convolutions
 from wamjax.planning.placement import Placed
 from wamjax.planning.shards import DTYPE_BYTES, Shard, second_shard
 
@@ -132,7 +133,7 @@ def plan_memory(
     """
     own = [p for p in parameters if p.is_trained]
     held, mine = sum(p.local for p in parameters), sum(p.local for p in own)
-    activations = plan_activations(shard, schedule)
+    activations = _activations(config, shard, schedule)
     second = second_shard(config, shard)
     if second is not None:  # kept while the other stacks are at work
         seen = plan_activations(second, image_layout(second.num_tokens).full_pass().schedule)
@@ -155,6 +156,14 @@ def plan_memory(
         state=_state_bytes(config, parameters, own),
         by_array=activations.by_array | ({"resampler": resampled} if resampled else {}),
     )
+
+
+def _activations(config: RunConfig, shard: Shard, schedule: Schedule) -> Activations:
+    """Returns the activations of the stacks that attend, or of convolutions where nothing does."""
+    model = config.inverse_dynamics
+    if model is None:
+        return plan_activations(shard, schedule)
+    return plan_convolutions(config, model, batch=shard.batch, itemsize=shard.itemsize)
 
 
 def _resampler_bytes(config: RunConfig, shard: Shard) -> int:
@@ -252,6 +261,9 @@ def _loss_bytes(config: RunConfig, shard: Shard) -> int:
         read, sizes = build_decoder_layout(config).num_tokens, config.layout
         actions = sizes.actions_per_block * (config.actions.expert_width + 4 * config.data.action_dim)
         return _FP32 * shard.batch * (read * shard.block.width + actions)
+    if config.inverse_dynamics is not None:  # of the actions of a window
+        sizes = config.layout
+        return 4 * _FP32 * shard.batch * sizes.num_blocks * sizes.actions_per_block * config.data.action_dim
     channels = 3 * math.prod(config.model.patch) if config.backbone is None else config.backbone.out_patch_channels
     return _FP32 * shard.tokens * (shard.block.width + 4 * channels)
 

@@ -156,6 +156,8 @@ def _checked_shape(shape: tuple[int, ...], names: tuple[str | None, ...], heads:
 
 def _names(path: str, parameter: Parameter, config: RunConfig) -> tuple[str | None, ...]:
     """Returns the logical names of a parameter's dims, heads folded into one."""
+    if config.inverse_dynamics is not None:  # held whole: it is small beside anything that is worth splitting
+        return (None,) * len(parameter.shape)
     if path.removeprefix("video.") in _TABLES or path in _TOWER_TABLES:
         return (*(None,) * (len(parameter.shape) - 1), "embed")
     module, _, name = path.rpartition(".")

@@ -108,7 +108,7 @@ def describe_sample(config: RunConfig, layout: Layout, rate: Assumption | None =
         clip = config.clip
         canvas, num_frames, stride = (clip.height, clip.width), clip.num_frames, 1
         latents, tokens = latent_grid(config), token_grid(config)
-    else:
+    else:  # pixels, which the small model reads in patches and an inverse-dynamics model as they are
         geometry = derive_geometry(config)
         canvas, num_frames, stride = config.data.canvas, geometry.num_frames, config.data.frame_stride
         latents = tokens = (geometry.num_latent_frames, *geometry.grid)

@@ -17,6 +17,7 @@ from wamjax.config.choices import Remat, TokenPlacement
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import check_layers_are_whole, check_mixture_is_whole
 from wamjax.errors import ConfigError
+from wamjax.flops.inverse_dynamics import count_positions
 from wamjax.flops.model import layer_schedules
 from wamjax.flops.stacks import find_anatomies, find_decoder
 from wamjax.layout import Layout, Schedule, build_decoder_layout
@@ -41,10 +42,10 @@ class Shard:
       block: The block of the model.
       num_layers: Blocks.
       remat: What their backward pass finds.
-      kernel: What computes attention.
+      kernel: What computes attention; ``none`` where nothing attends.
       batch: Samples of one part of a step (``config.train.accumulate`` parts).
       parts: Parts of a step.
-      num_tokens: Tokens of a whole sample, padding included.
+      num_tokens: Tokens of a whole sample, padding included; of an inverse-dynamics model, its pixels.
       context_tokens: Text tokens that cross-attention reads; and of the image, if there is one.
       image_tokens: See ``context_tokens``.
       imbalance: Work of the busiest device in self-attention over that of all on average.
@@ -156,7 +157,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     if len(find_anatomies(config)) > 1:
         check_mixture_is_whole(mesh["context"])
     check_layers_are_whole(block.attention, mesh["context"])
-    backbone = config.backbone
+    backbone, pairs = config.backbone, config.inverse_dynamics
     context = plan_context(config.parallel.context_method, block.num_heads, mesh)
     return Shard(
         mesh=mesh,
@@ -165,7 +166,9 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         block=block,
         num_layers=main_depth(config),
         remat=main_remat(config),
-        kernel=pick_kernel(
+        kernel="none"
+        if pairs is not None
+        else pick_kernel(
             config.parallel.attention_kernel,
             machine.platform,
             block.compute_dtype,
@@ -174,7 +177,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         ),
         batch=batch // (mesh["data"] * mesh["fsdp"] * accumulate),
         parts=accumulate,
-        num_tokens=layout.num_tokens,
+        num_tokens=layout.num_tokens if pairs is None else count_positions(config, pairs),
         context_tokens=_context_tokens(config),
         image_tokens=config.clip.image_tokens if backbone is not None and backbone.image_width else 0,
         imbalance=_imbalance(layout.full_pass().schedule, context, config.parallel.token_placement),
@@ -224,8 +227,8 @@ def second_shard(config: RunConfig, shard: Shard) -> Shard | None:
 
 def _context_tokens(config: RunConfig) -> int:
     """Returns the text tokens that blocks read; a state may be one of them."""
-    if config.vla is not None or config.gpt is not None:
-        return 0  # a prompt's tokens are of the sequence
+    if config.vla is not None or config.gpt is not None or config.inverse_dynamics is not None:
+        return 0  # a prompt's tokens are of the sequence, or there is no prompt
     if config.backbone is None:
         return config.model.text_tokens
     if not config.backbone.block.cross_attention:
@@ -236,7 +239,7 @@ def _context_tokens(config: RunConfig) -> int:
 def _experts(config: RunConfig, layout: Layout) -> tuple[tuple[BlockConfig, int], ...]:
     """Returns the block and the tokens of each expert of a mixture; none where there is one stack."""
     stacks = find_anatomies(config)
-    if len(stacks) == 1:
+    if len(stacks) <= 1:
         return ()
     return tuple(
         (stack.block, sum(s.num_tokens for s in layout.segments if s.expert == name)) for name, stack in stacks.items()

@@ -79,7 +79,9 @@ def _sample(plan: Plan) -> Iterable[str]:
     yield row("tokens", f"{sample.num_tokens:,}", Source.EXACT, f"and {sample.padding:,} of padding")
     for stream, number in sample.tokens.items():
         yield row(f"  {stream}", f"{number:,}", Source.EXACT)
-    share = f"{count.num_pairs / count.num_dense_pairs:.1%} of {count.num_dense_pairs:,} dense"
+    share = "nothing attends"
+    if count.num_dense_pairs:
+        share = f"{count.num_pairs / count.num_dense_pairs:.1%} of {count.num_dense_pairs:,} dense"
     yield row("attended pairs", f"{count.num_pairs:,}", Source.EXACT, share)
     yield row("video", duration(sample.seconds), assumed, f"{batch * sample.seconds / 3600:.3f} hours a step")
     if sample.has_actions:

@@ -184,8 +184,10 @@ def describe_sharding(program: TrainProgram) -> str:
     axes = dict(jax.tree_util.tree_leaves_with_path(parameter_axes(variables), is_leaf=is_names))
     sizes = "  ".join(f"{name}={size}" for name, size in program.mesh.shape.items())
     config = program.config
-    placement = make_placement(config.parallel, program.mesh)
-    attention = describe_attention(placement, program.layout.full_pass().schedule, main_block(config))
+    attention = "attention: none"
+    if config.inverse_dynamics is None:
+        placement = make_placement(config.parallel, program.mesh)
+        attention = describe_attention(placement, program.layout.full_pass().schedule, main_block(config))
     lines = [
         f"mesh: {sizes}",
         attention,
