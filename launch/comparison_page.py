@@ -17,6 +17,7 @@ COLUMNS = (
     "closed-loop success",
     "training FLOPs",
     "steps",
+    "actions per chunk",
     "FLOPs per chunk",
     "ms per chunk",
 )
@@ -51,6 +52,7 @@ def format_table(results: Sequence[Mapping[str, Any]], failures: Mapping[str, st
             _success(result),
             f"{result['training_flops']:.2e}",
             str(result["training_steps"]),
+            str(result["chunk_actions"]),
             f"{result['chunk_flops']:.2e}",
             f"{result['chunk_ms']:.1f}",
         )

@@ -47,7 +47,7 @@ class Prediction(Protocol):
 
     @property
     def video(self) -> Any:
-        """Every frame after the first, uint8 ``[b f-1 H W 3]``."""
+        """Every frame after the first, uint8 ``[b f-1 H W 3]``; None where none are predicted."""
         ...
 
     @property
@@ -177,7 +177,8 @@ def evaluate_open_loop(
             [action_before(int(e), int(s)) for e, s in zip(episodes[filled], starts[filled], strict=True)]
         )
         prediction = model.predict(batch, jax.random.fold_in(base, turn))
-        video, actions = np.asarray(prediction.video), np.asarray(prediction.actions)
+        video, actions = prediction.video, np.asarray(prediction.actions)
+        video = None if video is None else np.asarray(video)
         values = score_batch(batch, video, actions, before=before, config=config, scale=scale)
         if donors is not None:
             donor = windows.batch(chosen[donors[filled]])
@@ -193,7 +194,7 @@ def evaluate_open_loop(
 
 def score_batch(
     batch: WamBatch,
-    video: np.ndarray,
+    video: np.ndarray | None,
     actions: np.ndarray,
     *,
     before: np.ndarray,
@@ -202,7 +203,8 @@ def score_batch(
 ) -> dict[str, np.ndarray]:
     """Returns the values of every window of a batch for the model and for every baseline.
 
-    Names are those of ``launch.figures.FIGURES``; ``NAME/dim`` holds ``[b u]``, ``NAME/frame`` holds ``[b f-1]``.
+    Names are those of ``launch.figures.FIGURES``; ``NAME/dim`` holds ``[b u]``, ``NAME/frame`` holds ``[b f-1]``. Of
+    frames that are not predicted they are NaN.
     """
     mask = evaluate.action_mask(batch)
     guesses = {
@@ -218,6 +220,11 @@ def score_batch(
     pixels = evaluate.visible_pixels(config.data, batch.view_mask)
     copied = evaluate.copy_last_frame(batch.video, config.layout.frames_per_block)
     for suffix, frames in (("", video), ("_copy", copied)):
+        if frames is None:
+            none = np.full(batch.frame_mask[:, 1:].shape, np.nan)
+            values |= {f"video_psnr{suffix}": none[:, 0], f"video_psnr{suffix}/frame": none}
+            values[f"video_ssim{suffix}"] = none[:, 0]
+            continue
         scores = evaluate.score_frames(frames, batch.video[:, 1:], batch.frame_mask[:, 1:], pixels)
         values[f"video_psnr{suffix}"] = scores.psnr()
         values[f"video_psnr{suffix}/frame"] = scores.psnr_by_frame()
@@ -246,12 +253,14 @@ def measure_sensitivity(model: Model, batch: WamBatch, donor: WamBatch, turn: in
       turn: Number of the batch: batches draw other noise.
     """
     other_actions = evaluate.with_actions_of(batch, donor)
+    nothing = np.full(batch.size, np.nan)  # a model without video has no such loss
     video, action = [], []
     for draw in range(turn * SENSITIVITY_DRAWS, (turn + 1) * SENSITIVITY_DRAWS):
         own = model.sample_losses(batch, batch, draw)
-        video.append(model.sample_losses(other_actions, batch, draw)["video"] - own["video"])
+        if "video" in own:
+            video.append(model.sample_losses(other_actions, batch, draw)["video"] - own["video"])
         action.append(model.sample_losses(batch, donor, draw)["action"] - own["action"])
-    return {"video_sensitivity": np.mean(video, axis=0), "action_sensitivity": np.mean(action, axis=0)}
+    return {"video_sensitivity": np.mean(video or [nothing], axis=0), "action_sensitivity": np.mean(action, axis=0)}
 
 
 def _prompt_ids(windows: Windows, chosen: np.ndarray, size: int) -> np.ndarray:
@@ -262,13 +271,16 @@ def _prompt_ids(windows: Windows, chosen: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate(ids)[inverse]
 
 
-def _example(batch: WamBatch, video: np.ndarray, actions: np.ndarray, row: int, prompts: Sequence[str]) -> Example:
+def _example(
+    batch: WamBatch, video: np.ndarray | None, actions: np.ndarray, row: int, prompts: Sequence[str]
+) -> Example:
     """Returns row ``row`` of an evaluated batch as an example; padded frames are left out."""
     real = batch.frame_mask[row]
     _, episode, start = (int(value) for value in batch.provenance[row])
     given = np.zeros(len(real), np.bool_)
     given[0] = True
-    predicted = np.concatenate([batch.video[row, :1], video[row]])
+    later = np.zeros_like(batch.video[row, 1:]) if video is None else video[row]
+    predicted = np.concatenate([batch.video[row, :1], later])
     mask = evaluate.action_mask(batch)[row]
     return Example(
         frames=Comparison(

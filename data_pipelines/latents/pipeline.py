@@ -1,6 +1,7 @@
 """The pipeline of a backbone's run: cached latents as batches, with the order and position of the pixel pipeline.
 
-The folder holds all that training reads: latents, what stands beside them, actions and states as normalised when it was
+Models on pictures or features of their own (``config.vla``, ``config.gpt``) read such a folder too. It holds all that
+training reads: latents, what stands beside them, actions and states as normalised when it was
 made, and prompt embeddings. The dataset need not be there.
 """
 
@@ -31,7 +32,7 @@ from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE
 from data_pipelines.sources.remote import dataset_path
 from data_pipelines.stream import ONLY_SOURCE, TrainStream, endless, stack_samples
 from data_pipelines.text.embedding_cache import EmbeddingCache
-from wamjax.batch import WamBatch
+from wamjax.batch import WamBatch, batch_spec
 from wamjax.config.schema import RunConfig
 from wamjax.errors import DataError
 
@@ -80,6 +81,10 @@ class LatentPipeline:
         self.manifest, self.normalisation = manifest, normalisation
         self.prompts, self.fingerprint = manifest.prompts, manifest.fingerprint
         self._folder, self._config = folder, config
+        text = batch_spec(config, 1).text
+        if text is None:  # prompts are in the records, as token ids
+            self._embed = None
+            return
         texts = open_text_cache(folder, manifest.encoders["text"])
         missing = [prompt for prompt in manifest.prompts if not texts.path_of(prompt).exists()]
         if missing:
@@ -87,7 +92,7 @@ class LatentPipeline:
                 f"latents {folder} are not complete: the embeddings of {len(missing)} of {len(self.prompts)} prompts "
                 f"are missing, first that of {missing[0]!r}; run the same wamjax data cache again"
             )
-        self._embed = functools.lru_cache(_PROMPTS_KEPT)(functools.partial(_padded, texts, config.clip.text_tokens))
+        self._embed = functools.lru_cache(_PROMPTS_KEPT)(functools.partial(_padded, texts, text.shape[1]))
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """As ``Pipeline.train_stream``."""
@@ -147,7 +152,7 @@ class LatentWindows:
     """Random access to the samples of one split (Grain's ``RandomAccessDataSource``)."""
 
     def __init__(self, records: SplitRecords, prompts: Sequence[str], embed: Any) -> None:
-        """Wraps records; ``embed`` gives the padded embedding of a prompt."""
+        """Wraps records; ``embed`` gives the padded embedding of a prompt, None gives samples none."""
         self._records, self._prompts, self._embed = records, prompts, embed
 
     def __len__(self) -> int:
@@ -161,7 +166,7 @@ class LatentWindows:
         """
         arrays = self._records[index]
         prompt = self._prompts[int(arrays.pop("prompt_id"))]
-        return WamBatch(**arrays, text=self._embed(prompt))
+        return WamBatch(**arrays, text=None if self._embed is None else self._embed(prompt))
 
     def sample(self, index: int) -> WamBatch:
         """As ``self[index]``."""

@@ -13,7 +13,7 @@ from wamjax.config.schema import ObjectiveConfig, RunConfig
 from wamjax.errors import ConfigError
 from wamjax.objectives.flow_matching import draw_edm_times
 from wamjax.objectives.image_frames import average_vector, tile_vector
-from wamjax.objectives.latent_frames import LatentFramesObjective, Question
+from wamjax.objectives.latent_frames import LatentFramesObjective
 from wamjax.objectives.objective import build_objective
 
 CONFIG = dataclasses.replace(COSMOS_POLICY)

@@ -11,7 +11,7 @@ import pytest
 from tests.flops.steps import vary
 from tests.flops.test_systems import ALTERNATING, FIRST_FRAME
 from wamjax.batch import batch_spec
-from wamjax.config.clip import pixel_windows
+from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import find_system
 from wamjax.errors import ConfigError

@@ -176,20 +176,9 @@ def prefix_block(config: RunConfig) -> BlockConfig | None:
     )
 
 
-def check_acts(config: RunConfig) -> None:
-    """Refuses a run whose model no policy samples from.
-
-    Raises:
-      ConfigError: It is of ``config.vla`` or ``config.gpt``, or has layers by a pattern.
-    """
-    reason = "they plan and train"
-    if config.vla is not None or config.gpt is not None:
-        key = "config.vla" if config.vla is not None else "config.gpt"
-    elif config.backbone is not None and config.backbone.block.attention:
-        key, reason = "config.backbone.block.attention", "a policy keeps keys and values, which equal layers alone have"
-    else:
-        return
-    raise ConfigError(f"no policy acts with models of {key} yet ({config.name}): {reason}")
+def keeps_cache(config: RunConfig) -> bool:
+    """Whether a policy keeps keys and values of what is known: layers by a pattern, or recurrences, keep none."""
+    return config.backbone is None or not config.backbone.block.attention
 
 
 def check_mixture_is_whole(context: int) -> None:

@@ -1,31 +1,52 @@
-"""Which policy a run of a backbone has."""
+"""Which policy a run has."""
 
 from __future__ import annotations
 
 from wamjax.config.schema import RunConfig
-from wamjax.config.systems import check_acts
 from wamjax.errors import ConfigError
+from wamjax.sampling.action_policy import ActionPolicy
 from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
-from wamjax.sampling.policy import LatentCodec, PromptTable
+from wamjax.sampling.policy import LatentCodec, PictureEncoder, PromptTable, PromptWriter
+from wamjax.sampling.queries_policy import QueriesPolicy
 from wamjax.types import PureDict
 
-BackbonePolicy = LatentPolicy | LatentFramesPolicy
+BackbonePolicy = LatentPolicy | LatentFramesPolicy | ActionPolicy | QueriesPolicy
 
 
 def build_policy(
-    config: RunConfig, params: PureDict, *, codec: LatentCodec, prompts: PromptTable, imagine: bool = False
+    config: RunConfig,
+    params: PureDict,
+    *,
+    codec: LatentCodec | PictureEncoder | None,
+    prompts: PromptTable | PromptWriter,
+    imagine: bool = False,
 ) -> BackbonePolicy:
-    """Returns the policy of a run with a backbone; arguments as ``latent_policy.LatentPolicy``.
+    """Returns the policy of a run with a backbone, a vision-language-action model or a GPT.
+
+    Args:
+      config: The run.
+      params: Pure dict of arrays.
+      codec: Between pixels and what the model reads: latents of a backbone, features of a GPT; None for a
+        vision-language-action model, which reads pixels.
+      prompts: Encoded prompts; of a vision-language-action model what writes them.
+      imagine: Whether video is denoised where actions do not need it, to be looked at.
 
     Raises:
-      ConfigError: The run has no backbone, or a model or formulation that does not act.
+      ConfigError: The run is of the small model, or its formulation does not act.
     """
-    check_acts(config)
+    if config.vla is not None:
+        assert isinstance(prompts, PromptWriter), "a vision-language-action model reads token ids"
+        return ActionPolicy(config, params, prompts=prompts)
+    assert isinstance(prompts, PromptTable), "embeddings of prompts are read"
+    if config.gpt is not None:
+        assert isinstance(codec, PictureEncoder), "a GPT reads features of pictures"
+        return QueriesPolicy(config, params, codec=codec, prompts=prompts)
     if config.backbone is None:
         raise ConfigError(
             "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"
         )
+    assert isinstance(codec, LatentCodec), "a backbone reads latents"
     if config.layout.formulation == "latent_frames":
         return LatentFramesPolicy(config, params, codec=codec, prompts=prompts)
     return LatentPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine)
