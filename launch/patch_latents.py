@@ -72,7 +72,8 @@ class PatchEncoders:
             self.fingerprints = _OF_POLICY
             if config.vla.vocab_size < _NUM_BYTES:
                 raise ConfigError(
-                    f"config.vla.vocab_size={config.vla.vocab_size}; prompts are bytes here: make it {_NUM_BYTES} or more"
+                    f"config.vla.vocab_size={config.vla.vocab_size}; prompts are bytes here: make it {_NUM_BYTES} or "
+                    "more"
                 )
         elif config.gpt is not None:
             if config.gpt.image_width != config.gpt.patch_values:

@@ -177,9 +177,9 @@ def _check_latents(config: RunConfig) -> None:
     """Raises ``ConfigError`` unless a folder of latents is named exactly where a backbone reads one."""
     if (config.vla is not None or config.gpt is not None) and not config.data.latents:
         raise ConfigError(
-            f"config.data.latents is empty: {config.name} trains config.{'gpt' if config.vla is None else 'vla'}, which "
-            "reads cached samples; wamjax compare makes those of a small one, and wamjax.training.program.build_program "
-            "takes batches of your own"
+            f"config.data.latents is empty: {config.name} trains config.{'gpt' if config.vla is None else 'vla'}, "
+            "which reads cached samples; wamjax compare makes those of a small one, and "
+            "wamjax.training.program.build_program takes batches of your own"
         )
     if is_small(config) and config.data.latents:
         raise ConfigError(

@@ -55,8 +55,8 @@ class SampleFields:
         if config.layout.formulation == "alternating" and pipeline.codec.layout.has_relative_actions:
             raise ConfigError(
                 f"config.data.embodiment={config.data.embodiment} has actions relative to the state at their chunk's "
-                "start; chunks of formulation alternating are cut from windows frame by frame: choose one with absolute "
-                "actions"
+                "start; chunks of formulation alternating are cut from windows frame by frame: choose one with "
+                "absolute actions"
             )
         makers: dict[str, Callable[[WamBatch], Fields]] = {
             "alternating": self._of_alternating,

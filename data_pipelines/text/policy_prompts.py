@@ -49,7 +49,7 @@ class PolicyPrompts:
         self._num_tokens, self._num_state_dims = num_tokens, num_state_dims
 
     def __call__(self, prompt_id: npt.NDArray[Any], state: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-        """Returns token ids int32 ``[b l]``, -1 beyond a prompt's end, of tasks ``[b]`` and normalised states ``[b p]``.
+        """Returns token ids int32 ``[b l]``, -1 beyond the end, of tasks ``[b]`` and normalised states ``[b p]``.
 
         Raises:
           ConfigError: A prompt is too long.

@@ -54,6 +54,7 @@ def trace(policy: Any, turn: int) -> int:
     """FLOPs of one chunk, by the walk; the policy goes on as if it had been executed."""
     key = jax.random.key(0)
     if isinstance(policy, ActionPolicy):
+        assert policy._known is not None
         return count_jaxpr(policy.denoise.trace(policy.params, *policy._known, key).jaxpr).total
     if isinstance(policy, QueriesPolicy):
         policy._is_due = False

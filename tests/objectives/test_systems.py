@@ -124,8 +124,6 @@ def test_mixture_refuses_a_split_sequence() -> None:
         step.trace(program.abstract_state, batch_spec(config, 8))
 
 
-def test_windows_of_first_frame_are_cut_from_pixels_and_others_refused() -> None:
+def test_windows_of_first_frame_are_cut_from_pixels() -> None:
     pixels = pixel_windows(vary(FIRST_FRAME, data={"canvas": (32, 48)}))
     assert (pixels.layout.num_blocks, pixels.layout.frames_per_block) == (1, 12)
-    with pytest.raises(ConfigError, match="formulation=alternating: windows of it"):
-        pixel_windows(dataclasses.replace(ALTERNATING))

@@ -129,8 +129,10 @@ def expected_frames(config: RunConfig) -> list[int]:
 def frame_size(config: RunConfig) -> tuple[int, int]:
     """Height and width of a frame that a policy is shown."""
     if config.vla is not None:
-        return (config.vla.vision.image_size,) * 2
-    return (config.clip.height, config.clip.width) if config.gpt is None else (config.gpt.image_size,) * 2
+        return config.vla.vision.image_size, config.vla.vision.image_size
+    if config.gpt is not None:
+        return config.gpt.image_size, config.gpt.image_size
+    return config.clip.height, config.clip.width
 
 
 def roll_out(policy: BackbonePolicy, config: RunConfig) -> list[Chunk]:

@@ -78,9 +78,9 @@ def _of_alternating(config: RunConfig) -> LayoutConfig:
     layout, num_latent = config.layout, _checked_clip(config)
     if layout.num_blocks * layout.frames_per_block != num_latent or num_latent < 2:
         raise ConfigError(
-            f"config.clip.num_frames={config.clip.num_frames} is {num_latent} latent frames; {layout.num_blocks} chunks "
-            f"of {layout.frames_per_block} (config.layout) are {layout.num_blocks * layout.frames_per_block}, of which "
-            "2 are the least"
+            f"config.clip.num_frames={config.clip.num_frames} is {num_latent} latent frames; {layout.num_blocks} "
+            f"chunks of {layout.frames_per_block} (config.layout) are {layout.num_blocks * layout.frames_per_block}, "
+            "of which 2 are the least"
         )
     if layout.actions_per_block % layout.frames_per_block:
         raise ConfigError(

@@ -162,7 +162,7 @@ class VisionLanguageActionModel(nnx.Module):
     def _told_prefix(self, seen: jax.Array) -> Conditioning:
         """Returns what the language tower's blocks read besides tokens. Positions count the tokens that are there."""
         rotation = rotation_of(jnp.cumsum(seen, axis=1) - 1, self.config.head_dim, self.config.rope_theta)
-        return bare_conditioning(*seen.shape, rotation, seen)
+        return bare_conditioning(seen.shape[0], seen.shape[1], rotation, seen)
 
     def _told_actions(self, times: jax.Array, seen: jax.Array, count: int) -> Conditioning:
         """Returns the same of the expert's blocks, for ``count`` actions behind the prefix."""

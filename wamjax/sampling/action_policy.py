@@ -38,7 +38,8 @@ class ActionPolicy:
         """Makes a policy.
 
         Args:
-          config: The run; ``config.sampling.steps`` Euler steps at even times, shifted as ``config.objective.shift``.
+          config: The run; ``config.sampling.steps`` Euler steps at even times, shifted where ``config.sampling.shift`` is
+            set.
           params: Pure dict of arrays.
           prompts: Writes prompts.
 
@@ -58,8 +59,8 @@ class ActionPolicy:
         self._prompts, self._vla = prompts, objective.vla
         self._graphdef, _ = abstract_model(objective)
         self._read_pass, self._denoise_pass = policy_passes(objective.layout)
-        shift = sampling.shift or config.objective.shift
-        self._times = np.asarray(shift_time(np.linspace(1.0, 0.0, sampling.steps + 1), shift), np.float32)
+        even = np.linspace(1.0, 0.0, sampling.steps + 1)
+        self._times = np.asarray(shift_time(even, sampling.shift or 1.0), np.float32)
         self.read, self.denoise = jax.jit(self._read), jax.jit(self._denoise)
         self._prompt_id: npt.NDArray[Any] | None = None
         self._known: tuple[KeysValues, jax.Array] | None = None

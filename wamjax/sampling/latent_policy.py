@@ -3,8 +3,8 @@
 Clean tokens of what was really seen lie in a key-value cache; a chunk is denoised from it in stages
 (``layout.inference``). What a stage imagined never enters the cache of the next chunk: that is filled with what
 happened. Where layers keep no keys and values (Kairos), the tokens are kept in their place and computed anew at every
-solver step. The cache grows up to the blocks a training sample holds; then the oldest is dropped and the cache is filled
-anew, so that positions never leave the range seen in training. A language tower is computed once per reset.
+solver step. The cache grows up to the blocks a training sample holds; then the oldest is dropped and the cache is
+filled anew, so that positions never leave the range seen in training. A language tower is computed once per reset.
 """
 
 from __future__ import annotations
