@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.buckets.pipeline import BucketPipeline, open_training_data
 from data_pipelines.mixtures.settings import source_config
-from data_pipelines.render import render_batch, render_latents
+from data_pipelines.render import render_batch, render_latents, render_pictures
 from data_pipelines.stream import ReadAhead
 from launch import distributed
 from launch.bucket_table import describe_buckets
@@ -302,7 +302,9 @@ def _global_batches(stream: ReadAhead, mesh: Mesh, pipeline: Data, *, picture: P
     """Yields (global batch, position after it); draws the first batch of a run before it is trained on."""
     for rows in stream:
         if jax.process_index() == 0 and not picture.exists():
-            if rows.video is None:
+            if rows.latents is None and rows.prompt_id is None:  # prompts are encoded, or in token ids
+                render_pictures(rows, picture)
+            elif rows.video is None:
                 render_latents(rows, picture)
             else:
                 render_batch(rows, picture, prompts=pipeline.prompts)

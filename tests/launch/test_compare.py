@@ -39,7 +39,9 @@ def result(member: str, **changes: Any) -> dict[str, Any]:
 def test_table_and_plot_hold_what_was_found(tmp_path: Path) -> None:
     quiet = result("b", closed_loop=None, closed_loop_reason="no simulator")
     text = write_comparison(tmp_path, [result("a"), quiet], {"c": "diverged"})
-    assert "| a | 0.250 [0.125, 0.500] | - | 20.0 | reach-v3 25% [10%, 70%] | 2.00e+12 | 7 | 8 | 5.00e+07 | 12.3 |" in text
+    assert (
+        "| a | 0.250 [0.125, 0.500] | - | 20.0 | reach-v3 25% [10%, 70%] | 2.00e+12 | 7 | 8 | 5.00e+07 | 12.3 |" in text
+    )
     assert "b: no closed loop: no simulator" in text
     assert "c failed: diverged" in text
     assert (tmp_path / "comparison.md").read_text() == text + "\n"
