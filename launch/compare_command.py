@@ -179,7 +179,7 @@ def _latents_key(config: RunConfig) -> str:
     """Returns the folder name of the latents that ``config`` reads: equal where these are."""
     text = batch_spec(config, 1).text
     fields = [str(field) for field in record_fields(config)]
-    content = [cache_settings(config), fields, None if text is None else text.shape[1:]]
+    content = [cache_settings(config), fields, None if text is None else text.shape[-1]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

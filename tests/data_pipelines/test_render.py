@@ -31,8 +31,9 @@ def test_picture_shows_the_frames_and_marks_those_past_the_end(
 
 
 def test_pictures_of_cameras_lie_beside_each_other(tmp_path: Path) -> None:
-    images = np.stack([np.full((8, 8, 3), level, np.uint8) for level in (60, 160)])[None]
+    colours = np.array([(200, 40, 0), (0, 40, 200)], np.uint8)
+    images = np.broadcast_to(colours[None, :, None, None], (1, 2, 8, 8, 3))
     render_pictures(WamBatch(images=images, provenance=np.zeros((1, 3), np.int32)), tmp_path / "first.png")
     picture = np.asarray(Image.open(tmp_path / "first.png").convert("RGB"))
-    columns = [np.flatnonzero((picture == level).all(-1).any(0)) for level in (60, 160)]
+    columns = [np.flatnonzero((picture == colour).all(-1).any(0)) for colour in colours]
     assert columns[0].max() < columns[1].min()

@@ -1,6 +1,5 @@
 """Objectives of LingBot-VA, Fast-WAM and DreamZero-Flash: which times are drawn, what is noised, what is refused."""
 
-import dataclasses
 from typing import Any
 
 import jax

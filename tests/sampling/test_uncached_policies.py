@@ -1,5 +1,6 @@
 """Policies of systems without equal layers in blocks: what they draw is what training's whole sequence says."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ def test_cached_prefix_gives_the_actions_of_whole_passes() -> None:
     whole = build_layout(config).full_pass()
     x = jax.random.normal(jax.random.key(4), actions.shape)
     times = np.linspace(1.0, 0.0, config.sampling.steps + 1)
-    for now, after in zip(times[:-1], times[1:], strict=True):
+    for now, after in itertools.pairwise(times):
         velocity = model.predict(x, jnp.full(2, now, jnp.float32), *shown, whole)
         x = x + (after - now) * velocity
     np.testing.assert_allclose(actions, x, atol=1e-4, rtol=1e-4)

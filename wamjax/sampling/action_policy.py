@@ -38,8 +38,8 @@ class ActionPolicy:
         """Makes a policy.
 
         Args:
-          config: The run; ``config.sampling.steps`` Euler steps at even times, shifted where ``config.sampling.shift`` is
-            set.
+          config: The run; ``config.sampling.steps`` Euler steps at even times, shifted where
+            ``config.sampling.shift`` is set.
           params: Pure dict of arrays.
           prompts: Writes prompts.
 
