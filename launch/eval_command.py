@@ -36,6 +36,7 @@ from launch.open_loop import Model, OpenLoop, evaluate_open_loop, spread
 from launch.report import write_report
 from launch.trained_state import ActionBefore, restore_state, sample_losses, whole_params
 from launch.workdir import WorkDir
+from wamjax.config.blocks import is_small
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.errors import ConfigError, DataError
 from wamjax.parallel.axes import resolve_axis_sizes
@@ -66,10 +67,10 @@ def run(argv: list[str]) -> int:
     values = flags.FLAGS
     workdir = WorkDir(Path(values.workdir))
     run_config = workdir.read_config()
-    if run_config.backbone is not None:
+    if not is_small(run_config):
         raise ConfigError(
-            f"--workdir={workdir.path} trains config.backbone, on latents: wamjax eval looks at pixels and samples the "
-            "small model; validation losses are in metrics.jsonl (config.evaluate.every_steps)"
+            f"--workdir={workdir.path} trains {run_config.name}, on cached samples: wamjax eval looks at pixels and "
+            "samples the small model; validation losses are in metrics.jsonl (config.evaluate.every_steps)"
         )
     select_source(run_config)  # refuses a name that is none before anything is started
     distributed.start_devices(values.cpu_devices)
