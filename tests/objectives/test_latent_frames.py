@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.flops.test_systems import COSMOS_POLICY
-from wamjax.batch import WamBatch, fake_batch
+from wamjax.batch import Question, WamBatch, fake_batch
 from wamjax.config.schema import ObjectiveConfig, RunConfig
 from wamjax.errors import ConfigError
 from wamjax.objectives.flow_matching import draw_edm_times
