@@ -1,6 +1,6 @@
 """Which formulation is best per FLOP: the systems at one small size, trained with equal FLOPs on the quickstart's data.
 
-Command:   wamjax compare --config=experiments/sweeps/formulations.py --flops=1e12 --output=runs/formulations
+Command:   wamjax compare --config=experiments/sweeps/formulations.py --flops=2e12 --output=runs/formulations
 Members:   wamjax compare --config=experiments/sweeps/formulations.py --members=fast_wam,dreamzero ...
 Data:      datasets/metaworld, two cameras on a canvas of 24 x 48, or one below the other where a system reads pictures
            of single cameras; patches of 6 x 6 pixels are the latents (no autoencoder) and the features (no image
