@@ -32,7 +32,7 @@ from launch.experiment import (
 )
 from launch.output import check_writable
 from wamjax.config import bridge
-from wamjax.config.clip import pixel_windows
+from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout.buckets import shortest_windows
