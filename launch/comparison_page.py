@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 COLUMNS = (
     "member",
@@ -82,6 +83,10 @@ def plot_comparison(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
             axis.annotate(result["member"], (result["chunk_flops"], found["mean"]), xytext=(5, 5),
                           textcoords="offset points", fontsize=8)  # fmt: skip
         axis.set(xscale="log", xlabel="FLOPs per action chunk", ylabel=label)
+        axis.margins(x=0.2)  # for the names
+        axis.xaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=150)
 
 
