@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -25,9 +25,22 @@ ONLY_SOURCE = "dataset"  # what a run on one dataset calls it in its ledger: its
 Samples = grain.sources.RandomAccessDataSource[WamBatch]
 
 
+@runtime_checkable
+class Varying(Protocol):
+    """Samples that are not the same every time they are read for training."""
+
+    def vary(self, sample: WamBatch, rng: np.random.Generator) -> WamBatch:
+        """Returns ``sample``, without batch dim, as it is read this time."""
+        ...
+
+
 def endless(reader: Samples, seed: int) -> grain.MapDataset:
-    """Returns the samples of ``reader`` without end, every epoch in another seeded permutation."""
-    return grain.MapDataset.source(reader).shuffle(seed=seed).repeat()
+    """Returns the samples of ``reader`` without end, every epoch in another seeded permutation.
+
+    What varies of them is drawn by their place: alike for any number of shards, and after any resumption.
+    """
+    samples = grain.MapDataset.source(reader).shuffle(seed=seed).repeat()
+    return samples.random_map(reader.vary, seed=seed) if isinstance(reader, Varying) else samples
 
 
 class ReadAhead(Iterator[WamBatch]):

@@ -26,7 +26,7 @@ from data_pipelines.latents.manifest import (
     check_same,
     describe,
 )
-from data_pipelines.latents.pipeline import open_text_cache
+from data_pipelines.latents.pipeline import open_text_cache, prompts_to_embed
 from data_pipelines.latents.samples import SampleFields
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
 from data_pipelines.sources.remote import refuse_address
@@ -153,7 +153,9 @@ def _fill(
     lines = []
     if worker.index == 0:
         started = time.perf_counter()
-        _, report = open_text_cache(out, encoders.fingerprints["text"]).embed(manifest.prompts, encoders.encode_prompts)
+        _, report = open_text_cache(out, encoders.fingerprints["text"]).embed(
+            prompts_to_embed(manifest.prompts, config), encoders.encode_prompts
+        )
         if report.computed:
             log.add(samples=0, runs={"text": report.computed}, seconds=time.perf_counter() - started)
         lines.append(f"prompts: {report.computed} encoded, {report.found} were there")

@@ -19,7 +19,7 @@ from einops import rearrange
 
 from data_pipelines.latents.job import LatentJob, Worker
 from data_pipelines.latents.manifest import MANIFEST_FILE, TRAIN, VALIDATION, Manifest, check_same, describe
-from data_pipelines.latents.pipeline import open_text_cache
+from data_pipelines.latents.pipeline import NO_PROMPT, open_text_cache, prompts_to_embed
 from data_pipelines.latents.samples import SampleFields, split_pictures
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
 from data_pipelines.text.policy_prompts import PolicyPrompts
@@ -110,11 +110,16 @@ class PatchEncoders:
         shape = self._text.shape[1:]
         return [np.random.default_rng(seed).normal(size=shape).astype(ml_dtypes.bfloat16) for seed in seeds]
 
+    def prompt_table(self, prompts: Sequence[str]) -> PromptTable:
+        """Returns the prompts' embeddings as a policy reads them, and that of none where training drops some."""
+        negative = self.encode_prompts([NO_PROMPT])[0] if self._config.objective.prompt_dropout else None
+        return PromptTable(text=np.stack(self.encode_prompts(prompts)), negative=negative)
+
     def prompts(self, pipeline: Pipeline) -> PromptTable | PolicyPrompts:
         """Returns the prompts of the windows of ``pipeline`` as a policy reads them."""
         vla = self._config.vla
         if vla is None:
-            return PromptTable(text=np.stack(self.encode_prompts(pipeline.prompts)))
+            return self.prompt_table(pipeline.prompts)
         return PolicyPrompts(
             pipeline.prompts,
             lambda text: list(text.encode()),
@@ -201,7 +206,8 @@ def fill_patch_latents(config: RunConfig, out: Path) -> None:
         pipeline.normalisation.save(out / NORMALISATION_FILE)
         wanted.save(out)
     if isinstance(samples.prompts, PromptTable):
-        open_text_cache(out, encoders.fingerprints["text"]).embed(wanted.prompts, encoders.encode_prompts)
+        texts = open_text_cache(out, encoders.fingerprints["text"])
+        texts.embed(prompts_to_embed(wanted.prompts, config), encoders.encode_prompts)
     job = LatentJob(
         out,
         wanted,

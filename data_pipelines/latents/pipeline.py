@@ -7,6 +7,7 @@ made, and prompt embeddings. The dataset need not be there.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,12 +38,18 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import DataError
 
 _TEXT_DTYPE = "bfloat16"
+NO_PROMPT = ""  # what a dropped prompt is replaced by
 _PROMPTS_KEPT = 64  # embeddings in memory: 4 MB each for 512 tokens of 4,096
 
 
 def open_text_cache(folder: Path, fingerprint: str) -> EmbeddingCache:
     """Returns the prompt embeddings of a folder of latents, by the text encoder's fingerprint."""
     return EmbeddingCache(folder / TEXT_FOLDER, fingerprint, _TEXT_DTYPE)
+
+
+def prompts_to_embed(prompts: Sequence[str], config: RunConfig) -> tuple[str, ...]:
+    """Returns the prompts whose embeddings a run reads: those of its data, and none where some are dropped."""
+    return (*prompts, *([NO_PROMPT] if config.objective.prompt_dropout else []))
 
 
 def open_latents(config: RunConfig, *, workdir: Path | None) -> LatentPipeline:
@@ -86,10 +93,11 @@ class LatentPipeline:
             self._embed = None
             return
         texts = open_text_cache(folder, manifest.encoders["text"])
-        missing = [prompt for prompt in manifest.prompts if not texts.path_of(prompt).exists()]
+        wanted = prompts_to_embed(manifest.prompts, config)
+        missing = [prompt for prompt in wanted if not texts.path_of(prompt).exists()]
         if missing:
             raise DataError(
-                f"latents {folder} are not complete: the embeddings of {len(missing)} of {len(self.prompts)} prompts "
+                f"latents {folder} are not complete: the embeddings of {len(missing)} of {len(wanted)} prompts "
                 f"are missing, first that of {missing[0]!r}; run the same wamjax data cache again"
             )
         self._embed = functools.lru_cache(_PROMPTS_KEPT)(functools.partial(_padded, texts, text.shape[1]))
@@ -106,7 +114,8 @@ class LatentPipeline:
 
     def training_windows(self) -> LatentWindows:
         """Returns random access to the training windows, ordered by episode and start."""
-        return self._reader(TRAIN)
+        windows, share = self._reader(TRAIN), self._config.objective.prompt_dropout
+        return DroppingWindows(windows, share, self._embed(NO_PROMPT)) if share else windows
 
     def validation_windows(self) -> LatentWindows:
         """Returns random access to the held-out windows, ordered by episode and start."""
@@ -175,6 +184,19 @@ class LatentWindows:
     def batch(self, indices: Sequence[int]) -> WamBatch:
         """Returns the windows at ``indices`` as one host batch, in that order."""
         return stack_samples([self[int(index)] for index in indices])
+
+
+class DroppingWindows(LatentWindows):
+    """Windows some of whose prompts are dropped when they are read for training (``stream.endless``)."""
+
+    def __init__(self, windows: LatentWindows, share: float, nothing: npt.NDArray[Any]) -> None:
+        """Drops a ``share`` of the prompts of ``windows`` for the embedding ``nothing`` of none."""
+        super().__init__(windows._records, windows._prompts, windows._embed)
+        self._share, self._nothing = share, nothing
+
+    def vary(self, sample: WamBatch, rng: np.random.Generator) -> WamBatch:
+        """Returns ``sample`` with its prompt or without."""
+        return dataclasses.replace(sample, text=self._nothing) if rng.random() < self._share else sample
 
 
 def _padded(texts: EmbeddingCache, length: int, prompt: str) -> npt.NDArray[Any]:

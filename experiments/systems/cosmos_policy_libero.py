@@ -42,7 +42,7 @@ def get_config() -> config_dict.ConfigDict:
             states_per_block=2,
         ),
         data=DataConfig(action_dim=7, state_dim=9),
-        sampling=SamplingConfig(steps=5, sigma_min=4.0, sigma_max=80.0),
+        sampling=SamplingConfig(solver="adams", steps=5, sigma_min=4.0, sigma_max=80.0),
         optimizer=OptimizerConfig(
             peak_lr=1e-4,
             warmup_steps=1000,

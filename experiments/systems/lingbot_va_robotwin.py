@@ -39,7 +39,12 @@ def get_config() -> config_dict.ConfigDict:
             formulation="alternating", num_blocks=8, frames_per_block=4, actions_per_block=64, states_per_block=0
         ),
         objective=ObjectiveConfig(
-            shift=5.0, action_shift=1.0, weighting="gaussian", history_noise=0.5, history_max_time=0.5
+            shift=5.0,
+            action_shift=1.0,
+            weighting="gaussian",
+            prompt_dropout=0.1,
+            history_noise=0.5,
+            history_max_time=0.5,
         ),
         data=DataConfig(action_dim=30),
         sampling=SamplingConfig(steps=3, action_steps=10, guidance=5.0),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from launch import compare_command
@@ -102,3 +103,10 @@ def test_patches_of_another_backbone_are_refused() -> None:
         PatchEncoders(vary(config, backbone={"in_channels": 48, "out_channels": 48}))
     with pytest.raises(ConfigError, match=r"config\.clip\.stride=\(4, 6, 6\)"):
         PatchEncoders(vary(config, clip={"stride": (4, 6, 6)}))
+
+
+def test_guidance_leads_away_from_what_dropped_prompts_were_replaced_by() -> None:
+    config = load_experiment(EXPERIMENT)
+    assert PatchEncoders(config).prompt_table(["a"]).negative is None
+    encoders = PatchEncoders(vary(config, objective={"prompt_dropout": 0.1}))
+    np.testing.assert_array_equal(encoders.prompt_table(["a"]).negative, encoders.encode_prompts([""])[0])

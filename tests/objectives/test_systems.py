@@ -102,7 +102,7 @@ def test_flash_draws_video_near_noise_and_actions_evenly() -> None:
             "family=representation belongs to formulation first_fr",
         ),
         (FIRST_FRAME, {"layout": {"window": 4}}, "window=4 belongs to formulation alternating"),
-        (FIRST_FRAME, {"layout": {"num_blocks": 3, "frames_per_block": 1}}, "num_blocks=3; .*first_frame denoises one"),
+        (FIRST_FRAME, {"layout": {"num_blocks": 3, "frames_per_block": 1}}, "num_blocks=3; .*first_frame has one clip"),
         (FIRST_FRAME, {"objective": {"history_noise": 0.5}}, "history_noise=0.5; only formulation alternating"),
         (FIRST_FRAME, {"actions": {"modules": "none"}}, "modules=none .*; to train it on video alone"),
         (FIRST_FRAME, {"layout": {"formulation": "joint", "family": "joint"}}, "num_blocks=1 blocks|state is a text"),

@@ -1,6 +1,7 @@
 """The policy of every system: with its cache it acts as it does when every step computes the whole sequence."""
 
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,13 @@ from wamjax.layout import Layout, Pass, build_layout
 from wamjax.nn.multihead import KeysValues
 from wamjax.objectives.latent_frames import LatentFramesObjective
 from wamjax.sampling import latent_policy, stages
+from wamjax.sampling.build import build_policy
 from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
-from wamjax.sampling.policy import Policy
+from wamjax.sampling.policy import Policy, PromptTable
 from wamjax.sampling.solvers import SolverConfig, build_schedule, sample, sample_reusing
 
-WITHOUT_CACHE = ("cosmos_policy_libero", "cosmos_policy_robocasa", "gr1", "kairos_4b", "pi05_droid")
+WITHOUT_CACHE = ("cosmos_policy_libero", "cosmos_policy_robocasa", "gr1", "kairos_4b", "latent_plan", "pi05_droid")
 CHUNKED = sorted(set(ACTING) - set(WITHOUT_CACHE))
 QUICK = ("fast_wam_libero",)
 
@@ -95,6 +97,7 @@ def test_policy_used_out_of_turn_says_so(name: str) -> None:
         ("cosmos_policy_libero", {"sampling": {"solver": "unipc"}}, "solver=unipc"),
         ("pi05_droid", {"sampling": {"guidance": 2.0}}, "guidance=2.0"),
         ("pi05_droid", {"sampling": {"solver": "unipc"}}, "solver=unipc"),
+        ("fast_wam_joint", {"sampling": {"solver": "adams"}}, "solver=adams steps between EDM's"),
         ("lingbot_va_mot", {"layout": {"num_blocks": 1, "frames_per_block": 1, "actions_per_block": 2}}, "one frame"),
     ],
 )
@@ -169,3 +172,11 @@ def test_policy_told_twice_what_it_saw_or_of_other_rollouts_is_refused() -> None
     policy._frames, policy._is_due = frames, True
     with pytest.raises(ConfigError, match=r"called twice without Policy\.act"):
         policy.observe(frames, None)
+
+
+def test_guidance_without_the_empty_prompt_that_training_dropped_to_is_refused() -> None:
+    config = vary(load_twin("lingbot_va_robotwin"), sampling={"guidance": 5.0})
+    codec: Any = mock.Mock()
+    assert config.objective.prompt_dropout == 0.1
+    with pytest.raises(ConfigError, match=r"PromptTable\.negative"):
+        build_policy(config, {}, codec=codec, prompts=PromptTable(text=np.zeros((1, 1, 1), np.float32)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 from pathlib import Path
 
 import jax
@@ -139,6 +140,55 @@ def test_edm_finds_the_exact_solution_for_normal_data():
     np.testing.assert_allclose(sample(velocity, noise, schedule), expected, atol=5e-3)
 
 
+def _integrated(denoise, noise, sigmas, points=4001):
+    """Brute force: between levels the denoised sample is a line in -log sigma; the equation is integrated on a grid."""
+    x, before = sigmas[0] * noise, None
+    for sigma, after in itertools.pairwise(sigmas):
+        denoised = denoise(x, sigma)
+        if after == 0:
+            return denoised
+        if after == sigma:
+            continue
+        line = np.linspace(-np.log(sigma), -np.log(after), points)[:, None]
+        drawn = np.broadcast_to(denoised, (points, *denoised.shape))
+        if before is not None:
+            slope = (denoised - before[1]) / (np.log(before[0]) - np.log(sigma))
+            drawn = denoised + slope * (line - line[0])
+        x = np.exp(line[0] - line[-1]) * x + np.trapezoid(np.exp(line - line[-1]) * drawn, line, axis=0)
+        before = (sigma, denoised)
+    return x
+
+
+@pytest.mark.parametrize("end", ["zero", "sigma_min"])
+def test_adams_integrates_a_line_exactly(end):
+    schedule = build_schedule(
+        SolverConfig(num_steps=5, method="adams", sigmas="karras", sigma_min=4.0, final_sigma=end)
+    )
+    noise = np.linspace(-2, 2, 9)
+    expected = _integrated(lambda x, sigma: np.tanh(x / (1 + sigma)) + 0.1 * x, noise, schedule.sigmas.astype(float))
+    velocity = denoiser_velocity(lambda x, sigma: jnp.tanh(x / (1 + sigma)) + 0.1 * x)
+    np.testing.assert_allclose(sample(velocity, jnp.asarray(noise), schedule), expected, rtol=1e-5, atol=1e-5)
+    both = sample(lambda x, sigma: jax.tree.map(lambda leaf: velocity(leaf, sigma), x), {"a": noise}, schedule)
+    np.testing.assert_allclose(both["a"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("adams", 2)])
+def test_edm_solver_has_its_order(method, order):
+    # Data N(0.7, 0.4^2): D = (x s^2 + m sigma^2) / (s^2 + sigma^2), and x keeps its place among the deviations.
+    mean, std = 0.7, 0.4
+    velocity = denoiser_velocity(lambda x, sigma: (x * std**2 + mean * sigma**2) / (std**2 + sigma**2))
+    noise, errors = jnp.linspace(-2, 2, 9), []
+    for num_steps in (40, 80):
+        schedule = build_schedule(
+            SolverConfig(num_steps=num_steps, method=method, sigmas="karras", sigma_max=10.0, sigma_min=0.5)
+        )
+        levels = sample(velocity, noise, schedule, trajectory=True)
+        spread = np.sqrt((std**2 + schedule.sigmas[-2] ** 2) / (std**2 + schedule.sigmas[0] ** 2))
+        exact = mean + spread * (levels[0] - mean)
+        errors.append(float(jnp.abs(levels[-2] - exact).max()))
+    assert 0.85 * 2**order < errors[0] / errors[1] < 1.15 * 2**order, errors
+
+
 def test_preconditioning_of_a_flow_is_its_change_of_variables():
     sigma, x = jnp.array([0.1, 1.0, 80.0]), jnp.array([0.3, -2.0, 50.0])
     c_skip, c_out, c_in, c_noise = preconditioning(sigma, "flow")
@@ -217,6 +267,7 @@ def test_guide_of_cosmos_counts_from_the_condition():
         ({"method": "heun"}, "method='heun'"),
         ({"sigmas": "linear"}, "sigmas='linear'"),
         ({"method": "unipc", "sigmas": "uniform"}, "first level is below 1"),
+        ({"method": "adams", "sigmas": "uniform"}, "the levels of EDM"),
         ({"shift": 0.0}, "shift=0.0"),
         ({"sigmas": "karras", "shift": 3.0}, "karras"),
         ({"sigmas": "karras", "sigma_min": 90.0}, "sigma_min=90.0"),

@@ -332,16 +332,23 @@ class ActionsConfig:
       modules: ``none``; ``category``: actions and states are tokens of the video's blocks, with encoders and a decoder
         per embodiment (DreamZero); ``linear``: actions are tokens of the video's blocks, with one linear layer in and
         out and an embedding of timesteps of their own (LingBot-VA as released); ``expert``: actions go through a
-        narrower stack of their own that attends jointly with the video's (Fast-WAM; mixture of transformers). See
-        ``models.action_transformers``.
-      hidden_width: Hidden width of the state encoder and of the action decoder of ``category``.
+        narrower stack of their own that attends jointly with the video's (Fast-WAM; mixture of transformers); ``plan``:
+        actions are decoded from a latent plan and the present (Play-LMP). See ``models.action_transformers`` and
+        ``models.latent_plan``.
+      hidden_width: Hidden width of the state encoder of ``category`` and ``plan``, and of the action decoder of
+        ``category``.
       num_categories: Embodiments with weights of their own, of ``category``.
-      expert_width: Residual width of ``expert``. Its heads and its depth are the video's.
-      expert_ffn_width: Hidden width of the feed-forward layers of ``expert``.
+      expert_width: Residual width of ``expert``, and of the decoder of ``plan``. Its heads are the video's, and so is
+        the depth of ``expert``.
+      expert_ffn_width: Hidden width of the feed-forward layers of the same.
+      plan_dim: Dims of a latent plan.
+      plan_layers: Blocks of the decoder of ``plan``.
     """
 
-    modules: Literal["none", "category", "linear", "expert"] = "none"
+    modules: Literal["none", "category", "linear", "expert", "plan"] = "none"
     hidden_width: int = 1024
     num_categories: int = 1
     expert_width: int = 1024
     expert_ffn_width: int = 4096
+    plan_dim: int = 256
+    plan_layers: int = 4

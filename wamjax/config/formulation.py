@@ -18,11 +18,13 @@ class LayoutConfig:
         from its first frame, beside its actions (Fast-WAM). ``latent_frames``: pictures, states, actions and a value as
         latent frames of one video, all seeing all (Cosmos Policy). ``policy`` needs ``config.vla``: actions denoised
         given pictures and a prompt (Pi-0.5). ``queries`` needs ``config.gpt``: learned queries ask for every step's
-        action and for a later frame (GR-1).
+        action and for a later frame (GR-1). ``plan`` needs ``config.actions.modules = plan``: actions decoded from a
+        latent plan, which training infers from the whole clip and acting from its first frame alone (Play-LMP).
       family: With ``first_frame``, what actions are read from: ``representation``: the first frame, so that no video
         need be denoised to act; ``joint``: the video while it is denoised; ``inverse_dynamics``: a copy of the video.
+        ``plan`` is of ``representation``.
       num_blocks: Temporal blocks: of ``joint`` after the first frame, of ``alternating`` from it on; steps of
-        ``queries``; 1 of ``first_frame``, ``latent_frames`` and ``policy``.
+        ``queries``; 1 of ``first_frame``, ``latent_frames``, ``policy`` and ``plan``.
       frames_per_block: Latent frames of one block; of ``latent_frames`` the views, which are seen now and later.
       actions_per_block: Action tokens of one block (the action horizon of one chunk).
       states_per_block: States of one block, read at the block's start; 0 for none.
@@ -41,7 +43,9 @@ class LayoutConfig:
         denoises) is padded to a multiple of this. 128 lets the blocks of a TPU kernel end where units do.
     """
 
-    formulation: Literal["joint", "video", "alternating", "first_frame", "latent_frames", "policy", "queries"] = "joint"
+    formulation: Literal[
+        "joint", "video", "alternating", "first_frame", "latent_frames", "policy", "queries", "plan"
+    ] = "joint"
     family: Literal["representation", "joint", "inverse_dynamics"] = "joint"
     num_blocks: int = 4
     frames_per_block: int = 2
@@ -76,6 +80,8 @@ class ObjectiveConfig:
       action_beta: Parameters (a, b) of a Beta distribution from which the time of ``policy``'s actions is drawn, as
         0.001 + 0.999 x; empty: uniform. Pi-0.5 has (1.5, 1). Its losses have no weights and its times no grid.
       num_timesteps: Number of timestep ids on the shifted grid.
+      prompt_dropout: Probability that a sample's prompt is replaced by the empty one, so that guidance has something to
+        lead away from (``PromptTable.negative`` is its embedding then). Of a backbone, whose latents have it embedded.
       history_noise: Probability that noise is added to a sample's clean video (``alternating``), or to the copy of it
         that actions are read from (``first_frame``, ``inverse_dynamics``).
       history_max_time: Largest t at which that noise is added.
@@ -83,6 +89,10 @@ class ObjectiveConfig:
       action_weight: Factor on the action loss.
       value_weight: Factor on the loss of the value (``latent_frames``; a later state counts as video there).
       gripper_weight: Factor on the loss of the gripper's two classes (``queries``).
+      plan_weight: Factor on KL(posterior || prior) of ``plan``, in nats per sample (beta of Play-LMP).
+      plan_balance: Share a of that divergence's gradient that moves the prior: the prior's is scaled by 2 a, the
+        posterior's by 2 (1 - a), and 0.5 scales neither (Play-LMP). HULC has 0.8, at half the weight: its factors are
+        a and 1 - a.
       edm_log_mean: Mean of log sigma, with ``latent_frames``, where t = sigma / (sigma + 1).
       edm_log_std: Standard deviation of log sigma.
       edm_uniform: Share of samples whose sigma is uniform instead.
@@ -100,12 +110,15 @@ class ObjectiveConfig:
     video_beta: tuple[float, ...] = ()
     action_beta: tuple[float, ...] = ()
     num_timesteps: int = 1000
+    prompt_dropout: float = 0.0
     history_noise: float = 0.0
     history_max_time: float = 0.5
     video_weight: float = 1.0
     action_weight: float = 1.0
     value_weight: float = 1.0
     gripper_weight: float = 1.0
+    plan_weight: float = 0.01
+    plan_balance: float = 0.5
     edm_log_mean: float = 1.386
     edm_log_std: float = 1.2
     edm_uniform: float = 0.3

@@ -13,7 +13,8 @@ class SamplingConfig:
     The small model on pixels has ``evaluate.solver_steps`` and no guidance.
 
     Attributes:
-      solver: ``euler``, or ``unipc`` (second order, as Wan's own code places its levels).
+      solver: ``euler``; ``unipc`` (second order, as Wan's own code places its levels); or, of ``latent_frames`` alone,
+        ``adams`` (second order between EDM's levels, one evaluation a step: Cosmos Policy).
       steps: Solver steps of what is denoised first: of video, of video and actions together, or of actions where they
         are all that is denoised.
       action_steps: Solver steps of actions that are denoised after the video (``alternating``, ``inverse_dynamics``);
@@ -29,7 +30,7 @@ class SamplingConfig:
       sigma_min: Last noise level of ``latent_frames`` before 0.
     """
 
-    solver: Literal["euler", "unipc"] = "euler"
+    solver: Literal["euler", "unipc", "adams"] = "euler"
     steps: int = 10
     action_steps: int = 0
     shift: float = 0.0

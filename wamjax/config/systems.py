@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from wamjax.config.backbone import BlockConfig, LayerAttention, VideoTransformerConfig
+from wamjax.config.plan import check_plans
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 
@@ -98,6 +99,7 @@ def find_system(config: RunConfig) -> ActionSystem:
       ConfigError: The run has no such system, or its modules do not fit its layout.
     """
     backbone, modules, sizes = config.backbone, config.actions.modules, config.layout
+    check_plans(config)
     if backbone is None or modules == "none":
         raise ConfigError(
             f"config.actions.modules={modules} with config.layout.formulation={sizes.formulation}: a backbone "
@@ -151,7 +153,7 @@ def prefix_block(config: RunConfig) -> BlockConfig | None:
     """
     if not config.prefix.width:
         return None
-    if config.backbone is None or config.layout.is_plain_clip or config.actions.modules == "category":
+    if config.backbone is None or config.layout.is_plain_clip or config.actions.modules in ("category", "plan"):
         raise ConfigError(
             f"config.prefix.width={config.prefix.width}: a language tower attends with a backbone whose "
             "config.actions.modules are linear or expert; set it to 0"

@@ -17,6 +17,7 @@ from wamjax.errors import ConfigError
 
 _WIDTH, _HEADS, _FFN, _LAYERS, _TEXT_WIDTH, _IMAGE_WIDTH, _CHANNELS = 48, 2, 64, 2, 32, 16, 4
 _EXPERT_WIDTH, _EXPERT_FFN = 32, 40
+_PLAN_DIM = 6
 _STATE_DIM = 8  # of a head of a recurrent layer
 _TOKENS = (1, 2)  # rows and columns of a latent frame
 _ACTIONS_PER_FRAME = 2
@@ -42,7 +43,12 @@ def tiny_twin(config: RunConfig) -> RunConfig:
         gpt=None if config.gpt is None else _twin_gpt(config.gpt),
         clip=config.clip if config.backbone is None else _twin_clip(config, layout),
         actions=dataclasses.replace(
-            config.actions, hidden_width=16, expert_width=_EXPERT_WIDTH, expert_ffn_width=_EXPERT_FFN
+            config.actions,
+            hidden_width=16,
+            expert_width=_EXPERT_WIDTH,
+            expert_ffn_width=_EXPERT_FFN,
+            plan_dim=_PLAN_DIM,
+            plan_layers=_LAYERS,
         ),
         prefix=dataclasses.replace(
             config.prefix, width=_EXPERT_WIDTH if config.prefix.width else 0, ffn_width=_EXPERT_FFN, num_key_heads=1

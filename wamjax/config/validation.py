@@ -33,7 +33,9 @@ _RULES: dict[str, dict[str, _Rule]] = {
         **dict.fromkeys(("time_width", "action_hidden", "rope_theta", "norm_eps"), _POSITIVE),
     },
     "clip": dict.fromkeys(("num_frames", "height", "width", "text_tokens", "image_tokens"), _POSITIVE),
-    "actions": dict.fromkeys(("hidden_width", "num_categories", "expert_width", "expert_ffn_width"), _POSITIVE),
+    "actions": dict.fromkeys(
+        ("hidden_width", "num_categories", "expert_width", "expert_ffn_width", "plan_dim", "plan_layers"), _POSITIVE
+    ),
     "prefix": {"width": _NOT_NEGATIVE, **dict.fromkeys(("ffn_width", "num_key_heads"), _POSITIVE)},
     "layout": {
         **dict.fromkeys(("num_blocks", "frames_per_block", "actions_per_block", "pad_multiple", "pad_unit"), _POSITIVE),
@@ -42,10 +44,13 @@ _RULES: dict[str, dict[str, _Rule]] = {
     "objective": {
         **dict.fromkeys(("shift", "num_timesteps", "min_time", "edm_log_std"), _POSITIVE),
         **dict.fromkeys(
-            ("video_weight", "action_weight", "value_weight", "gripper_weight", "action_shift"), _NOT_NEGATIVE
+            ("video_weight", "action_weight", "value_weight", "gripper_weight", "plan_weight", "action_shift"),
+            _NOT_NEGATIVE,
         ),
         "edm_log_mean": (lambda x: -6 <= x <= 6, "between -6 and 6"),
-        **dict.fromkeys(("history_noise", "history_max_time", "edm_uniform"), _FRACTION),
+        **dict.fromkeys(
+            ("prompt_dropout", "history_noise", "history_max_time", "edm_uniform", "plan_balance"), _FRACTION
+        ),
     },
     "data": {
         **dict.fromkeys(("state_dim", "action_dim", "frame_stride", "window_stride", "num_threads"), _POSITIVE),
@@ -117,6 +122,11 @@ def check_values(config: RunConfig) -> None:
         raise ConfigError(
             "config.data.augmentation changes frames anew every epoch, and config.backbone reads latents that are made "
             "once: leave it at its defaults"
+        )
+    if config.backbone is None and config.objective.prompt_dropout:
+        raise ConfigError(
+            f"config.objective.prompt_dropout={config.objective.prompt_dropout} drops embedded prompts, which "
+            "config.backbone alone reads; set it to 0"
         )
     if config.objective.video_residual != "none" and config.objective.video_prediction != "x0":
         raise ConfigError(

@@ -138,7 +138,7 @@ def tally_model(
         (out,) = tally_blocks(total, [vision], seen_in, finetune, is_executed=is_executed, remat=remat)
         normed = out.tokens or total.trains(f"{tower.root}norm.scale", f"{tower.root}norm.bias")
         seen = total.chain("image_embed", [f"{tower.root}out"], images.tokens, needs=normed)
-    into = [_tally_embeddings(total, *stack, data=differentiates_data) for stack in stacks]
+    into = [tally_embeddings(total, *stack, data=differentiates_data) for stack in stacks]
     into[0] = into[0]._replace(tokens=into[0].tokens or seen)
     outs = tally_blocks(total, stacks, into, finetune, is_executed=is_executed, remat=remat)
     for (own, work), out in zip(stacks, outs, strict=True):
@@ -180,7 +180,7 @@ class Gradients(NamedTuple):
     image: bool
 
 
-def _tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool) -> Gradients:
+def tally_embeddings(tally: Tally, anatomy: Anatomy, work: Work, *, data: bool) -> Gradients:
     """Adds what makes tokens and conditioning of a sample; returns which of them need gradients."""
     root, is_low_rank = anatomy.root, anatomy.block.modulation == "low_rank"
     time, text, image = f"{root}time_embedding", f"{root}{anatomy.text}", f"{root}image_embedding"

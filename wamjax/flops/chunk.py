@@ -16,9 +16,10 @@ from wamjax.errors import ConfigError
 from wamjax.flops.backbone import Anatomy, Work, needed_attention, tally_model
 from wamjax.flops.execution import Execution, executed_attention
 from wamjax.flops.model import count_flops, layer_schedules, needed_recurrence
+from wamjax.flops.plans import tally_decoder, tally_plans
 from wamjax.flops.queries import tally_queries
 from wamjax.flops.stacks import find_anatomies, find_vision
-from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Pass, Role, build_layout
+from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Pass, Role, build_layout, present_segments
 from wamjax.layout.inference import acting_stages, answer_pass, context_segments, policy_passes, text_segments
 
 
@@ -30,7 +31,7 @@ class ChunkFlops:
       reset: Of a language tower, once for all chunks; 0 without one.
       observe: Of what the newest observation adds to the cache: clean tokens, or pictures and a prompt.
       stages: By stage, its solver steps: ``video``, ``actions``, ``video_actions``; and ``copy``, the clean tokens of
-        video that actions are read from.
+        video that actions are read from. Of latent plans ``plan``, the prior's, and ``actions``, the decoder.
       evaluations: Passes of the model by stage; guidance counts as one.
     """
 
@@ -79,6 +80,8 @@ def count_chunk(config: RunConfig, chunk: int | None = None, *, is_executed: boo
     if not 0 <= place <= last:
         raise ConfigError(f"chunk {place} of config.layout.num_blocks={config.layout.num_blocks}; count from 0")
 
+    if config.layout.formulation == "plan":
+        return _count_plan(config, layout, is_executed=is_executed)
     is_cached = keeps_cache(config)
 
     def cost(layout_pass: Pass) -> int:
@@ -129,6 +132,21 @@ def _count_queries(config: RunConfig, layout: Layout, *, is_executed: bool) -> C
     return ChunkFlops(
         reset=0, observe=0, stages={"actions": sum(total.forward.values())}, evaluations={"actions": 1}
     )  # fmt: skip
+
+
+def _count_plan(config: RunConfig, layout: Layout, *, is_executed: bool) -> ChunkFlops:
+    """Returns the FLOPs of a chunk of a latent plan: a prior of the present, and actions decoded once."""
+    present, execution = layout.make_pass(present_segments(layout), ()), Execution() if is_executed else None
+    video = find_anatomies(config)["shared"]
+    work = _pass_work(config, layout, present, "shared", video, is_executed=is_executed)
+    whole = sum(tally_plans(config, work, execution, inferred=(Role.PRIOR,)).forward.values())
+    decoded = sum(tally_decoder(config, execution).forward.values())
+    return ChunkFlops(
+        reset=0,
+        observe=0,
+        stages={"plan": whole - decoded, "actions": decoded},
+        evaluations={"plan": 1, "actions": 1},
+    )
 
 
 def pass_flops(config: RunConfig, layout: Layout, layout_pass: Pass, *, is_executed: bool = False) -> int:

@@ -34,6 +34,7 @@ from wamjax.flops.backbone import COMPONENTS, Anatomy, Work, needed_attention, t
 from wamjax.flops.execution import AttentionWork, Execution, executed_attention
 from wamjax.flops.layers import delta_rule
 from wamjax.flops.parameters import count_parameters, count_trained_parameters
+from wamjax.flops.plans import tally_plans
 from wamjax.flops.queries import executed_queries, tally_queries
 from wamjax.flops.stacks import find_anatomies, find_vision
 from wamjax.flops.tally import Tally
@@ -154,6 +155,11 @@ def _tally_stacks(config: RunConfig, layout: Layout, execution: Execution, *, is
         name: _executed_work(config, layout, needed[name], name, anatomy, execution)
         for name, anatomy in anatomies.items()
     }
+    (attends, *_), (computes, *_) = ([work.attention for work in works.values()] for works in (needed, executed))
+    if config.layout.formulation == "plan":
+        model = tally_plans(config, needed["shared"], differentiates_data=is_published)
+        hardware = tally_plans(config, executed["shared"], execution, remat=main_remat(config))
+        return _Counts(model, hardware, attends, computes)
     model = tally_model(
         [(anatomies[name], work) for name, work in needed.items()],
         config.finetune,
@@ -167,7 +173,6 @@ def _tally_stacks(config: RunConfig, layout: Layout, execution: Execution, *, is
         remat=main_remat(config),
         vision=find_vision(config, is_executed=True),
     )
-    (attends, *_), (computes, *_) = ([work.attention for work in works.values()] for works in (needed, executed))
     return _Counts(model, hardware, attends, computes)
 
 

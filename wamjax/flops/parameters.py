@@ -15,6 +15,7 @@ from wamjax.config.blocks import block_config
 from wamjax.config.finetune import UPDATE_OF, is_trained, matches
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.gpt import GptPolicyConfig
+from wamjax.config.plan import LatentPlanConfig, find_plan
 from wamjax.config.schema import FinetuneConfig, RunConfig
 from wamjax.config.systems import ActionExpertConfig, CategoryActionConfig, SharedActionConfig, find_system
 from wamjax.config.vla import VlaConfig
@@ -53,6 +54,8 @@ def list_parameters(config: RunConfig) -> dict[str, Parameter]:
         found = _world_action_parameters(config)
     elif config.layout.is_plain_clip:
         found = video_parameters(config.backbone)
+    elif config.layout.formulation == "plan":
+        found = _plan_parameters(find_plan(config))
     else:
         system = find_system(config)
         if isinstance(system, CategoryActionConfig):
@@ -77,7 +80,7 @@ def count_trained_parameters(config: RunConfig) -> int:
     return sum(p.size for path, p in list_parameters(config).items() if is_trained(path, config.finetune))
 
 
-def video_parameters(config: VideoTransformerConfig, root: str = "") -> dict[str, Parameter]:
+def video_parameters(config: VideoTransformerConfig, root: str = "", *, has_head: bool = True) -> dict[str, Parameter]:
     """Returns the parameters of ``models.video_transformer.VideoTransformer``, their paths below ``root``."""
     block, d, use_bias = config.block, config.block.width, config.use_patch_bias
     context, seen = block.context_width or d, config.image_width
@@ -100,6 +103,8 @@ def video_parameters(config: VideoTransformerConfig, root: str = "") -> dict[str
         found |= _linear("time_embedding.project", d, 3 * d, use_bias=False)
         found |= _low_rank("head_modulation", d, block.modulation_rank, 2)
     found |= _linear("head_out", d, config.out_patch_channels, use_bias=use_bias)
+    if not has_head:
+        found = {path: parameter for path, parameter in found.items() if not path.startswith("head_")}
     return {f"{root}{path}": parameter for path, parameter in found.items()} | _stack(
         f"{root}blocks", block, config.num_layers
     )
@@ -151,6 +156,22 @@ def _expert_parameters(config: ActionExpertConfig) -> dict[str, Parameter]:
     if config.state_dim is not None:
         own |= _linear("state_embed", config.state_dim, video.text_width)
     return video_parameters(video, "video.") | own
+
+
+def _plan_parameters(config: LatentPlanConfig) -> dict[str, Parameter]:
+    """Returns the parameters of ``models.latent_plan.LatentPlanTransformer``."""
+    width, d = config.video.block.width, config.decoder.width
+    found: dict[str, Parameter] = {}
+    for name in ("prior", "posterior"):
+        found |= {f"{name}_query": Parameter((1, width))} | _linear(f"{name}_head", width, 2 * config.plan_dim)
+    if config.state_dim is not None:
+        found |= _linear("state_encoder.hidden", config.state_dim, config.hidden_width)
+        found |= _linear("state_encoder.out", config.hidden_width, width)
+    found |= _linear("decoder.embed", width, d) | _linear("decoder.plan_embed", config.plan_dim, d)
+    found |= {"decoder.action_queries": Parameter((config.num_actions, d))} | _norm("decoder.norm", d)
+    found |= _stack("decoder.blocks", config.decoder, config.decoder_layers)
+    found |= _linear("decoder.out", d, config.action_dim)
+    return video_parameters(config.video, "video.", has_head=False) | found
 
 
 def _prefix_parameters(block: BlockConfig, video: VideoTransformerConfig) -> dict[str, Parameter]:

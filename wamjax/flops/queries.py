@@ -48,14 +48,16 @@ def tally_queries(
         total.chain("action_state", ["state_mix"], steps, needs=any(states)),
         total.trains("steps", "action_query", "frame_queries", "input_norm.scale", "input_norm.bias"),
     ]
-    out = _tally_stack(total, config, "", layout.full_pass().schedule, 1, execution, remat, needs=any(into))
+    out = tally_stack(
+        total, config, _anatomy(config, ""), layout.full_pass().schedule, 1, execution, remat, needs=any(into)
+    )
     normed = out or total.trains("output_norm.scale", "output_norm.bias")
     total.chain("action_state", ("action_hidden", "action_mix", "action_out"), steps, needs=normed)
     frames = sum(s.role is Role.QUERY for s in layout.segments) * gpt.num_views
     answers = total.chain("head", ["decoder.embed"], frames * gpt.view_tokens, needs=normed)
     schedule = image_layout(gpt.view_tokens + gpt.num_patches).full_pass().schedule
     needs = answers or total.trains("decoder.mask_token")
-    out = _tally_stack(total, config, "decoder.", schedule, frames, execution, remat, needs=needs)
+    out = tally_stack(total, config, _anatomy(config, "decoder."), schedule, frames, execution, remat, needs=needs)
     normed = out or total.trains("decoder.norm.scale", "decoder.norm.bias")
     total.chain("head", ["decoder.out"], frames * gpt.num_patches, needs=normed)
     return total
@@ -63,11 +65,11 @@ def tally_queries(
 
 def executed_queries(config: RunConfig, layout: Layout, execution: Execution) -> AttentionWork:
     """Returns what self-attention over ``layout`` executes."""
-    return _attention(config, "", layout.full_pass().schedule, execution)
+    return _attention(config, _anatomy(config, ""), layout.full_pass().schedule, execution)
 
 
-def _attention(config: RunConfig, root: str, schedule: Schedule, execution: Execution) -> AttentionWork:
-    return executed_attention(config.parallel, _anatomy(config, root).block, schedule, 0, 0, execution)
+def _attention(config: RunConfig, anatomy: Anatomy, schedule: Schedule, execution: Execution) -> AttentionWork:
+    return executed_attention(config.parallel, anatomy.block, schedule, 0, 0, execution)
 
 
 def _anatomy(config: RunConfig, root: str) -> Anatomy:
@@ -77,10 +79,10 @@ def _anatomy(config: RunConfig, root: str) -> Anatomy:
     return Anatomy(block=block, num_layers=depth, parameters=list_parameters(config), root=root, rotates=False)
 
 
-def _tally_stack(
+def tally_stack(
     total: Tally,
     config: RunConfig,
-    root: str,
+    anatomy: Anatomy,
     schedule: Schedule,
     copies: int,
     execution: Execution | None,
@@ -88,16 +90,27 @@ def _tally_stack(
     *,
     needs: bool,
 ) -> bool:
-    """Adds the stack below ``root`` over ``copies`` sequences; returns whether its output needs gradients."""
+    """Adds a stack without text and timesteps over ``copies`` sequences; returns whether its output needs gradients.
+
+    Args:
+      total: Where it counts.
+      config: The run.
+      anatomy: The stack.
+      schedule: Attention of one sequence.
+      copies: Sequences of one sample.
+      execution: The devices, to count what is executed; None for what is needed.
+      remat: As of ``tally_model``.
+      needs: Whether its tokens need gradients.
+    """
     is_executed = execution is not None
-    own = _attention(config, root, schedule, execution).own if is_executed else (exactly(schedule.num_pairs),)
+    own = _attention(config, anatomy, schedule, execution).own if is_executed else (exactly(schedule.num_pairs),)
     # What is padding sees nothing and is seen by nothing.
     seeing = {row for r in schedule.rectangles for start, stop in r.queries for row in range(start, stop)}
     tokens = copies * (schedule.num_queries if is_executed else len(seeing))
     attention = AttentionWork(own=copies * own, text=(), image=())
     work = Work(tokens=tokens, patches=0, predicted=0, text=0, image=0, slots=0, attention=(attention,))
     into = [Gradients(needs, False, False, False, False)]
-    stacks = [(_anatomy(config, root), work)]
+    stacks = [(anatomy, work)]
     (out,) = tally_blocks(total, stacks, into, config.finetune, is_executed=is_executed, remat=remat)
     return out.tokens
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from wamjax.config.blocks import block_config
+from wamjax.config.plan import find_plan
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import ActionExpertConfig, find_system, prefix_block
 from wamjax.flops.backbone import Anatomy, Work
@@ -35,7 +36,7 @@ def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
         return {"shared": own}
     root = "" if config.layout.is_plain_clip else "video."
     video = Anatomy(block=backbone.block, num_layers=backbone.num_layers, parameters=parameters, root=root)
-    if config.layout.is_plain_clip:
+    if config.layout.is_plain_clip or config.layout.formulation == "plan":
         return {"shared": video}
     system, found = find_system(config), {"shared": video}
     if isinstance(system, ActionExpertConfig):
@@ -45,6 +46,14 @@ def find_anatomies(config: RunConfig) -> dict[str, Anatomy]:
     if tower is not None:
         found["prefix"] = dataclasses.replace(video, block=tower, root="prefix.")
     return found
+
+
+def find_decoder(config: RunConfig) -> Anatomy:
+    """Returns the stack that decodes actions from plans, of a run of formulation ``plan``."""
+    plan = find_plan(config)
+    return Anatomy(
+        block=plan.decoder, num_layers=plan.decoder_layers, parameters=list_parameters(config), root="decoder."
+    )
 
 
 def find_vision(config: RunConfig, *, is_executed: bool = False) -> tuple[Anatomy, Work] | None:

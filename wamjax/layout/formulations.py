@@ -18,6 +18,7 @@ from wamjax.errors import ConfigError
 from wamjax.layout.alternating import alternating_layout
 from wamjax.layout.first_frame import first_frame_layout
 from wamjax.layout.layout import Layout
+from wamjax.layout.plan import decoder_layout, plan_layout
 from wamjax.layout.policy import policy_layout, query_layout
 from wamjax.layout.segments import ACTION_ROLES, ALL, BEFORE, CAUSAL, SAME, UP_TO, Role, Rotary, Segment, Visibility
 from wamjax.layout.windows import check_recurrence
@@ -160,6 +161,11 @@ def _build_layout(config: RunConfig) -> Layout:
         return _queries(config, config.gpt)
     if config.backbone is not None and sizes.is_plain_clip:
         return video_layout(token_grid(config), sizes.pad_multiple)
+    if sizes.formulation == "plan":
+        layout = plan_layout(
+            frames=1 + sizes.frames_per_block, grid=_one_clip(config), num_states=sizes.states_per_block
+        )
+        return _padded_end(layout, sizes.pad_multiple)
     layout = {"joint": _joint, "alternating": _alternating, "first_frame": _first_frame}[sizes.formulation](config)
     if config.actions.modules == "expert":
         vectors = (*ACTION_ROLES, Role.STATE)
@@ -209,20 +215,22 @@ def _alternating(config: RunConfig) -> Layout:
 
 def _first_frame(config: RunConfig) -> Layout:
     sizes = config.layout
-    grid = _frame_grid(config, first=1)
-    if sizes.num_blocks != 1:
-        raise ConfigError(
-            f"config.layout.num_blocks={sizes.num_blocks}; config.layout.formulation=first_frame denoises one clip as "
-            "a whole: set num_blocks=1 and frames_per_block to its latent frames after the first"
-        )
     layout = first_frame_layout(
         frames=1 + sizes.frames_per_block,
-        grid=grid,
+        grid=_one_clip(config),
         num_actions=sizes.actions_per_block,
         family=sizes.family,
         noisy_condition=config.objective.history_noise > 0,
     )
     return _padded_end(layout, sizes.pad_multiple)
+
+
+def build_decoder_layout(config: RunConfig) -> Layout:
+    """Returns the layout of what actions of formulation ``plan`` are decoded from."""
+    sizes = config.layout
+    return decoder_layout(
+        grid=_one_clip(config), num_states=sizes.states_per_block, num_actions=sizes.actions_per_block
+    )
 
 
 def _policy(config: RunConfig, vla: VlaConfig) -> Layout:
@@ -263,6 +271,21 @@ def _queries(config: RunConfig, gpt: GptPolicyConfig) -> Layout:
         ahead=gpt.ahead,
     )
     return _padded_end(layout, sizes.pad_multiple)
+
+
+def _one_clip(config: RunConfig) -> tuple[int, int]:
+    """Returns the rows and columns of tokens in a latent frame of a sample that is one clip and not blocks.
+
+    Raises:
+      ConfigError: It is several blocks, or the frames are not the clip's.
+    """
+    grid, sizes = _frame_grid(config, first=1), config.layout
+    if sizes.num_blocks != 1:
+        raise ConfigError(
+            f"config.layout.num_blocks={sizes.num_blocks}; config.layout.formulation={sizes.formulation} has one clip "
+            "as a whole: set num_blocks=1 and frames_per_block to its latent frames after the first"
+        )
+    return grid
 
 
 def _frame_grid(config: RunConfig, first: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 A chunk is what a policy denoises before it looks again: a block of ``joint``, a chunk of ``alternating``, the whole
 clip of ``first_frame``. It takes one stage where video and actions are denoised together or actions alone, and two
 where actions are read from video that is denoised first. Which keys a stage finds follows from the order in which the
-cache is filled; who sees whom stays the layout's.
+cache is filled; who sees whom stays the layout's. ``plan`` has neither stages nor a cache (``sampling.plan_policy``).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def text_segments(layout: Layout) -> tuple[Segment, ...]:
 
 def context_segments(config: RunConfig, layout: Layout, chunk: int) -> tuple[Segment, ...]:
     """Returns what the cache holds when ``chunk`` (from 0) is denoised, in the order of time, text first."""
-    limit = {"joint": chunk + 1, "alternating": 2 * chunk, "first_frame": 1}[_formulation(config)]
+    limit = {"joint": chunk + 1, "alternating": 2 * chunk, "first_frame": 1, "plan": 0}[_formulation(config)]
     known = [s for s in layout.segments if s.role in _CONTEXT and s.order < limit]
     return (*text_segments(layout), *_in_time(known))
 
@@ -80,6 +80,8 @@ def acting_stages(config: RunConfig, layout: Layout, chunk: int, *, imagine: boo
       ConfigError: The formulation has no stages of this kind.
     """
     formulation, sizes = _formulation(config), config.layout
+    if formulation == "plan":
+        return ()
     past = context_segments(config, layout, chunk)
 
     def make(name: str, denoised: Iterable[Segment], copied: Iterable[Segment] = (), held: int = 0) -> Stage:
@@ -125,10 +127,10 @@ _TOGETHER = (Role.NOISY_VIDEO, Role.ACTION, Role.STATE)
 
 def _formulation(config: RunConfig) -> str:
     formulation = config.layout.formulation
-    if formulation not in ("joint", "alternating", "first_frame"):
+    if formulation not in ("joint", "alternating", "first_frame", "plan"):
         raise ConfigError(
-            f"config.layout.formulation={formulation} has no chunks of actions to denoise; joint, alternating and "
-            "first_frame have"
+            f"config.layout.formulation={formulation} has no chunks of actions to denoise; joint, alternating, "
+            "first_frame and plan have"
         )
     return formulation
 

@@ -24,6 +24,9 @@ class Role(enum.StrEnum):
     OBSERVATION = "observation"  # what one step shows: instruction, state, pictures
     QUERY = "query"  # learned queries of a later frame
     TEXT = "text"  # text and vision tokens of a language tower
+    PRIOR = "prior"  # a learned query of a plan that reads the present
+    POSTERIOR = "posterior"  # one that reads what follows too
+    PLAN = "plan"  # a plan, as a decoder of actions reads it
     PADDING = "padding"
 
 

@@ -44,12 +44,12 @@ class VideoTransformer(nnx.Module):
 
     Attributes:
       patch_embed: ``[patch_channels d]``.
-      head: ``[d out_patch_channels]``.
+      head_out: ``[d out_patch_channels]``; None, as the head's modulation, of a model that predicts no video.
       blocks: The stack; every parameter has a layer dim in front.
     """
 
-    def __init__(self, key: PRNGKey, config: VideoTransformerConfig) -> None:
-        """Makes the model of ``config``."""
+    def __init__(self, key: PRNGKey, config: VideoTransformerConfig, *, has_head: bool = True) -> None:
+        """Makes the model of ``config``; without a head it is read after its last block alone (``run``)."""
         keys = jax.random.split(key, 8)
         self.config, block = config, config.block
         width, dtype = block.width, block.compute_dtype
@@ -70,15 +70,21 @@ class VideoTransformer(nnx.Module):
         self.learned_positions = nnx.data(None)
         if config.learned_positions is not None:
             self.learned_positions = LearnedPositions(keys[3], config.learned_positions, width)
-        if block.modulation == "table":
-            self.time_embedding = TimeEmbedding(keys[4], config.time_width, width, NUM_TABLE_VECTORS)
-            self.head_modulation = named(
-                keys[6], jax.nn.initializers.normal(width**-0.5), (NUM_HEAD_VECTORS, width), (None, None)
-            )
-        else:
-            self.time_embedding = NormedTimeEmbedding(keys[4], width)
-            self.head_modulation = LowRankModulation(keys[6], width, block.modulation_rank, NUM_HEAD_VECTORS)
+        is_table = block.modulation == "table"
+        self.time_embedding = (
+            TimeEmbedding(keys[4], config.time_width, width, NUM_TABLE_VECTORS)
+            if is_table
+            else NormedTimeEmbedding(keys[4], width)
+        )
         self.blocks = stack_blocks(keys[5], block, config.num_layers)
+        self.head_modulation = self.head_out = nnx.data(None)
+        if not has_head:
+            return
+        self.head_modulation = (
+            named(keys[6], jax.nn.initializers.normal(width**-0.5), (NUM_HEAD_VECTORS, width), (None, None))
+            if is_table
+            else LowRankModulation(keys[6], width, block.modulation_rank, NUM_HEAD_VECTORS)
+        )
         self.head_out = Linear(
             keys[7], (width, config.out_patch_channels), ("embed", None), dtype=dtype, scale=0.0, use_bias=use_bias
         )
@@ -219,10 +225,12 @@ class VideoTransformer(nnx.Module):
 
     def head(self, tokens: Tokens, conditioning: Conditioning) -> jax.Array:
         """Returns fp32 patches ``[b n out_patch_channels]`` of the blocks' output."""
+        assert self.head_out is not None, "a model that predicts no video has no head"
         return self.head_out(self.modulate_out(tokens, conditioning)).astype(jnp.float32)
 
     def modulate_out(self, tokens: Tokens, conditioning: Conditioning) -> jax.Array:
         """Returns the blocks' output ``[b n d]`` normed and modulated in fp32, as a linear head reads it."""
+        assert self.head_modulation is not None, "a model that predicts no video has no head"
         if isinstance(self.head_modulation, LowRankModulation):
             vectors = self.head_modulation(conditioning.embedding, conditioning.modulation)
         else:

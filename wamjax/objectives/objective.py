@@ -11,11 +11,13 @@ import jax
 from flax import nnx
 
 from wamjax.batch import WamBatch
+from wamjax.config.plan import check_plans
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import Layout
 from wamjax.objectives.joint import JointObjective
 from wamjax.objectives.latent_frames import LatentFramesObjective
+from wamjax.objectives.plan import PlanObjective
 from wamjax.objectives.policy import PolicyObjective
 from wamjax.objectives.queries import QueriesObjective
 from wamjax.objectives.stream_loss import StreamLoss
@@ -62,6 +64,7 @@ def build_objective(config: RunConfig) -> Objective:
     Raises:
       ConfigError: The formulation and the model do not fit together, or the sizes of the layout do not.
     """
+    check_plans(config)
     if config.vla is not None:
         return PolicyObjective(config)
     if config.gpt is not None:
@@ -69,6 +72,8 @@ def build_objective(config: RunConfig) -> Objective:
     for formulation, section in (("policy", "vla"), ("queries", "gpt")):
         if config.layout.formulation == formulation:
             raise ConfigError(f"config.layout.formulation={formulation} needs config.{section}, the model it is of")
+    if config.layout.formulation == "plan":
+        return PlanObjective(config)
     if config.objective.action_beta:
         raise ConfigError(
             f"config.objective.action_beta={config.objective.action_beta} belongs to config.layout.formulation=policy; "

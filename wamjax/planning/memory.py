@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from wamjax.config.clip import latent_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import OptimizerConfig, RunConfig
-from wamjax.layout import Schedule, image_layout
+from wamjax.layout import Schedule, build_decoder_layout, image_layout
 from wamjax.planning.activations import plan_activations
 from wamjax.planning.assumption import Source
 from wamjax.planning.placement import Placed
-from wamjax.planning.shards import DTYPE_BYTES, Shard, picture_shard
+from wamjax.planning.shards import DTYPE_BYTES, Shard, second_shard
 
 _FP32 = 4
 _BF16 = 2
@@ -133,9 +133,9 @@ def plan_memory(
     own = [p for p in parameters if p.is_trained]
     held, mine = sum(p.local for p in parameters), sum(p.local for p in own)
     activations = plan_activations(shard, schedule)
-    pictures = picture_shard(config, shard)
-    if pictures is not None:  # kept while the other stacks are at work
-        seen = plan_activations(pictures, image_layout(pictures.num_tokens).full_pass().schedule)
+    second = second_shard(config, shard)
+    if second is not None:  # kept while the other stacks are at work
+        seen = plan_activations(second, image_layout(second.num_tokens).full_pass().schedule)
         activations = activations.beside(seen)
     resampled = _resampler_bytes(config, shard)
     in_attention = activations.attention > activations.block
@@ -248,6 +248,10 @@ def _loss_bytes(config: RunConfig, shard: Shard) -> int:
     if gpt is not None:  # of frames
         patches = shard.batch * gpt.num_views * (config.layout.num_blocks - gpt.ahead) * gpt.num_patches
         return _FP32 * patches * (gpt.width + 4 * gpt.patch_values)
+    if config.layout.formulation == "plan":  # of the actions, and the present as its decoder reads it
+        read, sizes = build_decoder_layout(config).num_tokens, config.layout
+        actions = sizes.actions_per_block * (config.actions.expert_width + 4 * config.data.action_dim)
+        return _FP32 * shard.batch * (read * shard.block.width + actions)
     channels = 3 * math.prod(config.model.patch) if config.backbone is None else config.backbone.out_patch_channels
     return _FP32 * shard.tokens * (shard.block.width + 4 * channels)
 

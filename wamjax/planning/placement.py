@@ -37,8 +37,8 @@ _KERNELS: Mapping[str, Names] = {
     "state_embed": (None, None),
     "embed_tokens": _IN,
     **dict.fromkeys(("text_embed", "arm_embed", "gripper_embed", "state_mix", "decoder.embed"), _IN),
-    **dict.fromkeys(("views.latents", "views.whole"), _IN),
-    **dict.fromkeys(("action_hidden", "decoder.out"), _OUT),
+    **dict.fromkeys(("views.latents", "views.whole", "plan_embed"), _IN),
+    **dict.fromkeys(("action_hidden", "decoder.out", "prior_head", "posterior_head"), _OUT),
     "action_mix": (None, None),
     "layers.up": ("embed", "mlp"),
     "layers.down": ("mlp", "embed"),
@@ -170,7 +170,7 @@ def _names(path: str, parameter: Parameter, config: RunConfig) -> tuple[str | No
     if name == "bias":
         fan_out = _kernel_names(module)[1] if _has_kernel(module) else None
         # The model width of a vector is whole, but for those of layers with a copy per embodiment.
-        is_per_category = config.backbone is not None and module.split(".")[0] in _PER_CATEGORY
+        is_per_category = config.actions.modules == "category" and module.split(".")[0] in _PER_CATEGORY
         return (fan_out if fan_out != "embed" or is_per_category else None,)
     if name.endswith("_taps"):
         return (None, "heads")

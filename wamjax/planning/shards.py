@@ -18,8 +18,8 @@ from wamjax.config.schema import RunConfig
 from wamjax.config.systems import check_layers_are_whole, check_mixture_is_whole
 from wamjax.errors import ConfigError
 from wamjax.flops.model import layer_schedules
-from wamjax.flops.stacks import find_anatomies
-from wamjax.layout import Layout, Schedule
+from wamjax.flops.stacks import find_anatomies, find_decoder
+from wamjax.layout import Layout, Schedule, build_decoder_layout
 from wamjax.layout.balance import balance_order, imbalance
 from wamjax.layout.kernels import pick_kernel
 from wamjax.parallel.axes import MESH_AXES, check_batch_divides, resolve_axis_sizes
@@ -183,12 +183,23 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
     )
 
 
-def picture_shard(config: RunConfig, shard: Shard) -> Shard | None:
-    """Returns a device's part of the stack that runs over single pictures, before or after those of ``shard``, if any.
+def second_shard(config: RunConfig, shard: Shard) -> Shard | None:
+    """Returns a device's part of the stack that runs before or after those of ``shard``, if any; its tokens see all.
 
-    It is a vision tower, or a GPT's decoder of frames.
+    It is a vision tower, a GPT's decoder of frames, or a decoder of latent plans.
     """
     gpt = config.gpt
+    if config.layout.formulation == "plan":
+        decoder = find_decoder(config)
+        return dataclasses.replace(
+            shard,
+            block=decoder.block,
+            num_layers=decoder.num_layers,
+            num_tokens=build_decoder_layout(config).num_tokens,
+            context_tokens=0,
+            image_tokens=0,
+            schedules=(),
+        )
     if gpt is not None:
         frames = gpt.num_views * (config.layout.num_blocks - gpt.ahead)
         return dataclasses.replace(

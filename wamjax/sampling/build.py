@@ -7,8 +7,10 @@ from wamjax.errors import ConfigError
 from wamjax.sampling.action_policy import ActionPolicy
 from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
+from wamjax.sampling.plan_policy import LatentPlanPolicy
 from wamjax.sampling.policy import LatentCodec, PictureEncoder, PromptTable, PromptWriter
 from wamjax.sampling.queries_policy import QueriesPolicy
+from wamjax.sampling.stages import is_guided
 from wamjax.types import PureDict
 
 BackbonePolicy = LatentPolicy | LatentFramesPolicy | ActionPolicy | QueriesPolicy
@@ -46,7 +48,14 @@ def build_policy(
         raise ConfigError(
             "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"
         )
+    if config.objective.prompt_dropout and is_guided(config) and prompts.negative is None:
+        raise ConfigError(
+            f"config.objective.prompt_dropout={config.objective.prompt_dropout}: {config.name} was trained with the "
+            "empty prompt where prompts were dropped, and guidance leads away from that; give its embedding as "
+            "PromptTable.negative"
+        )
     assert isinstance(codec, LatentCodec), "a backbone reads latents"
     if config.layout.formulation == "latent_frames":
         return LatentFramesPolicy(config, params, codec=codec, prompts=prompts)
-    return LatentPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine)
+    make = LatentPlanPolicy if config.layout.formulation == "plan" else LatentPolicy
+    return make(config, params, codec=codec, prompts=prompts, imagine=imagine)

@@ -31,8 +31,8 @@ class LatentFramesPolicy:
 
     ``observe`` takes one picture of every view each time.
 
-    Source: Cosmos Policy's released code. What differs: Euler steps between EDM's levels, the last one to 0, where the
-    released sampler takes steps of second order.
+    Source: Cosmos Policy's released code: steps of second order (``adams``) between as many of EDM's levels as there
+    are steps, the last one to 0. What differs: it steps in fp64.
     """
 
     def __init__(self, config: RunConfig, params: PureDict, *, codec: LatentCodec, prompts: PromptTable) -> None:
@@ -48,14 +48,17 @@ class LatentFramesPolicy:
                 f"evaluated_steps={sampling.evaluated_steps}; formulation latent_frames is sampled without: set them "
                 "to 1, 1 and ()"
             )
-        if sampling.solver != "euler":
-            raise ConfigError(f"config.sampling.solver={sampling.solver}; formulation latent_frames is solved by euler")
+        if sampling.solver == "unipc":
+            raise ConfigError(
+                f"config.sampling.solver={sampling.solver}; formulation latent_frames is solved by adams or euler"
+            )
         self.config, self.params, self.objective = config, params, LatentFramesObjective(config)
         self._codec, self._prompts = codec, prompts
         self._graphdef, _ = abstract_model(self.objective)
         self._schedule = build_schedule(
             SolverConfig(
                 num_steps=sampling.steps,
+                method=sampling.solver,
                 sigmas="karras",
                 sigma_max=sampling.sigma_max,
                 sigma_min=sampling.sigma_min,

@@ -100,6 +100,11 @@ def stage_schedule(config: RunConfig, stage: Stage, *, follows: bool) -> Schedul
       ConfigError: Video and actions are denoised together at noise levels that are to differ.
     """
     sampling, objective = config.sampling, config.objective
+    if sampling.solver == "adams":
+        raise ConfigError(
+            "config.sampling.solver=adams steps between EDM's noise levels, which config.layout.formulation="
+            f"latent_frames alone has; this one is {config.layout.formulation}: set it to euler or unipc"
+        )
     video_shift = sampling.shift or objective.shift
     action_shift = sampling.action_shift or objective.action_shift or video_shift
     is_together = stage.name == "video_actions"

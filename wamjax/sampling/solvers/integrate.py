@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wamjax.sampling.solvers.adams import AdamsFactors, adams_factors
 from wamjax.sampling.solvers.schedule import Schedule
 from wamjax.sampling.solvers.unipc import Factors, Sample, State, init_state, unipc_factors, unipc_step
 
@@ -93,6 +94,20 @@ def sample(velocity: Velocity, noise: Sample, schedule: Schedule, *, trajectory:
         factors = jax.tree.map(jnp.asarray, unipc_factors(schedule.sigmas))
         state, kept = jax.lax.scan(correct_and_predict, init_state(first), (times, factors))
         last = state.sample
+    elif schedule.method == "adams":
+
+        def extrapolate(
+            carry: tuple[Sample, Sample], step: tuple[jax.Array, AdamsFactors]
+        ) -> tuple[tuple[Sample, Sample], Sample | None]:
+            (x, before), (sigma, factors) = carry, step
+            denoised = jax.tree.map(lambda a, v: a - sigma * v, x, velocity(x, sigma))
+            x = jax.tree.map(
+                lambda a, d, p: factors.decay * a + factors.own * d + factors.before * p, x, denoised, before
+            )
+            return (x, denoised), keep(x)
+
+        factors = jax.tree.map(jnp.asarray, adams_factors(schedule.sigmas))
+        (last, _), kept = jax.lax.scan(extrapolate, (first, first), (times, factors))
     else:
 
         def euler(x: Sample, step: tuple[jax.Array, ...]) -> tuple[Sample, Sample | None]:

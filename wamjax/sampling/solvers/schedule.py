@@ -24,7 +24,8 @@ class SolverConfig:
 
     Attributes:
       num_steps: Model evaluations n (guidance doubles them).
-      method: ``euler``, or ``unipc`` (second order, predictor and corrector: one evaluation per step).
+      method: ``euler``; ``unipc`` (second order, predictor and corrector: one evaluation per step); or ``adams``
+        (second order, on the levels of EDM: one evaluation per step).
       sigmas: Where the levels lie.
         ``uniform``: n equal steps of t from 1 to 0, shifted.
         ``diffusers_euler``: ``FlowMatchEulerDiscreteScheduler(shift)``: from 1 to the smallest level of training, which
@@ -148,8 +149,8 @@ def _check(config: SolverConfig) -> None:
     conventions = (*_FLOW_LEVELS, "karras")
     if config.num_steps < 1:
         raise ConfigError(f"solver num_steps={config.num_steps}; expected at least 1")
-    if config.method not in ("euler", "unipc"):
-        raise ConfigError(f"solver method={config.method!r}; expected 'euler' or 'unipc'")
+    if config.method not in ("euler", "unipc", "adams"):
+        raise ConfigError(f"solver method={config.method!r}; expected 'euler', 'unipc' or 'adams'")
     if config.sigmas not in conventions:
         raise ConfigError(f"solver sigmas={config.sigmas!r}; expected one of {sorted(conventions)}")
     if config.final_sigma not in ("zero", "sigma_min"):
@@ -159,6 +160,8 @@ def _check(config: SolverConfig) -> None:
             f"solver method='unipc' with sigmas={config.sigmas!r}; expected 'diffusers_unipc' or 'wan', whose first "
             "level is below 1"
         )
+    if config.method == "adams" and config.sigmas != "karras":
+        raise ConfigError(f"solver method='adams' with sigmas={config.sigmas!r}; expected 'karras', the levels of EDM")
     if config.shift <= 0:
         raise ConfigError(f"solver shift={config.shift}; expected a positive number (1 for none)")
     if config.sigmas == "karras" and config.shift != 1:
