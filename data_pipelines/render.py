@@ -79,6 +79,27 @@ def render_latents(batch: WamBatch, path: Path, *, num_samples: int = 4) -> None
     figure.savefig(path, dpi=110)
 
 
+def render_pictures(batch: WamBatch, path: Path, *, num_samples: int = 4) -> None:
+    """Draws the first samples of a host batch of pictures into a PNG: cameras, or frames, side by side.
+
+    Args:
+      batch: Host arrays, batch-first, with ``images`` or ``video``.
+      path: PNG to write.
+      num_samples: Rows, at most.
+    """
+    shown = batch.video if batch.images is None else batch.images
+    rows = min(num_samples, len(batch.provenance))
+    figure = Figure(figsize=(9.0, 1.9 * rows), layout="constrained")
+    for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
+        tiles = np.pad(shown[row], ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
+        axes.imshow(np.concatenate(tiles, axis=1), interpolation="nearest")
+        dataset, episode, start = (int(value) for value in batch.provenance[row])
+        axes.set_title(f"pictures   dataset {dataset}, episode {episode}, step {start}", loc="left", fontsize=8)
+        axes.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def _draw_frames(axes: Axes, batch: WamBatch, row: int) -> None:
     """Lays evenly chosen frames of a sample side by side."""
     chosen = np.unique(np.linspace(0, batch.video.shape[1] - 1, _FRAMES_SHOWN).round().astype(int))

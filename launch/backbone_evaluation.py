@@ -1,4 +1,4 @@
-"""Evaluation of a backbone that was trained on patches, alone or as the first of two stages.
+"""Evaluation of a model that was trained on patches, alone or as the first of two stages.
 
 Its policy is driven through held-out windows and in the simulator.
 
@@ -17,28 +17,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.embodiments.apply import prompt_writer
 from data_pipelines.normalisation import Normalisation
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
-from data_pipelines.stream import ValidationWindows
 from launch import metaworld
+from launch.canvas_policy import CanvasPolicy
 from launch.closed_loop import Rollouts, evaluate_closed_loop
 from launch.open_loop import Model, OpenLoop, evaluate_open_loop
-from launch.patch_latents import PatchEncoders
+from launch.patch_latents import PatchSamples
 from launch.trained_state import ActionBefore, restore_state, sample_losses, whole_params
 from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
-from wamjax.config.clip import pixel_windows
+from wamjax.config.pixel_windows import num_pictures, pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.config.two_stage import two_stage_windows
 from wamjax.errors import ConfigError, DataError
 from wamjax.flops.chunk import ChunkFlops, count_chunk, count_two_stages
 from wamjax.parallel.mesh import build_mesh
-from wamjax.sampling.build import BackbonePolicy, build_policy
+from wamjax.sampling.build import build_policy
+from wamjax.sampling.policy import Policy
 from wamjax.sampling.two_stage_policy import InverseDynamics
 from wamjax.training.program import TrainProgram, build_program
 from wamjax.types import PureDict
@@ -58,6 +58,7 @@ class BackboneEvaluation:
       reason: Why not.
       chunk: FLOPs of one action chunk.
       latency_s: Seconds of one chunk, from observation to actions, of one rollout; the median.
+      chunk_actions: Its actions.
     """
 
     step: int
@@ -67,6 +68,7 @@ class BackboneEvaluation:
     reason: str | None
     chunk: ChunkFlops
     latency_s: float
+    chunk_actions: int
 
     def describe_chunk(self) -> dict[str, Any]:
         """Returns what a chunk costs and takes, and on which device."""
@@ -74,6 +76,7 @@ class BackboneEvaluation:
             "chunk_flops": self.chunk.total,
             "chunk_flops_by_stage": {"observe": self.chunk.observe, **self.chunk.stages},
             "chunk_evaluations": dict(self.chunk.evaluations),
+            "chunk_actions": self.chunk_actions,
             "chunk_ms": 1000.0 * self.latency_s,
             "device": jax.devices()[0].device_kind,
         }
@@ -85,11 +88,14 @@ def evaluate_backbone(workdir: WorkDir, config: RunConfig) -> BackboneEvaluation
     Raises:
       ConfigError: The run has no checkpoint, or reads something else than patches.
     """
-    encoders, pixels = PatchEncoders(config), pixel_windows(config)
-    pipeline, run = build_pipeline(pixels, workdir=None), restore_run(workdir, config)
-    make = functools.partial(_make_policy, config, run.whole, encoders, pipeline)
+    pixels = pixel_windows(config)
+    pipeline = build_pipeline(pixels, workdir=None)
+    samples = PatchSamples(config, pipeline)
+    run = restore_run(workdir, config)
+    make = functools.partial(_make_policy, config, run.whole, samples)
+    losses = functools.partial(_sample_losses, run, samples)
     # The chunk that is timed is the first.
-    return _evaluate(run.step, pixels, pipeline, encoders, make, run.losses, chunk=count_chunk(config, 0))
+    return _evaluate(run.step, pixels, pipeline, make, losses, chunk=count_chunk(config, 0))
 
 
 class RestoredRun(NamedTuple):
@@ -135,21 +141,23 @@ def evaluate_two_stages(
       DataError: They were trained with other statistics of one dataset's actions.
     """
     first, second = video.program.config, inverse.program.config
-    pixels, encoders = two_stage_windows(first, second), PatchEncoders(first)
+    pixels = two_stage_windows(first, second)
     pipeline = build_pipeline(pixels, workdir=inverse_workdir.path)
+    samples = PatchSamples(first, pipeline)
     check_statistics(Path(first.data.latents) / NORMALISATION_FILE, pipeline.normalisation)
-    prompts = encoders.prompt_table(pipeline.prompts)
     reader = InverseDynamics(second, inverse.whole)
 
-    def make(*, imagine: bool) -> BackbonePolicy:
+    def make(*, imagine: bool) -> Policy:
         del imagine  # video is what this system acts by
-        return build_policy(first, video.whole, codec=encoders.codec, prompts=prompts, inverse_dynamics=reader)
+        return build_policy(
+            first, video.whole, codec=samples.encoders.codec, prompts=samples.prompts, inverse_dynamics=reader
+        )
 
     def losses(batch: WamBatch, observed: WamBatch, draw: int) -> dict[str, npt.NDArray[Any]]:
-        return video.losses(batch, observed, draw) | inverse.losses(batch, observed, draw)
+        return _sample_losses(video, samples, batch, observed, draw) | inverse.losses(batch, observed, draw)
 
     chunk = count_two_stages(first, second)
-    return pixels, _evaluate(video.step, pixels, pipeline, encoders, make, losses, chunk=chunk)
+    return pixels, _evaluate(video.step, pixels, pipeline, make, losses, chunk=chunk)
 
 
 def check_statistics(path: Path, used: Normalisation) -> None:
@@ -180,14 +188,13 @@ def _evaluate(
     step: int,
     pixels: RunConfig,
     pipeline: Pipeline,
-    encoders: PatchEncoders,
-    make: Callable[..., BackbonePolicy],
+    make: Callable[..., Policy],
     losses: Callable[..., dict[str, npt.NDArray[Any]]],
     *,
     chunk: ChunkFlops,
 ) -> BackboneEvaluation:
-    """Drives the policy that ``make(imagine=...)`` makes; ``losses`` are of the trained models."""
-    windows = _Windows(pipeline.validation_windows(), encoders, pipeline.prompts)
+    """Drives the policy that ``make(imagine=...)`` makes; ``losses`` of windows in pixels are of the trained models."""
+    windows = pipeline.validation_windows()
     open_loop = evaluate_open_loop(
         windows,
         Model(predict=functools.partial(predict_windows, make(imagine=True), pixels), sample_losses=losses),
@@ -197,6 +204,7 @@ def _evaluate(
         action_before=ActionBefore(pipeline, pixels),
     )
     rollouts, reason = _roll_out(pixels, pipeline, lambda: make(imagine=True))
+    latency_s, chunk_actions = measure_latency(make(imagine=False), windows.batch([0]))
     return BackboneEvaluation(
         step=step,
         episodes=len(np.unique(windows.episodes)),
@@ -204,7 +212,8 @@ def _evaluate(
         rollouts=rollouts,
         reason=reason,
         chunk=chunk,
-        latency_s=measure_latency(make(imagine=False), windows.batch([0])),
+        latency_s=latency_s,
+        chunk_actions=chunk_actions,
     )
 
 
@@ -212,40 +221,47 @@ class Predicted(NamedTuple):
     """What a policy expects of windows (``launch.open_loop.Prediction``).
 
     Attributes:
-      video: uint8 ``[b f-1 H W 3]``.
+      video: uint8 ``[b f-1 H W 3]``; None of a policy that denoises none.
       actions: fp32 ``[b a u]``.
     """
 
-    video: npt.NDArray[Any]
+    video: npt.NDArray[Any] | None
     actions: npt.NDArray[Any]
 
 
-def predict_windows(policy: BackbonePolicy, pixels: RunConfig, batch: WamBatch, key: jax.Array) -> Predicted:
-    """Drives ``policy`` through recorded windows, chunk by chunk from what really happened before."""
+def predict_windows(policy: Policy, pixels: RunConfig, batch: WamBatch, key: jax.Array) -> Predicted:
+    """Drives ``policy`` through recorded windows, chunk by chunk from what really happened before.
+
+    A chunk has the actions of one block or of several, and their frames.
+    """
     sizes, state = pixels.layout, _states(batch)
     policy.reset(np.asarray(batch.prompt_id))
-    frames, actions = [], []
-    for block in range(sizes.num_blocks):
-        last = block * sizes.frames_per_block
-        first = last - sizes.frames_per_block + 1 if block else 0
+    frames, actions, block, first = [], [], 0, 0
+    for turn in range(sizes.num_blocks):
         now = state[:, block] if sizes.states_per_block else state[:, 0]
+        last = block * sizes.frames_per_block
         policy.observe(np.asarray(batch.video[:, first : last + 1]), now)
-        chunk = policy.act(jax.random.fold_in(key, block))
-        frames.append(np.asarray(chunk.video))
+        chunk = policy.act(jax.random.fold_in(key, turn))
+        frames.append(None if chunk.video is None else np.asarray(chunk.video))
         actions.append(np.asarray(chunk.actions))
-    return Predicted(np.concatenate(frames, axis=1), np.concatenate(actions, axis=1))
+        block, first = block + actions[-1].shape[1] // sizes.actions_per_block, last + 1
+        if block == sizes.num_blocks:
+            break
+    seen = [part for part in frames if part is not None]
+    return Predicted(np.concatenate(seen, axis=1) if seen else None, np.concatenate(actions, axis=1))
 
 
-def measure_latency(policy: BackbonePolicy, window: WamBatch) -> float:
-    """Returns the seconds from a first observation to actions, the median of a few, compiled before."""
+def measure_latency(policy: Policy, window: WamBatch) -> tuple[float, int]:
+    """Returns the seconds from a first observation to actions, the median of a few, compiled before; and how many."""
     frame, state, seconds = np.asarray(window.video[:1, :1]), _states(window)[:1, 0], []
+    actions = np.zeros((0, 0, 0))
     for turn in range(1 + _LATENCY_CHUNKS):
         policy.reset(np.asarray(window.prompt_id[:1]))
         started = time.perf_counter()
         policy.observe(frame, state)
-        np.asarray(policy.act(jax.random.key(turn)).actions)
+        actions = np.asarray(policy.act(jax.random.key(turn)).actions)
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds[1:]), actions.shape[1]
 
 
 def _states(batch: WamBatch) -> npt.NDArray[Any]:
@@ -255,11 +271,18 @@ def _states(batch: WamBatch) -> npt.NDArray[Any]:
     return np.asarray(batch.state * batch.state_mask)
 
 
-def _make_policy(
-    config: RunConfig, params: PureDict, encoders: PatchEncoders, pipeline: Pipeline, *, imagine: bool
-) -> BackbonePolicy:
-    prompts = encoders.prompt_table(pipeline.prompts)
-    return build_policy(config, params, codec=encoders.codec, prompts=prompts, imagine=imagine)
+def _make_policy(config: RunConfig, params: PureDict, samples: PatchSamples, *, imagine: bool) -> Policy:
+    policy = build_policy(config, params, codec=samples.encoders.codec, prompts=samples.prompts, imagine=imagine)
+    pictures = num_pictures(config)
+    return CanvasPolicy(policy, pictures) if pictures else policy
+
+
+def _sample_losses(
+    run: RestoredRun, samples: PatchSamples, batch: WamBatch, observed: WamBatch, draw: int
+) -> dict[str, npt.NDArray[Any]]:
+    """As ``RestoredRun.losses``, of windows in pixels."""
+    own = samples(batch)
+    return run.losses(own, own if observed is batch else samples(observed), draw)
 
 
 def _roll_out(pixels: RunConfig, pipeline: Pipeline, build: Any) -> tuple[list[Rollouts] | None, str | None]:
@@ -278,24 +301,3 @@ def _roll_out(pixels: RunConfig, pipeline: Pipeline, build: Any) -> tuple[list[R
     except ConfigError as error:
         return None, str(error)
     return rollouts, None
-
-
-class _Windows:
-    """Held-out windows in pixels with what a backbone reads beside them."""
-
-    def __init__(self, windows: ValidationWindows, encoders: PatchEncoders, prompts: Sequence[str]) -> None:
-        self._windows, self._encoders = windows, encoders
-        self._text = np.stack(encoders.encode_prompts(prompts))
-        self.episodes, self.starts = windows.episodes, windows.starts
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def batch(self, indices: Any) -> WamBatch:
-        """Returns the windows at ``indices``."""
-        batch = self._windows.batch(indices)
-        latents = self._encoders.encode_windows(batch)["latents"]
-        rows = np.asarray(batch.prompt_id)
-        category = np.zeros(batch.size, np.int32)
-        text = self._text[rows].astype(jnp.bfloat16)
-        return dataclasses.replace(batch, latents=latents, text=text, embodiment_id=category)

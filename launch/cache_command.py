@@ -27,6 +27,7 @@ from data_pipelines.latents.manifest import (
     describe,
 )
 from data_pipelines.latents.pipeline import open_text_cache, prompts_to_embed
+from data_pipelines.latents.samples import SampleFields
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
 from data_pipelines.sources.remote import refuse_address
 from launch import distributed
@@ -34,7 +35,8 @@ from launch.experiment import config_from_flags, define_config_flag, define_sour
 from launch.frozen_encoders import EncoderFolders, FrozenEncoders, find_tokenizer
 from launch.patch_latents import fill_patch_latents
 from launch.workdir import WorkDir
-from wamjax.config.clip import pixel_windows
+from wamjax.config.blocks import is_small
+from wamjax.config.pixel_windows import num_pictures, pixel_windows
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.errors import ConfigError
 from wamjax.flops.ledger import zflops
@@ -73,8 +75,13 @@ def run(argv: list[str]) -> int:
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax data cache takes flags only")
     values, config = flags.FLAGS, select_source(config_from_flags())
-    if config.backbone is None:
+    if is_small(config):
         raise ConfigError(f"{config.name} has no config.backbone: the small model reads pixels and needs no latents")
+    if num_pictures(config):
+        raise ConfigError(
+            f"config.layout.formulation={config.layout.formulation} of {config.name} reads pictures of single cameras, "
+            "which the encoders of wamjax data cache do not make; wamjax compare makes samples of a small one"
+        )
     if values.worker >= values.num_workers:
         raise ConfigError(f"--worker={values.worker} is not below --num_workers={values.num_workers}; count from 0")
     if (values.bucket is None) != (not config.data.buckets.sets):
@@ -183,7 +190,8 @@ def _fill(
     )
     images = {"image": 1} if "image" in encoders.fingerprints else {}
     windows, seconds, flops = 0, 0.0, 0
-    for shard in job.run(worker, encoders.encode_windows):
+    fields = SampleFields(config, pipeline)
+    for shard in job.run(worker, lambda batch: {**encoders.encode_windows(batch), **fields(batch)}):
         runs = {"vae": encoders.clips_per_window * shard.windows, **{k: n * shard.windows for k, n in images.items()}}
         log.add(samples=shard.windows, runs=runs, seconds=shard.seconds)
         windows, seconds = windows + shard.windows, seconds + shard.seconds

@@ -68,7 +68,7 @@ class Chunk(Protocol):
 
     @property
     def video(self) -> Any:
-        """Expected frames, uint8 ``[b f H W 3]``."""
+        """Expected frames, uint8 ``[b f H W 3]``; None of a policy that expects none: films show black."""
         ...
 
 
@@ -161,7 +161,7 @@ def run_rollouts(
             )
             if was_running:
                 seen.append(frames[0])
-                expected.append(np.asarray(chunk.video)[0])
+                expected.append(np.zeros_like(frames[0]) if chunk.video is None else np.asarray(chunk.video)[0])
                 given += [False] * frames.shape[1]
             progress.update(min(limit, robots[0].clock) - progress.n)
             if all(robot.is_done for robot in robots):
@@ -206,7 +206,7 @@ class _Robot:
         self._simulator = simulator
         self._data = config.data
         self._max_steps = config.evaluate.rollout_max_steps
-        self._steps_per_block, self._action_stride = geometry.steps_per_block, geometry.action_stride
+        self._action_stride = geometry.action_stride
         observation = simulator.reset(seed)
         self.state = observation.state
         self.frame = self._compose(observation.images)
@@ -221,10 +221,11 @@ class _Robot:
     def execute(self, actions: np.ndarray) -> np.ndarray:
         """Executes a chunk ``[a u]`` of raw actions; returns its frames ``[f H W 3]`` (the last one once it is done).
 
-        An action is held for ``action_stride`` steps, the time until the next one of a training window.
+        An action is held for ``action_stride`` steps, the time until the next one of a training window. A chunk may be
+        of several blocks.
         """
         frames = []
-        for offset in range(self._steps_per_block):
+        for offset in range(len(actions) * self._action_stride):
             is_shown = (offset + 1) % self._data.frame_stride == 0
             if not self.is_done:
                 self._step(actions[offset // self._action_stride])

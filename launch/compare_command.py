@@ -32,6 +32,7 @@ from launch.eval_command import describe_evaluation
 from launch.experiment import OVERRIDE_FLAG, define_config_flag, load_experiment, load_members
 from launch.patch_latents import fill_patch_latents
 from launch.workdir import WorkDir, config_hash
+from wamjax.batch import batch_spec
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, DataError
@@ -170,9 +171,9 @@ def describe_result(
 
 def _latents_key(config: RunConfig) -> str:
     """Returns the folder name of the latents that ``config`` reads: equal where these are."""
-    assert config.backbone is not None, "members have a backbone"
+    text = batch_spec(config, 1).text
     fields = [str(field) for field in record_fields(config)]
-    content = [cache_settings(config), fields, config.backbone.text_width]
+    content = [cache_settings(config), fields, None if text is None else text.shape[-1]]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
 COLUMNS = (
     "member",
@@ -17,6 +18,7 @@ COLUMNS = (
     "closed-loop success",
     "training FLOPs",
     "steps",
+    "actions per chunk",
     "FLOPs per chunk",
     "ms per chunk",
 )
@@ -51,6 +53,7 @@ def format_table(results: Sequence[Mapping[str, Any]], failures: Mapping[str, st
             _success(result),
             f"{result['training_flops']:.2e}",
             str(result["training_steps"]),
+            str(result["chunk_actions"]),
             f"{result['chunk_flops']:.2e}",
             f"{result['chunk_ms']:.1f}",
         )
@@ -80,6 +83,10 @@ def plot_comparison(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
             axis.annotate(result["member"], (result["chunk_flops"], found["mean"]), xytext=(5, 5),
                           textcoords="offset points", fontsize=8)  # fmt: skip
         axis.set(xscale="log", xlabel="FLOPs per action chunk", ylabel=label)
+        axis.margins(x=0.2)  # for the names
+        axis.xaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     figure.savefig(path, dpi=150)
 
 

@@ -43,6 +43,7 @@ from launch.report import write_report
 from launch.trained_state import ActionBefore, restore_state, sample_losses, whole_params
 from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
+from wamjax.config.blocks import is_small
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.config.two_stage import check_stages
 from wamjax.errors import ConfigError, DataError
@@ -81,10 +82,10 @@ def run(argv: list[str]) -> int:
     if values.inverse_dynamics:
         print(_run_two_stages(workdir, run_config))
         return 0
-    if run_config.backbone is not None:
+    if not is_small(run_config) and run_config.inverse_dynamics is None:
         raise ConfigError(
-            f"--workdir={workdir.path} trains config.backbone, on latents: wamjax eval looks at pixels and samples the "
-            "small model, or a video model with --inverse_dynamics; validation losses are in metrics.jsonl "
+            f"--workdir={workdir.path} trains {run_config.name}, on cached samples: wamjax eval looks at pixels and "
+            "samples the small model, or a video model with --inverse_dynamics; validation losses are in metrics.jsonl "
             "(config.evaluate.every_steps)"
         )
     select_source(run_config)  # refuses a name that is none before anything is started

@@ -32,7 +32,8 @@ from launch.experiment import (
 )
 from launch.output import check_writable
 from wamjax.config import bridge
-from wamjax.config.clip import pixel_windows
+from wamjax.config.blocks import is_small
+from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout.buckets import shortest_windows
@@ -68,7 +69,7 @@ def run(argv: list[str]) -> int:
 def _listed_windows(config: RunConfig) -> RunConfig:
     """Returns the run whose windows are listed: of a backbone the clips that `wamjax data cache` encodes."""
     shortest = shortest_windows(config)
-    return shortest if config.backbone is None else pixel_windows(shortest)
+    return shortest if is_small(config) else pixel_windows(shortest)
 
 
 def _read_config(argv: list[str]) -> RunConfig:

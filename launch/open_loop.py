@@ -47,7 +47,7 @@ class Prediction(Protocol):
 
     @property
     def video(self) -> Any:
-        """Every frame after the first, uint8 ``[b f-1 H W 3]``; None of a model that is shown them all."""
+        """Every frame after the first, uint8 ``[b f-1 H W 3]``; None where none are predicted."""
         ...
 
     @property

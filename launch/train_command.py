@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from data_pipelines.buckets.pipeline import BucketPipeline, open_training_data
 from data_pipelines.mixtures.settings import source_config
-from data_pipelines.render import render_batch, render_latents
+from data_pipelines.render import render_batch, render_latents, render_pictures
 from data_pipelines.stream import ReadAhead
 from launch import distributed
 from launch.bucket_table import describe_buckets
@@ -31,7 +31,7 @@ from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
 from launch.validation import Data, Validation, held_out
 from launch.workdir import WorkDir, check_resumable, code_facts, config_hash, settings, write_run
-from wamjax.config.blocks import main_block
+from wamjax.config.blocks import is_small, main_block
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, WamjaxError
 from wamjax.flops.execution import execution_on
@@ -175,12 +175,13 @@ def _open(workdir: WorkDir, config: RunConfig, allow_change: bool, stack: contex
 
 def _check_latents(config: RunConfig) -> None:
     """Raises ``ConfigError`` unless a folder of latents is named exactly where a backbone reads one."""
-    if config.vla is not None or config.gpt is not None:
+    if (config.vla is not None or config.gpt is not None) and not config.data.latents:
         raise ConfigError(
-            f"{config.name} trains config.{'gpt' if config.vla is None else 'vla'}, whose samples no dataset reader "
-            "makes yet; wamjax plan takes it, and wamjax.training.program.build_program with batches of your own"
+            f"config.data.latents is empty: {config.name} trains config.{'gpt' if config.vla is None else 'vla'}, "
+            "which reads cached samples; wamjax compare makes those of a small one, and "
+            "wamjax.training.program.build_program takes batches of your own"
         )
-    if config.backbone is None and config.data.latents:
+    if is_small(config) and config.data.latents:
         raise ConfigError(
             f"config.data.latents={config.data.latents} is what a backbone reads, and config.backbone is none: the "
             "small model reads the pixels of config.data.path; leave it empty"
@@ -301,7 +302,9 @@ def _global_batches(stream: ReadAhead, mesh: Mesh, pipeline: Data, *, picture: P
     """Yields (global batch, position after it); draws the first batch of a run before it is trained on."""
     for rows in stream:
         if jax.process_index() == 0 and not picture.exists():
-            if rows.video is None:
+            if rows.latents is None and rows.prompt_id is None:  # prompts are encoded, or in token ids
+                render_pictures(rows, picture)
+            elif rows.video is None:
                 render_latents(rows, picture)
             else:
                 render_batch(rows, picture, prompts=pipeline.prompts)

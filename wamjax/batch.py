@@ -7,6 +7,7 @@ its mask. Nothing here reads files or builds models.
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,14 @@ import numpy as np
 from wamjax.config.clip import latent_grid
 from wamjax.config.geometry import derive_geometry
 from wamjax.config.schema import RunConfig
+
+
+class Question(enum.IntEnum):
+    """What a sample of formulation ``latent_frames`` asks for."""
+
+    POLICY = 0  # actions, and what follows from them
+    WORLD_MODEL = 1  # what follows from given actions
+    VALUE = 2  # what all that is worth
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +57,7 @@ class WamBatch:
       images: uint8 ``[b v H W 3]``: pictures of the present, one per camera, for a vision-language-action model;
         ``view_mask`` says which there are.
       text_ids: int32 ``[b l]``: token ids of the prompt; -1 beyond its length.
-      question: int32 ``[b]``: what the sample asks for (``objectives.latent_frames.Question``).
+      question: int32 ``[b]``: what the sample asks for (``Question``).
     """
 
     video: Any = None

@@ -104,8 +104,8 @@ class LatentJob:
 
         Args:
           worker: Which shards.
-          encode: A batch of windows with video -> ``latents`` and, where the manifest has them, ``condition`` and
-            ``image``, batch-first.
+          encode: A batch of windows with video -> the fields of their samples that windows do not have, or have
+            otherwise, batch-first: ``latents``, ``condition``, ``image``, and those of ``samples.SampleFields``.
 
         Raises:
           DataError: A window cannot be read, or a shard not be written.
@@ -131,9 +131,10 @@ class LatentJob:
 
     def _arrays(self, sample: WamBatch, encoded: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Returns the arrays of a record: of a window what its fields name, frames being latent ones."""
-        arrays = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)} | dict(encoded)
+        arrays = {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample)}
         # A latent frame is real where the last of its frames is.
         arrays["frame_mask"] = sample.frame_mask[:: self._frames_per_latent]
+        arrays |= dict(encoded)
         return {field.name: np.asarray(arrays[field.name], np.dtype(field.dtype)) for field in self._manifest.fields}
 
     def _read_ahead(self, reader: WindowReader, windows: range) -> Iterator[list[WamBatch]]:

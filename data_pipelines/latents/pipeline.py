@@ -1,6 +1,7 @@
 """The pipeline of a backbone's run: cached latents as batches, with the order and position of the pixel pipeline.
 
-The folder holds all that training reads: latents, what stands beside them, actions and states as normalised when it was
+Models on pictures or features of their own (``config.vla``, ``config.gpt``) read such a folder too. It holds all that
+training reads: latents, what stands beside them, actions and states as normalised when it was
 made, and prompt embeddings. The dataset need not be there.
 """
 
@@ -32,7 +33,7 @@ from data_pipelines.pipeline import NORMALISATION_FILE, PROMPTS_FILE
 from data_pipelines.sources.remote import dataset_path
 from data_pipelines.stream import ONLY_SOURCE, TrainStream, endless, stack_samples
 from data_pipelines.text.embedding_cache import EmbeddingCache
-from wamjax.batch import WamBatch
+from wamjax.batch import WamBatch, batch_spec
 from wamjax.config.schema import RunConfig
 from wamjax.errors import DataError
 
@@ -87,6 +88,10 @@ class LatentPipeline:
         self.manifest, self.normalisation = manifest, normalisation
         self.prompts, self.fingerprint = manifest.prompts, manifest.fingerprint
         self._folder, self._config = folder, config
+        text = batch_spec(config, 1).text
+        if text is None:  # prompts are in the records, as token ids
+            self._embed = None
+            return
         texts = open_text_cache(folder, manifest.encoders["text"])
         wanted = prompts_to_embed(manifest.prompts, config)
         missing = [prompt for prompt in wanted if not texts.path_of(prompt).exists()]
@@ -95,7 +100,7 @@ class LatentPipeline:
                 f"latents {folder} are not complete: the embeddings of {len(missing)} of {len(wanted)} prompts "
                 f"are missing, first that of {missing[0]!r}; run the same wamjax data cache again"
             )
-        self._embed = functools.lru_cache(_PROMPTS_KEPT)(functools.partial(_padded, texts, config.clip.text_tokens))
+        self._embed = functools.lru_cache(_PROMPTS_KEPT)(functools.partial(_padded, texts, text.shape[1]))
 
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """As ``Pipeline.train_stream``."""
@@ -110,7 +115,10 @@ class LatentPipeline:
     def training_windows(self) -> LatentWindows:
         """Returns random access to the training windows, ordered by episode and start."""
         windows, share = self._reader(TRAIN), self._config.objective.prompt_dropout
-        return DroppingWindows(windows, share, self._embed(NO_PROMPT)) if share else windows
+        if not share:
+            return windows
+        assert self._embed is not None, "prompts are dropped of backbones alone, which read embeddings"
+        return DroppingWindows(windows, share, self._embed(NO_PROMPT))
 
     def validation_windows(self) -> LatentWindows:
         """Returns random access to the held-out windows, ordered by episode and start."""
@@ -156,7 +164,7 @@ class LatentWindows:
     """Random access to the samples of one split (Grain's ``RandomAccessDataSource``)."""
 
     def __init__(self, records: SplitRecords, prompts: Sequence[str], embed: Any) -> None:
-        """Wraps records; ``embed`` gives the padded embedding of a prompt."""
+        """Wraps records; ``embed`` gives the padded embedding of a prompt, None gives samples none."""
         self._records, self._prompts, self._embed = records, prompts, embed
 
     def __len__(self) -> int:
@@ -170,7 +178,7 @@ class LatentWindows:
         """
         arrays = self._records[index]
         prompt = self._prompts[int(arrays.pop("prompt_id"))]
-        return WamBatch(**arrays, text=self._embed(prompt))
+        return WamBatch(**arrays, text=None if self._embed is None else self._embed(prompt))
 
     def sample(self, index: int) -> WamBatch:
         """As ``self[index]``."""

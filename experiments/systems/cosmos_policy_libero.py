@@ -5,7 +5,8 @@ Paper:     Cosmos Policy; sizes and hyperparameters of its released code and con
 Sequence:  9 frames x 14 x 14 = 1,764 tokens, padded to 1,764
 Mesh:      64 chips of TPU v5p: fsdp 64
 Differs:   the learning rate falls along a cosine to 0.06 of its peak, where the released one falls to 0.3 over 30,000
-           steps and then steps down to 0.06. No dataset reader makes these samples yet: it plans and builds.
+           steps and then steps down to 0.06. wamjax data cache makes no such samples: it plans
+           and builds, and its twin in experiments/sweeps/formulations.py trains and acts.
 """
 
 import dataclasses

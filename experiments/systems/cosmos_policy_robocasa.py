@@ -5,7 +5,8 @@ Paper:     Cosmos Policy; sizes and hyperparameters of its released code and con
 Sequence:  11 frames x 14 x 14 = 2,156 tokens, padded to 2,156
 Mesh:      64 chips of TPU v5p: fsdp 32, context 2 (800 samples do not divide over 64)
 Differs:   the learning rate falls along a cosine to 0.06 of its peak, where the released one falls to 0.3 over 30,000
-           steps and then steps down to 0.06. No dataset reader makes these samples yet: it plans and builds.
+           steps and then steps down to 0.06. wamjax data cache makes no such samples: it plans
+           and builds, and its twin in experiments/sweeps/formulations.py trains and acts.
 """
 
 from ml_collections import config_dict

@@ -7,8 +7,9 @@ Mesh:      8 chips of TPU v5e: fsdp 8
 Differs:   pictures and instruction are features of frozen MAE ViT-B and CLIP ViT-B/32, made beforehand. No dropout (0.1
            there). Queries for frames beyond the ten steps, which carry no loss, are left out. Loss weights of 1, batch,
            steps and learning rate are unverified: the training code is not public. Pretraining on video alone is the
-           same run with has_action and state_mask False, one camera's pictures black. No dataset reader makes these
-           samples yet: it plans, builds and trains on batches that are given to it.
+           same run with has_action and state_mask False, one camera's pictures black. Nothing here makes these
+           features: it plans, builds and trains on batches that are given to it, and its twin in
+           experiments/sweeps/formulations.py trains and acts on features that are patches.
 """
 
 import dataclasses

@@ -6,8 +6,8 @@ Sequence:  3 x 256 of images, 200 of text, 16 actions = 984 tokens, padded to 98
 Mesh:      64 chips of TPU v5p: fsdp 64
 Differs:   the horizon is the 16 actions that openpi trains on DROID with (its config for inference has 15); the third
            image is absent there (view_mask), and computed all the same. The learning rate stays at its peak, which
-           openpi's hardly leaves in these steps. No dataset reader makes these samples yet: it plans, builds and trains
-           on batches that are given to it.
+           openpi's hardly leaves in these steps. Its tokenizer is not wired to a dataset: it plans, builds and trains
+           on batches that are given to it, and its twin in experiments/sweeps/formulations.py trains and acts on bytes.
 """
 
 import dataclasses

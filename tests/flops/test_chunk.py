@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from tests.flops.steps import vary
-from tests.sampling.acting import ACTING, expected_frames, load_twin, make_policy
+from tests.sampling.acting import ACTING, expected_frames, frame_size, load_twin, make_policy
 from wamjax.flops.chunk import count_chunk
 from wamjax.flops.jaxpr import count_jaxpr
+from wamjax.sampling.action_policy import ActionPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
+from wamjax.sampling.queries_policy import QueriesPolicy
 
 QUICK = ("fast_wam_idm",)
 
@@ -31,9 +33,16 @@ def test_chunk_flops_equal_the_jaxpr(name: str) -> None:
             return jax.eval_shape(run, *arguments)  # shapes are all that the walk needs: nothing is compiled
 
         vars(policy)["_fill"] = fill
+    if isinstance(policy, ActionPolicy):
+
+        def read(*arguments: Any) -> Any:
+            filled.append(count_jaxpr(jax.make_jaxpr(policy._read)(*arguments).jaxpr).total)
+            return jax.eval_shape(policy._read, *arguments)
+
+        vars(policy)["read"] = read
     policy.reset(np.zeros(1, np.int32))
     for turn, count in enumerate(expected_frames(config)[: config.layout.num_blocks]):
-        frames = np.zeros((1, count, config.clip.height, config.clip.width, 3), np.uint8)
+        frames = np.zeros((1, count, *frame_size(config), 3), np.uint8)
         policy.observe(frames, np.zeros((1, config.data.state_dim), np.float32))
         counted = count_chunk(config, turn, is_executed=True)
         assert trace(policy, turn) == counted.denoise
@@ -44,6 +53,13 @@ def test_chunk_flops_equal_the_jaxpr(name: str) -> None:
 def trace(policy: Any, turn: int) -> int:
     """FLOPs of one chunk, by the walk; the policy goes on as if it had been executed."""
     key = jax.random.key(0)
+    if isinstance(policy, ActionPolicy):
+        assert policy._known is not None
+        return count_jaxpr(policy.denoise.trace(policy.params, *policy._known, key).jaxpr).total
+    if isinstance(policy, QueriesPolicy):
+        policy._is_due = False
+        known = policy._images, policy._text, policy._states, 0
+        return count_jaxpr(policy.answer.trace(policy.params, *known).jaxpr).total
     if not isinstance(policy, LatentPolicy):
         return count_jaxpr(policy.denoise.trace(policy.params, policy._batch, key).jaxpr).total
     assert policy._latents is not None

@@ -150,9 +150,19 @@ def test_raising_experiment_file_is_refused_with_its_line(tmp_path: Path, capsys
     assert not (tmp_path / "run").exists()
 
 
-def test_backbone_without_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(tmp_path, experiment="experiments/pretrain/wan_1_3b_480p.py") == 2
-    assert "cached latents" in only_line(capsys)
+@pytest.mark.parametrize(
+    ("experiment", "words"),
+    [
+        ("pretrain/wan_1_3b_480p", "cached latents"),
+        ("systems/pi05_droid", "trains config.vla, which reads cached samples"),
+        ("systems/gr1", "trains config.gpt, which reads cached samples"),
+    ],
+)
+def test_model_of_cached_samples_without_them_is_refused(
+    experiment: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, experiment=f"experiments/{experiment}.py") == 2
+    assert words in only_line(capsys)
     assert not (tmp_path / "run").exists()
 
 

@@ -22,7 +22,7 @@ from tests.launch.pretrained_parts import GOLDEN, TEXT_WIDTH, VAE, write_part, w
 from wamjax.batch import batch_spec
 from wamjax.config import bridge
 from wamjax.config.backbone import ActionsConfig, BlockConfig, ClipConfig, VideoTransformerConfig
-from wamjax.config.clip import pixel_windows
+from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import (
     CheckpointConfig,
     DataConfig,

@@ -29,6 +29,7 @@ def result(member: str, **changes: Any) -> dict[str, Any]:
         "closed_loop_reason": None,
         "training_flops": 2 * 10**12,
         "training_steps": 7,
+        "chunk_actions": 8,
         "chunk_flops": 5 * 10**7,
         "chunk_ms": 12.34,
         "device": "cpu",
@@ -39,7 +40,9 @@ def result(member: str, **changes: Any) -> dict[str, Any]:
 def test_table_and_plot_hold_what_was_found(tmp_path: Path) -> None:
     quiet = result("b", closed_loop=None, closed_loop_reason="no simulator")
     text = write_comparison(tmp_path, [result("a"), quiet], {"c": "diverged"})
-    assert "| a | 0.250 [0.125, 0.500] | - | 20.0 | reach-v3 25% [10%, 70%] | 2.00e+12 | 7 | 5.00e+07 | 12.3 |" in text
+    assert (
+        "| a | 0.250 [0.125, 0.500] | - | 20.0 | reach-v3 25% [10%, 70%] | 2.00e+12 | 7 | 8 | 5.00e+07 | 12.3 |" in text
+    )
     assert "b: no closed loop: no simulator" in text
     assert "c failed: diverged" in text
     assert (tmp_path / "comparison.md").read_text() == text + "\n"
@@ -93,10 +96,9 @@ def test_comparison_that_cannot_be_is_refused(
 
 def test_patches_of_another_backbone_are_refused() -> None:
     config = load_experiment(EXPERIMENT)
-    encoders = PatchEncoders(config)
-    table = encoders.prompt_table(["a", "b", "a"])
-    assert (table.text[0] == table.text[2]).all()
-    assert (table.text[0] != table.text[1]).any()
+    first, second, third = PatchEncoders(config).encode_prompts(["a", "b", "a"])
+    assert (first == third).all()
+    assert (first != second).any()
     with pytest.raises(ConfigError, match="have 108"):
         PatchEncoders(vary(config, backbone={"in_channels": 48, "out_channels": 48}))
     with pytest.raises(ConfigError, match=r"config\.clip\.stride=\(4, 6, 6\)"):

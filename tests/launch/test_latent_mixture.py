@@ -16,7 +16,7 @@ from launch import cli
 from tests.data_pipelines.conftest import write_episodes
 from tests.data_pipelines.latent_folders import fill_latents, latent_run
 from wamjax.config import bridge
-from wamjax.config.clip import pixel_windows
+from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import (
     CheckpointConfig,
     EvaluateConfig,

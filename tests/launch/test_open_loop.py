@@ -54,7 +54,7 @@ class FakeWindows:
 
 @dataclasses.dataclass
 class FakePrediction:
-    video: np.ndarray
+    video: np.ndarray | None
     actions: np.ndarray
 
 
@@ -145,6 +145,25 @@ def test_evaluate_of_one_episode_leaves_sensitivity_unmeasured():
     result = evaluate(Model(predict=perfect, sample_losses=losses_when_looking(windows)), windows)
     assert result.figures["action_sensitivity"] is None
     assert known(result.figures["action_error"])["low"] is None
+
+
+def test_evaluate_without_video_scores_actions_alone():
+    windows = FakeWindows()
+    looking = losses_when_looking(windows)
+
+    def of_actions(batch: WamBatch, observed: WamBatch, draw: int) -> dict[str, np.ndarray]:
+        return {"action": looking(batch, observed, draw)["action"]}
+
+    def blind(batch: WamBatch, key: jax.Array) -> Any:
+        return dataclasses.replace(perfect(batch, key), video=None)
+
+    result = evaluate(Model(predict=blind, sample_losses=of_actions), windows)
+    assert known(result.figures["action_error"])["mean"] == 0
+    assert known(result.figures["action_sensitivity"])["mean"] > 0
+    assert known(result.figures["video_psnr_copy"])["mean"] > 0
+    for name in ("video_psnr", "video_ssim", "video_sensitivity"):
+        assert result.figures[name] is None
+    assert (result.examples[0].frames.predicted[1:] == 0).all()
 
 
 def test_score_batch_of_the_baselines_predicting_themselves_is_zero():

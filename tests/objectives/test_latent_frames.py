@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from tests.flops.test_systems import COSMOS_POLICY
-from wamjax.batch import WamBatch, fake_batch
+from wamjax.batch import Question, WamBatch, fake_batch
 from wamjax.config.schema import ObjectiveConfig, RunConfig
 from wamjax.errors import ConfigError
 from wamjax.objectives.flow_matching import draw_edm_times
 from wamjax.objectives.image_frames import average_vector, tile_vector
-from wamjax.objectives.latent_frames import LatentFramesObjective, Question
+from wamjax.objectives.latent_frames import LatentFramesObjective
 from wamjax.objectives.objective import build_objective
 
 CONFIG = dataclasses.replace(COSMOS_POLICY)

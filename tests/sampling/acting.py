@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from launch.experiment import load_experiment
+from wamjax.config.pixel_windows import num_pictures
 from wamjax.config.schema import RunConfig
 from wamjax.config.twin import tiny_twin
 from wamjax.objectives.objective import abstract_model, build_objective
@@ -17,7 +18,7 @@ from wamjax.sampling.policy import Chunk, PromptTable
 from wamjax.types import PureDict
 
 SYSTEMS = Path(__file__).resolve().parents[2] / "experiments/systems"
-SILENT = ("gr1", "kairos_4b", "pi05_droid", "summer_22b", "unipi")  # no policy samples from them alone
+SILENT = ("summer_22b", "unipi")  # video alone
 ACTING = sorted({path.stem for path in SYSTEMS.glob("[!_]*.py")} - set(SILENT))
 
 
@@ -66,7 +67,50 @@ class PooledCodec:
         return jnp.asarray(channels), image
 
 
+class Features:
+    """Tokens of a frozen image encoder: the pixels' means over patches, as often as they fit."""
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.gpt is not None
+        self.gpt = config.gpt
+
+    def encode_pictures(self, pictures: Any) -> np.ndarray:
+        size, width = self.gpt.patch_size, self.gpt.image_width
+        pixels = np.asarray(pictures, np.float32) / 127.5 - 1.0
+        rows = pixels.shape[2] // size
+        patches = (
+            pixels.reshape(*pixels.shape[:2], rows, size, rows, size, 3)
+            .mean((3, 5))
+            .reshape(*pixels.shape[:2], rows**2, 3)
+        )
+        tokens = np.tile(patches, -(-width // 3))[..., :width]
+        return np.concatenate([tokens.mean(2, keepdims=True), tokens], axis=2)
+
+
+class Written:
+    """Prompts as token ids: the task, then what its state is above zero in; the last is padding."""
+
+    num_prompts = 2
+
+    def __init__(self, num_tokens: int) -> None:
+        self.num_tokens = num_tokens
+
+    def __call__(self, prompt_id: Any, state: Any) -> np.ndarray:
+        words = np.concatenate([np.asarray(prompt_id)[:, None] + 5, 7 + (np.asarray(state) > 0)], axis=1)
+        ids = np.full((len(words), self.num_tokens), -1, np.int32)
+        count = min(words.shape[1], self.num_tokens - 1)
+        ids[:, :count] = words[:, :count]
+        return ids
+
+
 def make_policy(config: RunConfig, **options: Any) -> BackbonePolicy:
+    if config.vla is not None:
+        writer = Written(config.vla.text_tokens)
+        return build_policy(config, random_params(config), codec=None, prompts=writer, **options)
+    if config.gpt is not None:
+        text = np.random.default_rng(1).normal(size=(2, 1, config.gpt.text_width)).astype(np.float32)
+        table = PromptTable(text=text)
+        return build_policy(config, random_params(config), codec=Features(config), prompts=table, **options)
     assert config.backbone is not None
     text = np.random.default_rng(1).normal(size=(2, config.clip.text_tokens, config.backbone.text_width))
     prompts = PromptTable(text=text.astype(np.float32), negative=text[0].astype(np.float32) * 0.5)
@@ -76,11 +120,20 @@ def make_policy(config: RunConfig, **options: Any) -> BackbonePolicy:
 def expected_frames(config: RunConfig) -> list[int]:
     """Frames that one rollout's observations have: the first frame, then those of the executed chunks."""
     sizes, stride = config.layout, config.clip.stride[0]
-    if sizes.formulation == "latent_frames":
-        return [sizes.frames_per_block] * 2
+    if num_pictures(config):
+        return [num_pictures(config)] * (2 if config.gpt is None else sizes.num_blocks + 2)
     per_chunk = sizes.frames_per_block * stride
     first = per_chunk - stride if sizes.formulation == "alternating" else per_chunk
     return [1, first, *([per_chunk] * sizes.num_blocks)]
+
+
+def frame_size(config: RunConfig) -> tuple[int, int]:
+    """Height and width of a frame that a policy is shown."""
+    if config.vla is not None:
+        return config.vla.vision.image_size, config.vla.vision.image_size
+    if config.gpt is not None:
+        return config.gpt.image_size, config.gpt.image_size
+    return config.clip.height, config.clip.width
 
 
 def roll_out(policy: BackbonePolicy, config: RunConfig) -> list[Chunk]:
@@ -89,7 +142,7 @@ def roll_out(policy: BackbonePolicy, config: RunConfig) -> list[Chunk]:
     policy.reset(np.array([1, 0], np.int32))
     chunks = []
     for turn, count in enumerate(expected_frames(config)):
-        frames = rng.integers(0, 256, (2, count, config.clip.height, config.clip.width, 3), dtype=np.uint8)
+        frames = rng.integers(0, 256, (2, count, *frame_size(config), 3), dtype=np.uint8)
         policy.observe(frames, rng.uniform(-1, 1, (2, config.data.state_dim)).astype(np.float32))
         chunks.append(policy.act(jax.random.key(turn)))
     return chunks

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 
@@ -65,47 +63,3 @@ def token_grid(config: RunConfig) -> tuple[int, int, int]:
             f"{2 * sizes.frames_per_block}"
         )
     return grid[0] + _BESIDE_PICTURES, grid[1], grid[2]
-
-
-def pixel_windows(config: RunConfig) -> RunConfig:
-    """Returns the run on pixels whose windows are the clips that a backbone's latents stand for.
-
-    One latent frame after the first is ``clip.stride[0]`` frames, ``data.frame_stride`` dataset steps apart, so a block
-    has that many times more frames. Where the formulation has no blocks the clip is one of them: no window goes beyond
-    the end of its episode.
-
-    Raises:
-      ConfigError: There is no backbone, the canvas is not the clip, or the blocks are not the clip's latent frames.
-    """
-    if config.backbone is None:
-        raise ConfigError("config.backbone is none: config.clip describes what a backbone reads")
-    if config.layout.formulation in ("alternating", "latent_frames"):
-        raise ConfigError(
-            f"config.layout.formulation={config.layout.formulation}: windows of it are not cut from datasets; those "
-            "of joint, first_frame, plan and video are"
-        )
-    clip, layout, num_latent = config.clip, config.layout, latent_grid(config)[0]
-    if config.data.canvas != (clip.height, clip.width):
-        raise ConfigError(
-            f"config.data.canvas={config.data.canvas} is not the clip of {clip.height} x {clip.width} pixels "
-            "(config.clip): views are laid on what the autoencoder reads; make them equal"
-        )
-    if layout.formulation == "video":
-        blocks = {"num_blocks": 1, "frames_per_block": clip.num_frames - 1}
-        layout = dataclasses.replace(layout, **blocks, actions_per_block=1, states_per_block=1)
-    else:
-        if 1 + layout.num_blocks * layout.frames_per_block != num_latent:
-            raise ConfigError(
-                f"config.clip.num_frames={clip.num_frames} is {num_latent} latent frames; one and "
-                f"{layout.num_blocks} blocks of {layout.frames_per_block} (config.layout) are "
-                f"{1 + layout.num_blocks * layout.frames_per_block}"
-            )
-        layout = dataclasses.replace(layout, frames_per_block=layout.frames_per_block * clip.stride[0])
-    return dataclasses.replace(
-        config,
-        backbone=None,
-        layout=dataclasses.replace(layout, formulation="joint"),
-        # A prompt is encoded, not looked up in a trained table, and a frame is not cut into patches.
-        model=dataclasses.replace(config.model, patch=(1, 1, 1), max_prompts=2**31 - 1),
-        data=dataclasses.replace(config.data, video_statistics="none"),
-    )

@@ -178,37 +178,27 @@ def prefix_block(config: RunConfig) -> BlockConfig | None:
     )
 
 
-def check_acts(config: RunConfig, *, reads_video: bool = False) -> None:
-    """Refuses a run whose model no policy samples from.
+def keeps_cache(config: RunConfig) -> bool:
+    """Whether a policy keeps keys and values of what is known: layers by a pattern, or recurrences, keep none."""
+    return config.backbone is None or not config.backbone.block.attention
 
-    Args:
-      config: The run.
-      reads_video: Whether an inverse-dynamics model of another run reads the actions off its video.
+
+def check_has_actions(config: RunConfig) -> None:
+    """Refuses a run that is one of two stages, where the other is not there.
 
     Raises:
-      ConfigError: It is of ``config.vla`` or ``config.gpt``, has layers by a pattern, or is one of two stages and the
-        other is not there.
+      ConfigError: It generates video alone, or reads actions off video.
     """
-    reason = "they plan and train"
     if config.inverse_dynamics is not None:
         raise ConfigError(
             f"config.inverse_dynamics of {config.name} reads actions off video that a run of formulation video "
             "generates: name that run's folder as --workdir and this one's as --inverse_dynamics"
         )
-    if config.layout.formulation == "video" and not reads_video:
+    if config.layout.formulation == "video":
         raise ConfigError(
             f"config.layout.formulation=video of {config.name} has no actions: an inverse-dynamics model reads them "
             "off its clips (the folder of its run as --inverse_dynamics)"
         )
-    if reads_video and config.backbone is not None and config.layout.formulation == "video":
-        return  # clips are denoised whole: no keys and values are kept
-    if config.vla is not None or config.gpt is not None:
-        key = "config.vla" if config.vla is not None else "config.gpt"
-    elif config.backbone is not None and config.backbone.block.attention:
-        key, reason = "config.backbone.block.attention", "a policy keeps keys and values, which equal layers alone have"
-    else:
-        return
-    raise ConfigError(f"no policy acts with models of {key} yet ({config.name}): {reason}")
 
 
 def check_mixture_is_whole(context: int) -> None:

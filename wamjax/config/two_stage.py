@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from wamjax.config.clip import pixel_windows
+from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 

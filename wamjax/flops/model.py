@@ -39,7 +39,7 @@ from wamjax.flops.plans import tally_plans
 from wamjax.flops.queries import executed_queries, tally_queries
 from wamjax.flops.stacks import find_anatomies, find_vision
 from wamjax.flops.tally import Tally
-from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Role, Schedule, Segment
+from wamjax.layout import ACTION_ROLES, VIDEO_ROLES, Layout, Pass, Role, Schedule, Segment
 from wamjax.layout.windows import joint_schedule
 
 __all__ = ["COMPONENTS", "FlopCount", "count_flops"]
@@ -210,8 +210,8 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
         text = states = 0
     layers = find_anatomies(config)[expert].block.layers
     attention = tuple(
-        needed_attention(tokens, schedule.num_pairs, text + states, image, recurrence=_needed_recurrence(layer, tokens))
-        for layer, schedule in zip(layers, layer_schedules(config, layout), strict=True)
+        needed_attention(tokens, schedule.num_pairs, text + states, image, recurrence=needed_recurrence(layer, tokens))
+        for layer, schedule in zip(layers, layer_schedules(config, layout.full_pass()), strict=True)
     )
     has_own_times = config.actions.modules == "linear"
     return Work(
@@ -231,13 +231,13 @@ def needed_work(config: RunConfig, layout: Layout, expert: str = "shared") -> Wo
     )
 
 
-def layer_schedules(config: RunConfig, layout: Layout) -> tuple[Schedule, ...]:
+def layer_schedules(config: RunConfig, layout_pass: Pass) -> tuple[Schedule, ...]:
     """Returns what experts attend to in each layer of one period; one schedule where all layers are alike."""
     pattern = () if config.backbone is None else config.backbone.block.attention
-    return tuple(joint_schedule(layout.full_pass(), each) for each in pattern or (LayerAttention(),))
+    return tuple(joint_schedule(layout_pass, each) for each in pattern or (LayerAttention(),))
 
 
-def _needed_recurrence(layer: BlockConfig, tokens: int) -> tuple[int, int]:
+def needed_recurrence(layer: BlockConfig, tokens: int) -> tuple[int, int]:
     """Returns the FLOPs of a recurrent layer, forward and backward; none of another."""
     if not layer.is_recurrent:
         return 0, 0
@@ -284,7 +284,7 @@ def _executed_work(
             masks_text=config.backbone is not None and config.clip.masks_text,
             recurrent_tokens=needed.tokens,
         )
-        for layer, schedule in zip(anatomy.block.layers, layer_schedules(config, layout), strict=True)
+        for layer, schedule in zip(anatomy.block.layers, layer_schedules(config, layout.full_pass()), strict=True)
     )
     work = dataclasses.replace(needed, tokens=tokens, attention=attention)
     if config.layout.is_plain_clip:

@@ -110,6 +110,18 @@ def acting_stages(config: RunConfig, layout: Layout, chunk: int, *, imagine: boo
     return first, make("actions", actions)
 
 
+def policy_passes(layout: Layout) -> tuple[Pass, Pass]:
+    """Returns the pass of what a vision-language-action model reads, and of its actions with that in the cache."""
+    actions = layout.stream(Role.ACTION)
+    prefix = tuple(s for s in layout.segments if s.role is not Role.ACTION)
+    return layout.make_pass(prefix, ()), layout.make_pass(actions, prefix)
+
+
+def answer_pass(layout: Layout) -> Pass:
+    """Returns the pass that answers the queries for actions alone, without queries for frames and without padding."""
+    return layout.make_pass([s for s in layout.segments if s.role in (Role.OBSERVATION, Role.ACTION)], ())
+
+
 _TOGETHER = (Role.NOISY_VIDEO, Role.ACTION, Role.STATE)
 
 

@@ -126,14 +126,27 @@ class GptPolicy(nnx.Module):
           fp32 ``[b s u]``, actions, the last dim the logit of the gripper's; and fp32 ``[b s' v n (p q c)]``, patches
           of the frames that ``s'`` steps ask for.
         """
+        x = self._answer(image, text, state, layout_pass)
+        answers, views = unpack(layout_pass.segments, x, Role.QUERY), self.config.num_views
+        answers = rearrange(answers, "b (s v n) d -> (b s v) n d", v=views, n=self.config.view_tokens)
+        frames = rearrange(self.decoder(answers), "(b s v) n c -> b s v n c", b=state.shape[0], v=views)
+        return self._decode_actions(x, layout_pass), frames
+
+    def act(self, image: jax.Array, text: jax.Array, state: jax.Array, layout_pass: Pass) -> jax.Array:
+        """Answers the queries for actions alone: ``predict`` without frames, of a pass without their queries."""
+        return self._decode_actions(self._answer(image, text, state, layout_pass), layout_pass)
+
+    def _answer(self, image: jax.Array, text: jax.Array, state: jax.Array, layout_pass: Pass) -> Tokens:
+        """Returns the tokens of a pass after the last norm."""
         config, batch, steps = self.config, state.shape[0], state.shape[1]
         asking = sum(s.role is Role.QUERY for s in layout_pass.segments)  # steps
-        queries = jnp.tile(self.frame_queries[...], (asking, 1))
         tokens = {
             Role.OBSERVATION: rearrange(self._observe(image, text, state), "b s n d -> b (s n) d"),
             Role.ACTION: jnp.broadcast_to(self.action_query[...], (batch, steps, config.width)),
-            Role.QUERY: jnp.broadcast_to(queries, (batch, *queries.shape)),
         }
+        if asking:
+            queries = jnp.tile(self.frame_queries[...], (asking, 1))
+            tokens[Role.QUERY] = jnp.broadcast_to(queries, (batch, *queries.shape))
         normed = {role: self.input_norm(x).astype(config.compute_dtype) for role, x in tokens.items()}
         x, _ = run_blocks(
             self.blocks,
@@ -144,13 +157,12 @@ class GptPolicy(nnx.Module):
             remat=config.remat,
             return_cache=False,
         )
-        x = self.output_norm(x)
+        return self.output_norm(x)
+
+    def _decode_actions(self, x: Tokens, layout_pass: Pass) -> jax.Array:
+        """Returns fp32 actions ``[b s u]`` of the tokens of a pass."""
         action = self.action_mix(self.action_hidden(unpack(layout_pass.segments, x, Role.ACTION)))
-        answers = unpack(layout_pass.segments, x, Role.QUERY)
-        views = config.num_views
-        answers = rearrange(answers, "b (s v n) d -> (b s v) n d", v=views, n=config.view_tokens)
-        frames = rearrange(self.decoder(answers), "(b s v) n c -> b s v n c", b=batch, v=views)
-        return self.action_out(action).astype(jnp.float32), frames
+        return self.action_out(action).astype(jnp.float32)
 
     def _observe(self, image: jax.Array, text: jax.Array, state: jax.Array) -> jax.Array:
         """Returns what the steps show, ``[b s n d]``: instruction, state, then every camera's picture."""

@@ -41,6 +41,7 @@ def run_mixture(
     *,
     remat: Remat,
     return_cache: bool = False,
+    past_seen: jax.Array | None = None,
 ) -> tuple[Streams, KeysValues | None]:
     """Runs the experts of a layout over its tokens, layer by layer together.
 
@@ -53,6 +54,7 @@ def run_mixture(
         None if the pass has no past.
       remat: Name of what the backward pass finds (``models.remat``).
       return_cache: Whether the computed tokens' keys and values are returned.
+      past_seen: bool ``[b m]``: which tokens of the past are seen; None for all.
 
     Returns:
       The tokens of each after the last block, and the cache of all layers (or None).
@@ -69,7 +71,16 @@ def run_mixture(
 
     if placement is not None and placement.blocks == "explicit" and past is None and not return_cache:
         return run_explicit(run, stacks, streams, conditionings, placement), None
-    return scan_mixture(stacks, streams, layout_pass, conditionings, past, remat=remat, return_cache=return_cache)
+    return scan_mixture(
+        stacks,
+        streams,
+        layout_pass,
+        conditionings,
+        past,
+        remat=remat,
+        return_cache=return_cache,
+        past_seen=past_seen,
+    )
 
 
 def scan_mixture(
@@ -81,6 +92,7 @@ def scan_mixture(
     *,
     remat: Remat,
     return_cache: bool = False,
+    past_seen: jax.Array | None = None,
 ) -> tuple[Streams, KeysValues | None]:
     """Scans the experts; arguments and result as ``run_mixture``.
 
@@ -103,7 +115,7 @@ def scan_mixture(
             joint = {name: block for name, block in blocks.items() if name not in alone}
             if not joint:
                 return new, None
-            attended, own = _run_jointly(joint, named, layout_pass, conditionings, alone, before)
+            attended, own = _run_jointly(joint, named, layout_pass, conditionings, alone, before, past_seen)
             return new | attended, own if return_cache else None
 
     layer = jax.checkpoint(layer, prevent_cse=False, policy=REMAT_POLICIES[remat])
@@ -124,8 +136,9 @@ def _run_jointly(
     conditionings: Conditionings,
     alone: Sequence[str],
     before: KeysValues | None,
+    before_seen: jax.Array | None,
 ) -> tuple[Streams, KeysValues]:
-    """Runs one layer of ``blocks``, which attend together, to the past ``before``, and not to ``alone``.
+    """Runs one layer of ``blocks``, which attend together, to what is seen of ``before``, and not to ``alone``.
 
     Returns:
       The tokens of each, and their keys and values.
@@ -145,6 +158,9 @@ def _run_jointly(
     if before is not None:
         keys, values = (jnp.concatenate(pair, axis=2) for pair in zip(before, own, strict=True))
     shown = _seen({name: conditionings[name] for name in blocks}, streams, runs)
+    if before is not None and before_seen is not None:
+        own_seen = jnp.ones((query.shape[0], query.shape[2]), bool) if shown is None else shown
+        shown = jnp.concatenate([before_seen, own_seen], axis=1)
     # Experts have the same windows, so that any of them says what the layer shows.
     attention = next(iter(blocks.values())).attention
     schedule = schedule_beside(layout_pass, alone) if alone else layer_schedule(layout_pass, attention)

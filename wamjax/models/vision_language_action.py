@@ -20,13 +20,14 @@ from wamjax.layout import Pass
 from wamjax.models.block import Conditioning, bare_conditioning
 from wamjax.models.mixture import run_mixture
 from wamjax.models.siglip import VisionTower
-from wamjax.models.stack import stack_blocks
+from wamjax.models.stack import Stacks, Streams, stack_blocks
 from wamjax.nn.conditioning import PeriodTimeEmbedding
 from wamjax.nn.init import named
 from wamjax.nn.linear import Linear
 from wamjax.nn.modulation import AdaptiveNorm, modulate
+from wamjax.nn.multihead import KeysValues
 from wamjax.nn.norm import rms_normalise
-from wamjax.nn.rotary import Rotation, rotation_of
+from wamjax.nn.rotary import rotation_of
 from wamjax.parallel.rules import constrain
 from wamjax.types import Actions, PRNGKey, Tokens
 
@@ -116,36 +117,61 @@ class VisionLanguageActionModel(nnx.Module):
         Returns:
           fp32 ``[b a u]``.
         """
-        tokens = {
-            "prefix": jnp.concatenate(
-                [self.vision(images).astype(self.config.compute_dtype), self.prefix.embed(text_ids)], axis=1
-            ),
-            "action": self.expert.action_embed(actions),
-        }
-        told = self._condition(times, self._seen(view_mask, text_ids, actions.shape[1]), layout_pass)
+        seen = self._seen(view_mask, text_ids)
+        told = {"prefix": self._told_prefix(seen), "action": self._told_actions(times, seen, actions.shape[1])}
         stacks = {"prefix": self.prefix.blocks, "action": self.expert.blocks}
-        streams = {
-            name: constrain(tokens[name].astype(blocks.dtype), "batch", "stream", None)
-            for name, blocks in stacks.items()
-        }
-        x, _ = run_mixture(stacks, streams, layout_pass, told, remat=self.config.remat)
+        streams = {"prefix": self._embed(images, text_ids), "action": self.expert.action_embed(actions)}
+        x, _ = run_mixture(stacks, _placed(streams, stacks), layout_pass, told, remat=self.config.remat)
         return self.expert.decode(x["action"], told["action"])
 
-    def _seen(self, view_mask: jax.Array, text_ids: jax.Array, num_actions: int) -> jax.Array:
-        """Returns which tokens of the sequence there are: bool ``[b n]``."""
-        patches = jnp.repeat(view_mask, self.config.vision.num_patches, axis=1)
-        return jnp.concatenate([patches, text_ids >= 0, jnp.ones((text_ids.shape[0], num_actions), bool)], axis=1)
+    def read(
+        self, images: jax.Array, view_mask: jax.Array, text_ids: jax.Array, layout_pass: Pass
+    ) -> tuple[KeysValues, jax.Array]:
+        """Computes once what all solver steps look at; arguments as ``predict``, the pass that of the prefix alone.
 
-    def _condition(self, times: jax.Array, seen: jax.Array, layout_pass: Pass) -> dict[str, Conditioning]:
-        """Returns what the blocks of both read besides their tokens. Positions count the tokens that are there."""
-        positions = jnp.cumsum(seen, axis=1) - 1
-        told, start = {}, 0
-        for name in ("prefix", "action"):
-            count = layout_pass.of_expert(name).num_tokens
-            own = positions[:, start : start + count]
-            rotation: Rotation = rotation_of(own, self.config.head_dim, self.config.rope_theta)
-            told[name] = bare_conditioning(seen.shape[0], count, rotation, seen[:, start : start + count])
-            start += count
-        embedding = self.expert.time_embedding(times[:, None])
-        told["action"] = told["action"]._replace(embedding=embedding)
-        return told
+        Returns:
+          Keys and values of all layers, ``[layers b k m e]``, and which of their tokens there are, bool ``[b m]``.
+        """
+        seen, stacks = self._seen(view_mask, text_ids), {"prefix": self.prefix.blocks}
+        streams = _placed({"prefix": self._embed(images, text_ids)}, stacks)
+        told = {"prefix": self._told_prefix(seen)}
+        _, cache = run_mixture(stacks, streams, layout_pass, told, remat=self.config.remat, return_cache=True)
+        assert cache is not None, "asked for"
+        return cache, seen
+
+    def denoise(
+        self, actions: Actions, times: jax.Array, past: KeysValues, seen: jax.Array, layout_pass: Pass
+    ) -> Actions:
+        """Predicts as ``predict``, of what ``read`` has given; the pass is that of the actions, the prefix past."""
+        stacks = {"action": self.expert.blocks}
+        streams = _placed({"action": self.expert.action_embed(actions)}, stacks)
+        told = {"action": self._told_actions(times, seen, actions.shape[1])}
+        x, _ = run_mixture(stacks, streams, layout_pass, told, past, remat=self.config.remat, past_seen=seen)
+        return self.expert.decode(x["action"], told["action"])
+
+    def _embed(self, images: jax.Array, text_ids: jax.Array) -> Tokens:
+        """Returns the tokens of the prefix ``[b m d]``."""
+        pictures = self.vision(images).astype(self.config.compute_dtype)
+        return jnp.concatenate([pictures, self.prefix.embed(text_ids)], axis=1)
+
+    def _seen(self, view_mask: jax.Array, text_ids: jax.Array) -> jax.Array:
+        """Returns which tokens of the prefix there are: bool ``[b m]``."""
+        patches = jnp.repeat(view_mask, self.config.vision.num_patches, axis=1)
+        return jnp.concatenate([patches, text_ids >= 0], axis=1)
+
+    def _told_prefix(self, seen: jax.Array) -> Conditioning:
+        """Returns what the language tower's blocks read besides tokens. Positions count the tokens that are there."""
+        rotation = rotation_of(jnp.cumsum(seen, axis=1) - 1, self.config.head_dim, self.config.rope_theta)
+        return bare_conditioning(seen.shape[0], seen.shape[1], rotation, seen)
+
+    def _told_actions(self, times: jax.Array, seen: jax.Array, count: int) -> Conditioning:
+        """Returns the same of the expert's blocks, for ``count`` actions behind the prefix."""
+        positions = jnp.sum(seen, axis=1, keepdims=True) + jnp.arange(count)
+        rotation = rotation_of(positions, self.config.head_dim, self.config.rope_theta)
+        told = bare_conditioning(seen.shape[0], count, rotation)
+        return told._replace(embedding=self.expert.time_embedding(times[:, None]))
+
+
+def _placed(streams: Streams, stacks: Stacks) -> Streams:
+    """Returns the tokens of each stack in its dtype, split over the mesh."""
+    return {name: constrain(x.astype(stacks[name].dtype), "batch", "stream", None) for name, x in streams.items()}

@@ -8,7 +8,6 @@ where the world is to be predicted, and all but the value where that is. Given f
 from __future__ import annotations
 
 import dataclasses
-import enum
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +28,6 @@ from wamjax.objectives.noising import action_mask
 from wamjax.objectives.stream_loss import StreamLoss
 from wamjax.objectives.video import ClipNoise
 from wamjax.types import PRNGKey
-
-
-class Question(enum.IntEnum):
-    """What a sample asks for."""
-
-    POLICY = 0  # actions, and what follows from them
-    WORLD_MODEL = 1  # what follows from given actions
-    VALUE = 2  # what all that is worth
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,7 +182,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         image_tokens=config.clip.image_tokens if backbone is not None and backbone.image_width else 0,
         imbalance=_imbalance(layout.full_pass().schedule, context, config.parallel.token_placement),
         experts=_experts(config, layout),
-        schedules=layer_schedules(config, layout) if block.attention else (),
+        schedules=layer_schedules(config, layout.full_pass()) if block.attention else (),
     )
 
 

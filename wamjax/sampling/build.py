@@ -1,56 +1,69 @@
-"""Which policy a run of a backbone has."""
+"""Which policy a run has."""
 
 from __future__ import annotations
 
 from wamjax.config.schema import RunConfig
-from wamjax.config.systems import check_acts
+from wamjax.config.systems import check_has_actions
 from wamjax.errors import ConfigError
+from wamjax.sampling.action_policy import ActionPolicy
 from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
 from wamjax.sampling.plan_policy import LatentPlanPolicy
-from wamjax.sampling.policy import LatentCodec, PromptTable
+from wamjax.sampling.policy import LatentCodec, PictureEncoder, PromptTable, PromptWriter
+from wamjax.sampling.queries_policy import QueriesPolicy
 from wamjax.sampling.stages import is_guided
 from wamjax.sampling.two_stage_policy import InverseDynamics, TwoStagePolicy
 from wamjax.types import PureDict
 
-BackbonePolicy = LatentPolicy | LatentFramesPolicy | TwoStagePolicy
+BackbonePolicy = LatentPolicy | LatentFramesPolicy | ActionPolicy | QueriesPolicy | TwoStagePolicy
 
 
 def build_policy(
     config: RunConfig,
     params: PureDict,
     *,
-    codec: LatentCodec,
-    prompts: PromptTable,
+    codec: LatentCodec | PictureEncoder | None,
+    prompts: PromptTable | PromptWriter,
     imagine: bool = False,
     inverse_dynamics: InverseDynamics | None = None,
 ) -> BackbonePolicy:
-    """Returns the policy of a run with a backbone.
+    """Returns the policy of a run with a backbone, a vision-language-action model or a GPT.
 
     Args:
-      config: As of ``latent_policy.LatentPolicy``, and so the rest.
-      params: Of the model.
-      codec: Between pixels and latents.
-      prompts: Encoded prompts.
-      imagine: Whether video is denoised where actions do not need it.
+      config: The run.
+      params: Pure dict of arrays.
+      codec: Between pixels and what the model reads: latents of a backbone, features of a GPT; None for a
+        vision-language-action model, which reads pixels.
+      prompts: Encoded prompts; of a vision-language-action model what writes them.
+      imagine: Whether video is denoised where actions do not need it, to be looked at.
       inverse_dynamics: What reads actions off the clips of a run that generates video alone.
 
     Raises:
-      ConfigError: The run has no backbone, or a model or formulation that does not act.
+      ConfigError: The run is of the small model, its formulation does not act, or it is one of two stages and the other
+        is not there.
     """
-    check_acts(config, reads_video=inverse_dynamics is not None)
+    if inverse_dynamics is None:
+        check_has_actions(config)
+    if config.vla is not None:
+        assert isinstance(prompts, PromptWriter), "a vision-language-action model reads token ids"
+        return ActionPolicy(config, params, prompts=prompts)
+    assert isinstance(prompts, PromptTable), "embeddings of prompts are read"
+    if config.gpt is not None:
+        assert isinstance(codec, PictureEncoder), "a GPT reads features of pictures"
+        return QueriesPolicy(config, params, codec=codec, prompts=prompts)
+    if config.backbone is None:
+        raise ConfigError(
+            "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"
+        )
     if config.objective.prompt_dropout and is_guided(config) and prompts.negative is None:
         raise ConfigError(
             f"config.objective.prompt_dropout={config.objective.prompt_dropout}: {config.name} was trained with the "
             "empty prompt where prompts were dropped, and guidance leads away from that; give its embedding as "
             "PromptTable.negative"
         )
+    assert isinstance(codec, LatentCodec), "a backbone reads latents"
     if inverse_dynamics is not None:
         return TwoStagePolicy(config, params, inverse_dynamics=inverse_dynamics, codec=codec, prompts=prompts)
-    if config.backbone is None:
-        raise ConfigError(
-            "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"
-        )
     if config.layout.formulation == "latent_frames":
         return LatentFramesPolicy(config, params, codec=codec, prompts=prompts)
     make = LatentPlanPolicy if config.layout.formulation == "plan" else LatentPolicy

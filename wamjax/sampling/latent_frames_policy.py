@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from flax import nnx
 
-from wamjax.batch import WamBatch
+from wamjax.batch import Question, WamBatch
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.models.video_transformer import VideoTransformer
 from wamjax.objectives.image_frames import average_vector
-from wamjax.objectives.latent_frames import LatentFramesObjective, Question
+from wamjax.objectives.latent_frames import LatentFramesObjective
 from wamjax.objectives.objective import abstract_model
-from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable
+from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable, check_pictures
 from wamjax.sampling.solvers import SolverConfig, build_schedule, denoiser_velocity, precondition, sample
 from wamjax.types import PRNGKey, PureDict
 
@@ -83,11 +83,8 @@ class LatentFramesPolicy:
         Raises:
           ConfigError: Called before ``reset``, or with another number of pictures.
         """
-        if self._text is None:
-            raise ConfigError("Policy.observe was called before Policy.reset: the policy has no prompt")
         views = self.config.layout.frames_per_block
-        if frames.shape[1] != views:
-            raise ConfigError(f"Policy.observe got {frames.shape[1]} pictures; expected one of each of {views} views")
+        check_pictures(frames, views, None if self._text is None else len(self._text))
         rows = len(frames)
         pictures = self._codec.encode(np.reshape(frames, (rows * views, 1, *frames.shape[2:])))
         self._batch = self._known(jnp.reshape(pictures, (rows, views, *pictures.shape[2:])), jnp.asarray(state))

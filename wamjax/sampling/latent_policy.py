@@ -2,8 +2,9 @@
 
 Clean tokens of what was really seen lie in a key-value cache; a chunk is denoised from it in stages
 (``layout.inference``). What a stage imagined never enters the cache of the next chunk: that is filled with what
-happened. The cache grows up to the blocks a training sample holds; then the oldest is dropped and the cache is filled
-anew, so that positions never leave the range seen in training. A language tower is computed once per reset.
+happened. Where layers keep no keys and values (Kairos), the tokens are kept in their place and computed anew at every
+solver step. The cache grows up to the blocks a training sample holds; then the oldest is dropped and the cache is
+filled anew, so that positions never leave the range seen in training. A language tower is computed once per reset.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import Role, Segment, build_layout
 from wamjax.layout.inference import Stage, acting_stages, context_segments, text_segments
-from wamjax.nn.multihead import KeysValues
 from wamjax.objectives.latent_tokens import patch_tokens, unpatch_tokens
 from wamjax.objectives.noising import select_frames
 from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable
-from wamjax.sampling.stages import Told, denoise_stage, fill_cache, is_guided, stage_schedule
+from wamjax.sampling.stages import Known, Told, denoise_stage, fill_cache, is_guided, stage_schedule
 from wamjax.sampling.window import Window
 from wamjax.types import PRNGKey, PureDict
 
@@ -72,7 +72,7 @@ class LatentPolicy:
         self.denoise = jax.jit(self._denoise_chunk, static_argnames=("chunk",))
         self._told: Told | None = None
         self._num_rollouts = 0
-        self._tower: KeysValues | None = None
+        self._tower: Known | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -198,11 +198,11 @@ class LatentPolicy:
         params: PureDict,
         told: Told,
         known: dict[str, jax.Array],
-        past: KeysValues | None,
+        past: Known | None,
         *,
         new: tuple[Segment, ...],
         cached: tuple[Segment, ...],
-    ) -> KeysValues:
+    ) -> Known:
         """Appends ``new`` segments of what is known to the cache."""
         model, copies = nnx.merge(self._graphdef, params), 2 if is_guided(self.config) else 1
         tokens: dict[Role, jax.Array] = {}
@@ -222,7 +222,7 @@ class LatentPolicy:
         params: PureDict,
         told: Told,
         first: jax.Array,
-        past: KeysValues | None,
+        past: Known | None,
         key: PRNGKey,
         *,
         chunk: int,

@@ -14,12 +14,11 @@ from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.layout import Role, build_decoder_layout, present_segments
 from wamjax.models.latent_plan import LatentPlanTransformer
-from wamjax.nn.multihead import KeysValues
 from wamjax.objectives.latent_tokens import join_condition, patch_tokens
 from wamjax.objectives.noising import select_frames
 from wamjax.sampling.latent_policy import LatentPolicy
 from wamjax.sampling.policy import LatentCodec, PromptTable
-from wamjax.sampling.stages import Told
+from wamjax.sampling.stages import Known, Told
 from wamjax.types import PRNGKey, PureDict
 
 
@@ -59,7 +58,7 @@ class LatentPlanPolicy(LatentPolicy):
         params: PureDict,
         told: Told,
         first: jax.Array,
-        past: KeysValues | None,
+        past: Known | None,
         key: PRNGKey,
         *,
         chunk: int,

@@ -80,12 +80,7 @@ class PromptTable:
         Raises:
           ConfigError: A prompt is not in the table.
         """
-        rows = np.asarray(prompt_id)
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(self.text):
-            raise ConfigError(
-                f"prompt_id {rows.min()}..{rows.max()} in Policy.reset; this policy has {len(self.text)} prompts, "
-                "counted from 0"
-            )
+        rows = check_prompts(prompt_id, len(self.text))
         text = np.asarray(self.text)[rows]
         if guided:
             nothing = np.zeros_like(text[:1]) if self.negative is None else np.asarray(self.negative)[None]
@@ -113,6 +108,63 @@ class LatentCodec(Protocol):
           num_latents: Latent frames of the clip.
         """
         ...
+
+
+@runtime_checkable
+class PictureEncoder(Protocol):
+    """The frozen image encoder whose tokens a GPT policy reads."""
+
+    def encode_pictures(self, pictures: Any) -> Any:
+        """Returns ``[b v n+1 c]`` of pictures uint8 ``[b v H W 3]``: a token of the whole, then one per patch."""
+        ...
+
+
+@runtime_checkable
+class PromptWriter(Protocol):
+    """Prompts with the robot's state written in them, as a vision-language-action model reads them.
+
+    Attributes:
+      num_prompts: How many ``prompt_id`` there are.
+    """
+
+    num_prompts: int
+
+    def __call__(self, prompt_id: Any, state: Any) -> Any:
+        """Returns token ids int32 ``[b l]``, -1 for padding, of prompts ``[b]`` and normalised states ``[b p]``."""
+        ...
+
+
+def check_prompts(prompt_id: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    """Returns the prompts ``[b]`` of new rollouts.
+
+    Raises:
+      ConfigError: One is not among ``count``.
+    """
+    rows = np.asarray(prompt_id)
+    if rows.size and not 0 <= rows.min() <= rows.max() < count:
+        raise ConfigError(
+            f"prompt_id {rows.min()}..{rows.max()} in Policy.reset; this policy has {count} prompts, counted from 0"
+        )
+    return rows
+
+
+def check_pictures(frames: npt.NDArray[Any], views: int, rollouts: int | None) -> None:
+    """Refuses what a policy that sees one picture of every camera was shown.
+
+    Args:
+      frames: ``[b v H W 3]``.
+      views: Cameras.
+      rollouts: That ``Policy.reset`` began; None where it was not called.
+
+    Raises:
+      ConfigError: The policy was not reset, or the pictures are of other cameras or rollouts.
+    """
+    if rollouts is None:
+        raise ConfigError("Policy.observe was called before Policy.reset: the policy has no prompt")
+    if len(frames) != rollouts:
+        raise ConfigError(f"Policy.observe got pictures of {len(frames)} rollouts; Policy.reset began {rollouts}")
+    if frames.shape[1] != views:
+        raise ConfigError(f"Policy.observe got {frames.shape[1]} pictures; expected one of each of {views} views")
 
 
 @dataclasses.dataclass(frozen=True)

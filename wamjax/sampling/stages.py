@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from wamjax.config.schema import RunConfig
+from wamjax.config.systems import keeps_cache
 from wamjax.errors import ConfigError
 from wamjax.layout import VIDEO_ROLES, Layout, Pass, Role
 from wamjax.layout.inference import Stage
@@ -23,6 +25,32 @@ from wamjax.sampling.solvers import Schedule, SolverConfig, build_schedule, guid
 from wamjax.types import PRNGKey
 
 Tokens = Mapping[Role, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeptTokens:
+    """Clean tokens where layers keep no keys and values: every pass computes them anew.
+
+    Attributes:
+      tokens: By role ``[1 b n c]``: samples are where a cache of keys and values has them.
+    """
+
+    tokens: dict[Role, Any]
+
+    def append(self, tokens: Tokens) -> KeptTokens:
+        """Returns these and ``tokens`` ``[b n c]`` after them."""
+        kept = dict(self.tokens)
+        for role, own in tokens.items():
+            kept[role] = jnp.concatenate([*([kept[role]] if role in kept else []), own[None]], axis=2)
+        return KeptTokens(kept)
+
+    def shown(self) -> dict[Role, jax.Array]:
+        """Returns the tokens ``[b n c]`` by role."""
+        return {role: x[0] for role, x in self.tokens.items()}
+
+
+Known = KeysValues | KeptTokens
 
 
 @jax.tree_util.register_dataclass
@@ -101,10 +129,10 @@ def fill_cache(
     tokens: Tokens,
     layout_pass: Pass,
     layout: Layout,
-    past: KeysValues | None,
+    past: Known | None,
     config: RunConfig,
-) -> KeysValues:
-    """Computes keys and values of clean tokens and appends them to the cache.
+) -> Known:
+    """Computes keys and values of clean tokens and appends them to the cache; keeps the tokens where layers have none.
 
     Args:
       model: The model.
@@ -118,6 +146,9 @@ def fill_cache(
     Returns:
       The cache of ``layout_pass.past`` and ``layout_pass.segments``.
     """
+    if not keeps_cache(config):
+        return (past if isinstance(past, KeptTokens) else KeptTokens({})).append(tokens)
+    assert not isinstance(past, KeptTokens), "of layers that keep no cache"
     ids = jnp.zeros((told.text.shape[0], layout.num_slots))
     _, own = _predict(model, told, tokens, ids, layout_pass, past, config, return_cache=True)
     assert own is not None
@@ -130,7 +161,7 @@ def denoise_stage(
     held: Tokens,
     stage: Stage,
     layout: Layout,
-    past: KeysValues | None,
+    past: Known | None,
     key: PRNGKey,
     config: RunConfig,
     *,
@@ -159,6 +190,7 @@ def denoise_stage(
         past = None if past is None else jax.tree.map(lambda x: x[:, : x.shape[1] // 2], past)
     batch_size = told.text.shape[0] // (2 if is_doubled else 1)
     noise = draw_noise(key, batch_size, stage, model, config)
+    known, layout_pass, before = _split_past(past, stage.denoise, layout)
     slots = jnp.asarray([slot in stage.noised_slots() for slot in range(layout.num_slots)])
 
     def hold(x: dict[Role, jax.Array]) -> dict[Role, jax.Array]:
@@ -170,7 +202,7 @@ def denoise_stage(
             x = jax.tree.map(lambda part: jnp.concatenate([part, part]), x)
         rows = told.text.shape[0]
         ids = jnp.broadcast_to(jnp.where(slots, time, 0.0), (rows, layout.num_slots))
-        predicted, _ = _predict(model, told, x, ids, stage.denoise, past, config)
+        predicted, _ = _predict(model, told, known | x, ids, layout_pass, before, config)
         if not is_doubled:
             return predicted
         halves = {role: jnp.split(part, 2) for role, part in predicted.items()}
@@ -181,6 +213,15 @@ def denoise_stage(
     if evaluated:
         return hold(sample_reusing(velocity, noise, schedule, evaluated))
     return hold(sample(velocity, noise, schedule))
+
+
+def _split_past(
+    past: Known | None, layout_pass: Pass, layout: Layout
+) -> tuple[dict[Role, jax.Array], Pass, KeysValues | None]:
+    """Returns the known tokens that a pass computes anew, the pass over these too, and what it finds cached."""
+    if not isinstance(past, KeptTokens):
+        return {}, layout_pass, past
+    return past.shown(), layout.make_pass((*layout_pass.past, *layout_pass.segments), ()), None
 
 
 def draw_noise(

@@ -15,7 +15,7 @@ from data_pipelines.mixtures.settings import resolve_mixture
 from tests.data_pipelines.latent_folders import fill_latents, latent_run
 from wamjax.batch import batch_spec
 from wamjax.config.buckets import BucketConfig, BucketsConfig
-from wamjax.config.clip import pixel_windows
+from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.sources import FilterConfig, MixtureConfig, MixtureSource
 from wamjax.errors import ConfigError
 from wamjax.layout.buckets import shortest_windows

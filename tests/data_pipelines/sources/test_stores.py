@@ -26,7 +26,7 @@ from tests.data_pipelines.conftest import run_config, write_episodes
 from tests.data_pipelines.latent_folders import fill_latents, latent_run
 from tests.data_pipelines.sources.test_clips import encode, write_shard
 from wamjax.batch import WamBatch
-from wamjax.config.clip import pixel_windows
+from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import LayoutConfig, RunConfig
 from wamjax.errors import DataError
 
