@@ -106,12 +106,14 @@ class RestoredRun(NamedTuple):
       program: What the run executes.
       params: Sharded as in training.
       whole: For sampling.
+      workdir: Its folder.
     """
 
     step: int
     program: TrainProgram
     params: PureDict
     whole: PureDict
+    workdir: WorkDir
 
     def losses(self, batch: WamBatch, observed: WamBatch, draw: int) -> dict[str, npt.NDArray[Any]]:
         """As ``trained_state.sample_losses``."""
@@ -123,15 +125,13 @@ def restore_run(workdir: WorkDir, config: RunConfig, step: int | None = None) ->
     program = build_program(config, build_mesh(config.parallel, batch_size=config.train.part_size))
     restored, state = restore_state(workdir, program, step)
     params = program.evaluation_params(state)
-    return RestoredRun(restored.record.step, program, params, whole_params(params, program))
+    return RestoredRun(restored.record.step, program, params, whole_params(params, program), workdir)
 
 
-def evaluate_two_stages(
-    video: RestoredRun, inverse: RestoredRun, inverse_workdir: WorkDir
-) -> tuple[RunConfig, BackboneEvaluation]:
+def evaluate_two_stages(video: RestoredRun, inverse: RestoredRun) -> tuple[RunConfig, BackboneEvaluation]:
     """Evaluates a run of a video model and one of an inverse-dynamics model as one system.
 
-    Actions are scaled and held out as ``inverse_workdir``, the folder of the second, says.
+    Actions are scaled and held out as the folder of ``inverse`` says.
 
     Returns:
       The run on pixels whose windows were evaluated, and what was found.
@@ -142,9 +142,9 @@ def evaluate_two_stages(
     """
     first, second = video.program.config, inverse.program.config
     pixels = two_stage_windows(first, second)
-    pipeline = build_pipeline(pixels, workdir=inverse_workdir.path)
+    pipeline = build_pipeline(pixels, workdir=inverse.workdir.path)
     samples = PatchSamples(first, pipeline)
-    check_statistics(Path(first.data.latents) / NORMALISATION_FILE, pipeline.normalisation)
+    check_statistics(video.workdir.path / NORMALISATION_FILE, pipeline.normalisation)
     reader = InverseDynamics(second, inverse.whole)
 
     def make(*, imagine: bool) -> Policy:
@@ -154,7 +154,8 @@ def evaluate_two_stages(
         )
 
     def losses(batch: WamBatch, observed: WamBatch, draw: int) -> dict[str, npt.NDArray[Any]]:
-        return _sample_losses(video, samples, batch, observed, draw) | inverse.losses(batch, observed, draw)
+        del batch, observed, draw
+        return {}  # neither stage's loss is of the system: one reads no actions, the other true frames
 
     chunk = count_two_stages(first, second)
     return pixels, _evaluate(video.step, pixels, pipeline, make, losses, chunk=chunk)
@@ -163,17 +164,15 @@ def evaluate_two_stages(
 def check_statistics(path: Path, used: Normalisation) -> None:
     """Refuses a first stage whose latents have other statistics of the same dataset's actions than the second stage's.
 
-    Latents that were made without actions have none.
-
     Args:
-      path: Statistics beside the latents of the first stage.
+      path: Statistics that the first stage's run keeps of its latents.
       used: Those of the second stage, by which a policy's actions are scaled back.
 
     Raises:
-      DataError: They differ.
+      DataError: They differ, or are not there, as of a run on several datasets.
     """
     if not path.exists():
-        return
+        raise DataError(f"{path} is missing; two stages are evaluated on the one dataset that both were trained on")
     of_latents = Normalisation.load(path)
     if of_latents.fingerprint != used.fingerprint or of_latents.vectors != used.vectors:
         return  # another dataset, or other vectors of it: nothing of the first stage's is ever scaled
@@ -272,6 +271,7 @@ def _states(batch: WamBatch) -> npt.NDArray[Any]:
 
 
 def _make_policy(config: RunConfig, params: PureDict, samples: PatchSamples, *, imagine: bool) -> Policy:
+    imagine = imagine and config.layout.formulation != "plan"  # which has no video to look at
     policy = build_policy(config, params, codec=samples.encoders.codec, prompts=samples.prompts, imagine=imagine)
     pictures = num_pictures(config)
     return CanvasPolicy(policy, pictures) if pictures else policy

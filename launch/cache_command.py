@@ -35,7 +35,7 @@ from launch.experiment import config_from_flags, define_config_flag, define_sour
 from launch.frozen_encoders import EncoderFolders, FrozenEncoders, find_tokenizer
 from launch.patch_latents import fill_patch_latents
 from launch.workdir import WorkDir
-from wamjax.config.blocks import is_small
+from wamjax.config.blocks import reads_pixels
 from wamjax.config.pixel_windows import num_pictures, pixel_windows
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.errors import ConfigError
@@ -44,6 +44,12 @@ from wamjax.flops.precompute import PrecomputeLedger
 from wamjax.flops.utilisation import Denominator
 from wamjax.parallel.mesh import build_mesh
 from wamjax.training.precompute_log import PrecomputeLog
+
+# Flags that say nothing where no encoder runs.
+_OF_ENCODERS = (
+    "bucket", "vae", "text_encoder", "tokenizer", "image_encoder", "batch_size", "shard_windows", "chunk_frames",
+    "dtype", "num_workers", "worker",
+)  # fmt: skip
 
 
 def define_flags() -> None:
@@ -75,8 +81,8 @@ def run(argv: list[str]) -> int:
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax data cache takes flags only")
     values, config = flags.FLAGS, select_source(config_from_flags())
-    if is_small(config):
-        raise ConfigError(f"{config.name} has no config.backbone: the small model reads pixels and needs no latents")
+    if reads_pixels(config):
+        raise ConfigError(f"{config.name} has no config.backbone: it reads pixels and needs no latents")
     if num_pictures(config):
         raise ConfigError(
             f"config.layout.formulation={config.layout.formulation} of {config.name} reads pictures of single cameras, "
@@ -130,12 +136,17 @@ def run(argv: list[str]) -> int:
 
 def _fill_patches(config: RunConfig, out: Path) -> int:
     """Makes latents of a backbone that reads pixels, which no encoder makes."""
-    if flags.FLAGS.vae or flags.FLAGS.text_encoder or config.data.buckets.sets or flags.FLAGS.num_workers > 1:
-        raise ConfigError(
-            "--patches cuts pixels in one process, without encoders and buckets; leave out --vae, --text_encoder, "
-            "--bucket and --num_workers"
-        )
-    fill_patch_latents(config, out)
+    for name in _OF_ENCODERS:
+        if flags.FLAGS[name].present:
+            raise ConfigError(
+                f"--{name} belongs to encoders; --patches cuts pixels in one process without: leave it out"
+            )
+    if config.data.buckets.sets:
+        raise ConfigError("--patches has no buckets; empty config.data.buckets")
+    own = WorkDir(out / "worker-0000")
+    own.create()
+    with own.locked():
+        fill_patch_latents(config, out)
     print(f"{out}: patches of {' x '.join(map(str, config.clip.stride))} pixels (config.clip.stride), complete")
     return 0
 

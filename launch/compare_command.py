@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from absl import flags, logging
 
 from data_pipelines.embodiments.apply import apply_embodiment
 from data_pipelines.latents.manifest import cache_settings, record_fields
+from data_pipelines.sources.remote import refuse_address
 from launch import distributed
 from launch.backbone_evaluation import BackboneEvaluation, evaluate_backbone
 from launch.comparison_page import write_comparison
@@ -35,7 +37,7 @@ from launch.workdir import WorkDir, config_hash
 from wamjax.batch import batch_spec
 from wamjax.config import bridge
 from wamjax.config.schema import RunConfig
-from wamjax.errors import ConfigError, DataError
+from wamjax.errors import ConfigError, DataError, WamjaxError
 from wamjax.flops.model import count_flops
 from wamjax.layout import build_layout
 
@@ -59,6 +61,8 @@ def run(argv: list[str]) -> int:
     values = flags.FLAGS
     known = load_members(values.config)
     chosen = known if values.members is None else tuple(values.members)
+    if not chosen:
+        raise ConfigError(f"--members is empty; {values.config} has {', '.join(known)}")
     for member in chosen:
         if member not in known:
             raise ConfigError(f"--members has {member!r}; {values.config} has {', '.join(known)}")
@@ -67,6 +71,7 @@ def run(argv: list[str]) -> int:
         raise ConfigError(
             "wamjax compare trains in a process beside this one, and a TPU has one; set JAX_PLATFORMS=cpu"
         )
+    refuse_address(values.output, "--output")
     output, failures = Path(values.output), {}
     output.mkdir(parents=True, exist_ok=True)
     plans = {member: plan_member(f"{values.config}:{member}", values.flops) for member in chosen}
@@ -79,7 +84,9 @@ def run(argv: list[str]) -> int:
             _run_member(member, output, plans[member])
             print(f"{member}: finished", flush=True)
         except Exception as error:  # one member's fault, whatever it is, is not the others'
-            logging.exception("member %s failed", member)
+            # A refusal is told at the end; what nobody foresaw is shown with where it happened.
+            if not isinstance(error, WamjaxError):
+                logging.exception("member %s failed", member)
             failures[member] = " ".join(str(error).split()) or type(error).__name__
     results = [
         json.loads((output / member / RESULT_FILE).read_text())
@@ -120,7 +127,9 @@ def plan_member(name: str, budget: float) -> MemberPlan:
     if config.data.mixture.sources:
         raise ConfigError(f"{name} reads config.data.mixture; wamjax compare evaluates members on one dataset")
     per_step = config.train.global_batch_size * count_flops(config, build_layout(config)).model_total
-    config = bridge.apply_overrides(config, [f"train.num_steps={max(1, round(budget / per_step))}"])
+    if not per_step <= budget < math.inf:
+        raise ConfigError(f"--flops={budget:g}; {name} needs {per_step:.3g} for one step, and the budget is finite")
+    config = bridge.apply_overrides(config, [f"train.num_steps={round(budget / per_step)}"])
     return MemberPlan(config, overrides, per_step, config_hash(config))
 
 

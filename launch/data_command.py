@@ -20,7 +20,7 @@ from data_pipelines.latents.inspection import inspect_latents
 from data_pipelines.latents.manifest import MANIFEST_FILE as LATENTS_MANIFEST
 from data_pipelines.recording.record import RecordConfig, record_dataset
 from data_pipelines.sources.formats import open_source
-from data_pipelines.sources.remote import dataset_path
+from data_pipelines.sources.remote import dataset_path, refuse_address
 from data_pipelines.sources.source import Source
 from launch.command import Command, Verb
 from launch.output import check_writable
@@ -60,6 +60,7 @@ def _run_record(argv: list[str]) -> int:
     _refuse_positional(argv)
     hints = typing.get_type_hints(RecordConfig)
     values = {name: _typed(name, hints[name], flags.FLAGS[name].value) for name in hints}
+    refuse_address(flags.FLAGS.out, "--out")
     print(record_dataset(RecordConfig(**values)))
     return 0
 

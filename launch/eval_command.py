@@ -31,6 +31,7 @@ from data_pipelines.embodiments.apply import prompt_writer
 from data_pipelines.mixtures.pipeline import MixturePipeline, SourceWindows, open_data
 from data_pipelines.mixtures.settings import source_config
 from data_pipelines.pipeline import Pipeline
+from data_pipelines.sources.remote import refuse_address
 from data_pipelines.stream import ValidationWindows
 from launch import distributed, metaworld
 from launch.backbone_evaluation import evaluate_two_stages, restore_run
@@ -43,7 +44,7 @@ from launch.report import write_report
 from launch.trained_state import ActionBefore, restore_state, sample_losses, whole_params
 from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
-from wamjax.config.blocks import is_small
+from wamjax.config.blocks import reads_pixels
 from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.config.two_stage import check_stages
 from wamjax.errors import ConfigError, DataError
@@ -82,12 +83,13 @@ def run(argv: list[str]) -> int:
     if values.inverse_dynamics:
         print(_run_two_stages(workdir, run_config))
         return 0
-    if not is_small(run_config) and run_config.inverse_dynamics is None:
+    if not reads_pixels(run_config):
         raise ConfigError(
             f"--workdir={workdir.path} trains {run_config.name}, on cached samples: wamjax eval looks at pixels and "
             "samples the small model, or a video model with --inverse_dynamics; validation losses are in metrics.jsonl "
             "(config.evaluate.every_steps)"
         )
+    refuse_address(values.output or "", "--output")
     select_source(run_config)  # refuses a name that is none before anything is started
     distributed.start_devices(values.cpu_devices)
     config = fit_to_devices(run_config, jax.device_count())
@@ -100,6 +102,7 @@ def run(argv: list[str]) -> int:
 def _run_two_stages(workdir: WorkDir, video: RunConfig) -> str:
     """Evaluates the runs of --workdir and --inverse_dynamics as one system, and returns the summary."""
     values = flags.FLAGS
+    refuse_address(values.output or "", "--output")
     second = WorkDir(Path(values.inverse_dynamics))
     inverse = second.read_config()
     if values.source:
@@ -112,7 +115,7 @@ def _run_two_stages(workdir: WorkDir, video: RunConfig) -> str:
         other, train=dataclasses.replace(other.train, global_batch_size=first.train.global_batch_size)
     )
     run = restore_run(workdir, first, values.step)
-    _, found = evaluate_two_stages(run, restore_run(second, other), second)
+    _, found = evaluate_two_stages(run, restore_run(second, other))
     evaluation = {"inverse_dynamics": str(second.path), **found.describe_chunk()}
     evaluation |= describe_evaluation(
         found.open_loop, found.rollouts, found.reason, step=found.step, episodes=found.episodes

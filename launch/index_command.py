@@ -23,6 +23,7 @@ from absl import flags
 from data_pipelines.indexing.job import describe_index, make_index
 from data_pipelines.pipeline import prepare_normalisation
 from data_pipelines.sources.formats import open_source, opens_in_parts
+from data_pipelines.sources.remote import refuse_address
 from launch.experiment import (
     OVERRIDE_FLAG,
     config_from_flags,
@@ -32,7 +33,7 @@ from launch.experiment import (
 )
 from launch.output import check_writable
 from wamjax.config import bridge
-from wamjax.config.blocks import is_small
+from wamjax.config.blocks import reads_pixels
 from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -53,6 +54,7 @@ def run(argv: list[str]) -> int:
     """Makes what is missing of the index and prints what it holds."""
     values = flags.FLAGS
     check_writable("json", values.json)
+    refuse_address(values.out, "--out")
     config, out = _listed_windows(_read_config(argv)), Path(values.out)
     started = time.perf_counter()
     manifest = make_index(config, out, num_workers=values.num_workers, part_episodes=values.part_episodes)
@@ -69,7 +71,7 @@ def run(argv: list[str]) -> int:
 def _listed_windows(config: RunConfig) -> RunConfig:
     """Returns the run whose windows are listed: of a backbone the clips that `wamjax data cache` encodes."""
     shortest = shortest_windows(config)
-    return shortest if is_small(config) else pixel_windows(shortest)
+    return shortest if reads_pixels(config) else pixel_windows(shortest)
 
 
 def _read_config(argv: list[str]) -> RunConfig:

@@ -252,11 +252,12 @@ def measure_sensitivity(model: Model, batch: WamBatch, donor: WamBatch, turn: in
     video, action = [], []
     for draw in range(turn * SENSITIVITY_DRAWS, (turn + 1) * SENSITIVITY_DRAWS):
         own = model.sample_losses(batch, batch, draw)
-        action.append(model.sample_losses(batch, donor, draw)["action"] - own["action"])
+        if "action" in own:
+            action.append(model.sample_losses(batch, donor, draw)["action"] - own["action"])
         if "video" in own:
             video.append(model.sample_losses(other_actions, batch, draw)["video"] - own["video"])
-    found = {"video_sensitivity": np.mean(video, axis=0)} if video else {}
-    return {**found, "action_sensitivity": np.mean(action, axis=0)}
+    found = {"video_sensitivity": video, "action_sensitivity": action}
+    return {name: np.mean(draws, axis=0) for name, draws in found.items() if draws}
 
 
 def _prompt_ids(windows: Windows, chosen: np.ndarray, size: int) -> np.ndarray:

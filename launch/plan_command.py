@@ -26,7 +26,7 @@ from launch.bucket_table import describe_buckets
 from launch.command import Verb
 from launch.experiment import config_from_flags, define_config_flag
 from launch.output import check_writable
-from wamjax.config.blocks import is_small
+from wamjax.config.blocks import reads_pixels
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 from wamjax.flops.model import count_flops
@@ -224,7 +224,7 @@ def rate_from_flags(config: RunConfig) -> Assumption | None:
             raise ConfigError(f"--fps={fps:g}; expected frames per second from {MIN_FPS:g} to {MAX_FPS:g}")
         return _rate(fps, "--fps")
     info = Path(config.data.path) / "meta" / "info.json"
-    if not is_small(config) or not info.is_file():
+    if not reads_pixels(config) or not info.is_file():
         return None
     try:
         recorded = float(json.loads(info.read_text())["fps"])

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from PIL import Image, UnidentifiedImageError
 
 from data_pipelines.image_preprocessing import preprocess_images
+from data_pipelines.sources.remote import refuse_address
 from data_pipelines.text.tokenizer import PromptTokenizer
 from launch import distributed
 from launch.film import write_video
@@ -73,6 +74,7 @@ def run(argv: list[str]) -> int:
     if argv:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax sample takes flags only (see wamjax sample --help)")
     values, started = flags.FLAGS, time.perf_counter()
+    refuse_address(values.out, "--out")
     folder, out = PipelineFolder(Path(values.weights)), Path(values.out)
     schedule = build_schedule(_solver(folder))
     if not folder.path.is_dir():

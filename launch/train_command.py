@@ -31,7 +31,7 @@ from launch.experiment import config_from_flags, define_config_flag
 from launch.preemption import RESTART_STATUS, StopRequest
 from launch.validation import Data, Validation, held_out
 from launch.workdir import WorkDir, check_resumable, code_facts, config_hash, settings, write_run
-from wamjax.config.blocks import is_small, main_block
+from wamjax.config.blocks import main_block, reads_pixels
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, WamjaxError
 from wamjax.flops.execution import execution_on
@@ -181,10 +181,10 @@ def _check_latents(config: RunConfig) -> None:
             "which reads cached samples; wamjax compare makes those of a small one, and "
             "wamjax.training.program.build_program takes batches of your own"
         )
-    if is_small(config) and config.data.latents:
+    if reads_pixels(config) and config.data.latents:
         raise ConfigError(
-            f"config.data.latents={config.data.latents} is what a backbone reads, and config.backbone is none: the "
-            "small model reads the pixels of config.data.path; leave it empty"
+            f"config.data.latents={config.data.latents} is what a backbone reads, and config.backbone of {config.name} "
+            "is none: it reads the pixels of config.data.path; leave it empty"
         )
     if config.backbone is not None and not config.data.latents:
         raise ConfigError(

@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh
 
+from data_pipelines.sources.remote import refuse_address
 from launch import distributed
 from launch.command import Command
 from wamjax.config.schema import ParallelConfig
@@ -59,6 +60,7 @@ def _define_import_flags() -> None:
 def _run_import(argv: list[str]) -> int:
     """Imports a checkpoint."""
     source, values = _one_path(argv, "import"), flags.FLAGS
+    refuse_address(values.out, "--out")
     mesh, started = _mesh(values.cpu_devices), time.perf_counter()
     loaded = import_weights(
         source,
@@ -122,6 +124,7 @@ def _define_export_flags() -> None:
 def _run_export(argv: list[str]) -> int:
     """Exports a folder of weights."""
     directory, values = _one_path(argv, "export"), flags.FLAGS
+    refuse_address(values.out, "--out")
     files = export_weights(
         directory,
         Path(values.out),

@@ -28,7 +28,7 @@ from data_pipelines.mixtures.settings import source_config
 from data_pipelines.pipeline import Pipeline, build_pipeline, resolve_prompts
 from data_pipelines.stream import ONLY_SOURCE, ReadAhead, augmented, rows_of_shard, stack_samples
 from wamjax.batch import VideoStatistics, WamBatch
-from wamjax.config.blocks import is_small
+from wamjax.config.blocks import reads_pixels
 from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, DataError
@@ -70,7 +70,7 @@ def open_training_data(config: RunConfig, *, workdir: Path | None) -> OneSize | 
     unfit: dict[str, Unfit] = {}
     for name, source in own.items():
         folder = workdir / SOURCES_FOLDER / name if workdir and sources else workdir
-        if not is_small(config):
+        if not reads_pixels(config):
             by_source[name] = _open_latents(source, folder)
         else:
             whole = build_pipeline(shortest_windows(source), workdir=folder)

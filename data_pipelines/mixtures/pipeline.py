@@ -24,7 +24,7 @@ from data_pipelines.pipeline import Pipeline, build_pipeline, resolve_prompts
 from data_pipelines.stream import TrainStream, endless, stack_samples
 from data_pipelines.video_statistics import NUM_WINDOWS, compute_video_statistics
 from wamjax.batch import VideoStatistics, WamBatch
-from wamjax.config.blocks import is_small
+from wamjax.config.blocks import reads_pixels
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
 
@@ -43,7 +43,7 @@ def open_data(config: RunConfig, *, workdir: Path | None) -> Part | MixturePipel
       ConfigError: As ``build_pipeline``, or the mixture cannot be weighed.
       DataError: As ``build_pipeline``.
     """
-    build = build_pipeline if is_small(config) else open_latents
+    build = build_pipeline if reads_pixels(config) else open_latents
     mixture = config.data.mixture
     if not mixture.sources:
         return build(config, workdir=workdir)
@@ -107,7 +107,7 @@ class MixturePipeline:
 
     def video_statistics(self) -> VideoStatistics | None:
         """Returns the statistics of the frames of the stream's first samples, or None where none are asked for."""
-        if self._config.data.video_statistics == "none" or not is_small(self._config):
+        if self._config.data.video_statistics == "none" or not reads_pixels(self._config):
             return None
         first: Any = self.samples().slice(slice(0, NUM_WINDOWS))  # Grain's elements may be None; samples are not
         return compute_video_statistics(first)

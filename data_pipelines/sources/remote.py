@@ -147,7 +147,7 @@ def refuse_address(path: str | Path, what: str) -> None:
     """Raises ``ConfigError`` for a folder to write to or map into memory, named ``what``, that is none of a disk."""
     if _URL.match(str(path)):
         raise ConfigError(
-            f"{what}={path} is an address; expected a folder on a disk: datasets and latents alone are read from stores"
+            f"{what}={path} is an address; expected a path on a disk: datasets and latents alone are read from stores"
         )
 
 

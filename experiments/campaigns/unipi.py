@@ -69,7 +69,8 @@ def _video(config: RunConfig) -> RunConfig:
         ),
         optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=20, ema_decay=0.0),
         train=TrainConfig(num_steps=400, global_batch_size=16),
-        # Nothing is guided: prompts are always shown in training here, so that there is nothing to lead away from.
+        # Nothing is guided, and so no prompts are dropped.
+        objective=dataclasses.replace(config.objective, prompt_dropout=0.0),
         sampling=SamplingConfig(steps=10),
     )
 

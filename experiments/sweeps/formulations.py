@@ -25,6 +25,7 @@ from experiments.systems import (
     gr1,
     hybrid_vla_wam,
     kairos_4b,
+    latent_plan,
     lingbot_va_mot,
     lingbot_va_robotwin,
     pi05_droid,
@@ -46,6 +47,7 @@ SYSTEMS = {
     "lingbot_va": lingbot_va_robotwin,
     "lingbot_va_mot": lingbot_va_mot,
     "cosmos_policy": cosmos_policy_libero,
+    "latent_plan": latent_plan,
     "pi05": pi05_droid,
     "gr1": gr1,
 }
@@ -188,9 +190,10 @@ def _backbone(backbone: VideoTransformerConfig) -> VideoTransformerConfig:
 
 
 def _of_few_steps(config: RunConfig) -> RunConfig:
-    """Guides nothing: prompts are always shown in training here, so that there is nothing to lead away from."""
+    """Guides nothing, and so drops no prompts in training: there would be little to learn of either."""
     sampling = dataclasses.replace(config.sampling, guidance=1.0, action_guidance=1.0)
     if sampling.evaluated_steps:
         # Every step is run: 8 of DreamZero's 16 would be as many.
         sampling = dataclasses.replace(sampling, steps=len(sampling.evaluated_steps), evaluated_steps=())
-    return dataclasses.replace(config, sampling=sampling)
+    objective = dataclasses.replace(config.objective, prompt_dropout=0.0)
+    return dataclasses.replace(config, sampling=sampling, objective=objective)

@@ -10,7 +10,8 @@ Differs:   the base model alone, 16 frames of 24 x 40 pixels, as a transformer o
            channels; flow matching for their diffusion. It denoises pixels (config.clip.stride is 1), in patches of
            2 x 2: an autoencoder of 4 x 8 x 8 would leave 3 x 5 latents of such a frame. Actions are read off these
            frames, with no super-resolution before. Unverified: the second stage's batch and channels, the first
-           stage's 64 text tokens, learning rate and noise schedule, and how both are warmed up.
+           stage's 64 text tokens, learning rate, noise schedule and share of dropped prompts, and how both are
+           warmed up.
 Cost:      182.6 ZFLOP (model FLOPs of the first stage; the second's are 0.0013), as both plans print
 Acting:    wamjax eval --workdir=VIDEO_RUN --inverse_dynamics=INVERSE_DYNAMICS_RUN composes a run of each stage.
 """
@@ -26,6 +27,7 @@ from wamjax.config.presets import WAN_2_1_T2V_1_3B
 from wamjax.config.schema import (
     DataConfig,
     LayoutConfig,
+    ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
     RunConfig,
@@ -59,6 +61,7 @@ def _video() -> RunConfig:
         optimizer=OptimizerConfig(peak_lr=1e-4, warmup_steps=10_000, ema_decay=0.0),
         parallel=ParallelConfig(fsdp=-1, blocks="explicit"),
         train=TrainConfig(num_steps=2_000_000, global_batch_size=2048, accumulate=8),
+        objective=ObjectiveConfig(prompt_dropout=0.1),
         sampling=SamplingConfig(steps=20, guidance=5.0),
     )
 

@@ -64,7 +64,7 @@ def test_finished_member_is_not_run_again_and_a_failed_one_stops_no_other(
         (folder / compare_command.RESULT_FILE).write_text(json.dumps(result(member, config_hash=plan.identity)))
 
     monkeypatch.setattr(compare_command, "_run_member", run_member)
-    words = ["compare", f"--config={EXPERIMENT}", "--flops=1e9", f"--output={tmp_path}"]
+    words = ["compare", f"--config={EXPERIMENT}", "--flops=1e11", f"--output={tmp_path}"]
     words.append("--members=fast_wam,dreamzero,hybrid")
     assert main(words) == 1
     assert "dreamzero failed: the disk is full" in capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_finished_member_is_not_run_again_and_a_failed_one_stops_no_other(
     assert main([*words[:-1], "--members=fast_wam"]) == 0
     assert "| dreamzero |" in (tmp_path / "comparison.md").read_text()
     capsys.readouterr()
-    assert main([words[0], words[1], "--flops=2e10", *words[3:]]) == 2
+    assert main([words[0], words[1], "--flops=2e11", *words[3:]]) == 2
     assert "holds fast_wam trained with another --flops or other settings" in capsys.readouterr().err
 
 
@@ -89,7 +89,7 @@ def test_finished_member_is_not_run_again_and_a_failed_one_stops_no_other(
 def test_comparison_that_cannot_be_is_refused(
     config: str, members: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["compare", f"--config={config}", "--flops=1e9", f"--output={tmp_path}"]
+    flags = ["compare", f"--config={config}", "--flops=1e11", f"--output={tmp_path}"]
     assert main([*flags, *([f"--members={members}"] if members else [])]) == 2
     assert words in capsys.readouterr().err
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import pytest
 
+from data_pipelines.mixtures.pipeline import open_data
+from data_pipelines.mixtures.settings import resolve_mixture
 from data_pipelines.normalisation import Normalisation, Scale
 from data_pipelines.pipeline import NORMALISATION_FILE, build_pipeline
 from experiments.campaigns import unipi
@@ -107,11 +109,18 @@ def test_runs_in_each_others_place_are_refused(runs: Runs, capsys: pytest.Captur
     assert "formulation=frame_pairs of unipi_inverse_dynamics, the first of two stages" in error
 
 
+def test_an_inverse_dynamics_run_opens_the_pixels_of_its_dataset() -> None:
+    config = resolve_mixture(from_config_dict(unipi.get_config("inverse_dynamics")))
+    sample = open_data(config, workdir=None).validation_windows().batch([0])
+    assert sample.video.shape[1:4] == (unipi.FRAMES, *unipi.CANVAS)
+
+
 def test_statistics_of_other_episodes_are_refused(tmp_path: Path) -> None:
     scale = Scale(low=(-0.5,), high=(0.5,), mean=(0.0,), clamped=(0.0,), outliers=(0,))
     used = Normalisation(actions=scale, state=scale, fingerprint="a", vectors="b", episodes=2, steps=9)
     path = tmp_path / NORMALISATION_FILE
-    check_statistics(path, used)  # latents without statistics
+    with pytest.raises(DataError, match="is missing"):
+        check_statistics(path, used)
     used.save(path)
     check_statistics(path, used)
     wider = dataclasses.replace(used, actions=dataclasses.replace(scale, high=(0.6,)))

@@ -50,6 +50,11 @@ def is_small(config: RunConfig) -> bool:
     return _main(config) is config.model
 
 
+def reads_pixels(config: RunConfig) -> bool:
+    """Whether a run's samples are the windows of a dataset as they are; all others read cached samples."""
+    return is_small(config) or _main(config) is config.inverse_dynamics
+
+
 def _main(
     config: RunConfig,
 ) -> VlaConfig | GptPolicyConfig | InverseDynamicsConfig | VideoTransformerConfig | ModelConfig:

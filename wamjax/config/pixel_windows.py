@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from wamjax.config.blocks import is_small
+from wamjax.config.blocks import reads_pixels
 from wamjax.config.clip import latent_grid
 from wamjax.config.formulation import LayoutConfig
 from wamjax.config.schema import RunConfig
@@ -30,9 +30,10 @@ def pixel_windows(config: RunConfig) -> RunConfig:
       ConfigError: The small model reads its windows as they are, the canvas is not what the model reads, or the blocks
         are not the clip's latent frames.
     """
-    if is_small(config):
+    if reads_pixels(config):
         raise ConfigError(
-            "config.backbone, config.vla and config.gpt are none: the small model's windows are its samples"
+            f"config.backbone, config.vla and config.gpt of {config.name} are none: its samples are windows of pixels "
+            "as they are"
         )
     layout = _LAYOUTS.get(config.layout.formulation, _of_blocks)(config)
     return dataclasses.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
@@ -61,9 +62,9 @@ def check_stages(video: RunConfig, inverse: RunConfig) -> None:
                 f"config.data.{name} is {first} of {video.name} and {second} of {inverse.name}: both stages of a "
                 "system read the same frames and actions; train one of them again"
             )
-    for name in ("split_seed", "validation_fraction"):
+    for name in ("split_seed", "validation_fraction", "filters"):
         first, second = getattr(video.data, name), getattr(inverse.data, name)
-        if first != second and video.data.path == inverse.data.path:
+        if first != second and _same_folder(video.data.path, inverse.data.path):
             raise ConfigError(
                 f"config.data.{name} is {first} of {video.name} and {second} of {inverse.name}, of one dataset: what "
                 "one stage holds out the other was trained on; train one of them again"
@@ -75,3 +76,7 @@ def check_stages(video: RunConfig, inverse: RunConfig) -> None:
             f"{sampling.action_steps} and action_shift={sampling.action_shift}; actions are read off the video at "
             "once: set them to 1, 0 and 0"
         )
+
+
+def _same_folder(first: str, second: str) -> bool:
+    return os.path.realpath(first) == os.path.realpath(second)

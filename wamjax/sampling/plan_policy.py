@@ -47,8 +47,8 @@ class LatentPlanPolicy(LatentPolicy):
             )
         if imagine:
             raise ConfigError(
-                f"{config.name} is of config.layout.formulation=plan, which has no video to look at (wamjax eval "
-                "scores video and actions): it computes nothing of what follows the present"
+                f"{config.name} is of config.layout.formulation=plan, which has no video to look at: it computes "
+                "nothing of what follows the present"
             )
         super().__init__(config, params, codec=codec, prompts=prompts)
         self._decoding = build_decoder_layout(config).full_pass()
