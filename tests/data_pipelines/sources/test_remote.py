@@ -197,7 +197,7 @@ def test_read_in_the_middle_of_an_open_file_is_tried_again(
 
 def test_folders_to_write_to_or_to_map_are_on_a_disk(dataset_path: Path, tmp_path: Path) -> None:
     config = run_config(dataset_path, index="gs://bucket/index")
-    with pytest.raises(ConfigError, match=r"^--out=gs:/bucket/x is an address; expected a folder on a disk"):
+    with pytest.raises(ConfigError, match=r"^--out=gs:/bucket/x is an address; expected a path on a disk"):
         make_index(config, Path("gs://bucket/x"), num_workers=1, part_episodes=9)
     with pytest.raises(ConfigError, match=r"^config\.data\.index=gs://bucket/index is an address"):
         build_pipeline(config, workdir=None)
