@@ -45,6 +45,7 @@ class LatentPolicy:
         codec: LatentCodec,
         prompts: PromptTable,
         imagine: bool = False,
+        decodes: bool = True,
     ) -> None:
         """Makes a policy.
 
@@ -54,6 +55,7 @@ class LatentPolicy:
           codec: Between pixels and latents.
           prompts: Encoded prompts.
           imagine: Whether video is denoised where actions do not need it, to be looked at.
+          decodes: Whether denoised video is decoded, which actions never need.
 
         Raises:
           ConfigError: A block has more than one state, or the formulation has no chunks of actions.
@@ -64,7 +66,8 @@ class LatentPolicy:
                 "observes one state per chunk"
             )
         self.config, self.params, self.layout = config, params, build_layout(config)
-        self._window, self._codec, self._prompts, self._imagine = Window(config), codec, prompts, imagine
+        self._window, self._codec, self._prompts = Window(config), codec, prompts
+        self._imagine, self._decodes = imagine, decodes
         for row, stage in enumerate(acting_stages(config, self.layout, 0)):
             stage_schedule(config, stage, follows=row > 0)  # refuses what cannot be solved
         self._graphdef, _ = abstract_model(build_objective(config))
@@ -147,7 +150,7 @@ class LatentPolicy:
         actions, latents = self.denoise(self.params, self._told, self._latents[:, :1], self._cache, key, chunk=chunk)
         skipped = self._window.num_given_actions(chunk)
         self._last, self._is_due = np.asarray(actions)[:, skipped:], False
-        if latents is None:
+        if latents is None or not self._decodes:
             return Chunk(self._last)
         video = self._codec.decode(jnp.concatenate([self._latents, latents], axis=1))
         return Chunk(self._last, video[:, -self._window.num_expected(self._num_latents) :])
