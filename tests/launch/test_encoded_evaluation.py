@@ -1,0 +1,178 @@
+"""``wamjax eval`` of runs on latents of an autoencoder: what policies see is what was cached, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines.latents.manifest import MANIFEST_FILE, VALIDATION, Manifest
+from data_pipelines.latents.records import SplitRecords
+from data_pipelines.pipeline import build_pipeline
+from launch import cli
+from launch.clip_encoders import ClipEncoders
+from launch.run_samples import Whereabouts, load_encoders, open_samples
+from tests.data_pipelines.conftest import write_episodes
+from tests.launch.pretrained_parts import VAE, write_encoders, write_part
+from tests.launch.test_cache_command import JOINT, LENGTHS, Cached, make_cached
+from wamjax.batch import WamBatch
+from wamjax.config.pixel_windows import pixel_windows
+from wamjax.config.schema import EvaluateConfig, ParallelConfig, RunConfig
+from wamjax.flops.codec import count_codec
+from wamjax.flops.jaxpr import trace_flops
+from wamjax.parallel.mesh import build_mesh
+
+CONFIG = dataclasses.replace(
+    JOINT,
+    evaluate=EvaluateConfig(every_steps=0, num_windows=4, bootstrap=50, rollout_tasks=()),
+    sampling=dataclasses.replace(JOINT.sampling, steps=2),
+)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_encoders(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="module")
+def codec(encoders: Path) -> ClipEncoders:
+    mesh = build_mesh(ParallelConfig(data=1, fsdp=1, context=1, tensor=1), jax.devices()[:1])
+    folders = {"vae": encoders / "vae", "image": encoders / "image_encoder"}
+    return ClipEncoders(CONFIG, mesh, **folders, dtype="float32", chunk_frames=4)
+
+
+@pytest.fixture(scope="module")
+def cached(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> Cached:
+    root = tmp_path_factory.mktemp("evaluated")
+    return make_cached(CONFIG, encoders, write_episodes(root / "set", lengths=LENGTHS), root)
+
+
+@pytest.fixture(scope="module")
+def workdir(cached: Cached) -> Path:
+    folder = cached.folder.parent / "run"
+    assert cli.main(["train", f"--config={cached.experiment}", f"--workdir={folder}"]) == 0
+    return folder
+
+
+def window(seed: int = 0) -> WamBatch:
+    video = np.random.default_rng(seed).integers(0, 256, (2, 9, 16, 32, 3), dtype=np.uint8)
+    return WamBatch(video=video, provenance=np.zeros((2, 3), np.int32))
+
+
+@pytest.mark.slow
+def test_what_a_policy_is_shown_has_the_latents_of_the_window(codec: ClipEncoders) -> None:
+    batch = window()
+    known = {name: np.asarray(value, np.float32) for name, value in codec.encode_windows(batch).items()}
+    for frames in (1, 5, 9):  # one latent frame, two, three
+        latents = codec.encode(batch.video[:, :frames])
+        np.testing.assert_array_equal(latents, known["latents"][:, : latents.shape[1]])
+    channels, image = codec.condition(batch.video[:, :1], 3)
+    np.testing.assert_array_equal(channels, known["condition"])
+    np.testing.assert_array_equal(image, known["image"])
+
+
+@pytest.mark.slow
+def test_decoded_frames_are_those_of_the_autoencoder_by_itself(codec: ClipEncoders) -> None:
+    latents = codec.encode(window().video)
+    frames = np.asarray(codec.decode(latents))
+    assert (frames.shape, frames.dtype) == ((2, 9, 16, 32, 3), np.uint8)
+    mean, std = (np.array(VAE[name]) for name in ("latents_mean", "latents_std"))
+    whole = codec._vae.apply(lambda vae, z: vae.decode(z), jnp.asarray(latents * std + mean, jnp.float32))
+    assert np.abs(frames - (np.asarray(whole) + 1) * 127.5).max() <= 0.51  # rounded to levels
+    first = np.asarray(codec.decode(latents[:, :2]))
+    assert np.abs(first.astype(int) - frames[:, :5]).max() <= 1  # causal: what follows changes nothing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_flops_around_a_chunk_equal_the_jaxprs(codec: ClipEncoders, chunk: int) -> None:
+    counted = count_codec(CONFIG, codec.vae, codec.image, chunk=chunk)
+    video = jax.ShapeDtypeStruct((1, 1 + 4 * chunk, 16, 32, 3), np.uint8)
+    latents = jax.ShapeDtypeStruct((1, 2 + chunk, 4, 8, 2), np.float32)
+    size = 0 if codec.image is None else codec.image.image_size
+    image = codec._image
+    assert image is not None
+
+    def condition(params: Any, first: Any) -> Any:
+        return codec._to_condition(params, first, num_frames=CONFIG.clip.num_frames)
+
+    params = codec._vae.params
+    assert counted.observe == trace_flops(codec._to_latents, params, video).total
+    assert counted.decode == trace_flops(codec._to_frames, params, latents).total
+    first = jax.ShapeDtypeStruct((1, 1, 16, 32, 3), np.uint8)
+    assert counted.condition == trace_flops(condition, params, first).total
+    pixels = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    assert counted.image == trace_flops(codec._to_tokens, image.params, pixels).total
+
+
+@pytest.mark.slow
+def test_samples_of_held_out_windows_are_the_cached_ones(cached: Cached) -> None:
+    config: RunConfig = cached.config
+    pipeline = build_pipeline(pixel_windows(config), workdir=None)
+    mesh = build_mesh(ParallelConfig(data=1, fsdp=1, context=1, tensor=1), jax.devices()[:1])
+    samples = open_samples(config, pipeline, kept=cached.folder, places=Whereabouts(), mesh=mesh)
+    records = SplitRecords(cached.folder, Manifest.load(cached.folder), VALIDATION)
+    made = samples(pipeline.validation_windows().batch(range(len(records))))
+    assert not made.frame_mask.all(), "a window that leaves its episode is among them"
+    for row in range(len(records)):
+        for name, value in records[row].items():
+            if name in ("latents", "condition", "image"):
+                # Encoded in batches of another size: the last of bfloat16's 8 bits may be rounded otherwise.
+                wanted, own = (np.asarray(array, np.float32) for array in (value, getattr(made, name)[row]))
+                np.testing.assert_allclose(own, wanted, rtol=2**-7, atol=1e-6, err_msg=name)
+                assert (own != wanted).mean() < 0.02, name
+            elif name != "prompt_id":
+                np.testing.assert_array_equal(getattr(made, name)[row], value, err_msg=name)
+
+
+@pytest.mark.slow
+def test_run_on_encoded_latents_is_evaluated(cached: Cached, workdir: Path, tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["eval", f"--workdir={workdir}", f"--output={tmp_path}"]) == 0
+    assert "FLOPs of its frozen encoders, not in that: observe " in capsys.readouterr().out
+    found = json.loads((tmp_path / "eval.json").read_text())
+    for name in ("action_error", "video_psnr", "video_ssim", "action_sensitivity", "video_sensitivity"):
+        assert found[name]["n"] == 2, name  # of six episodes
+    manifest = Manifest.load(cached.folder)
+    mesh = build_mesh(ParallelConfig(data=1, fsdp=1, context=1, tensor=1), jax.devices()[:1])
+    codec = load_encoders(cached.config, manifest, Whereabouts(), mesh)
+    assert found["chunk_encoder_flops"] == dataclasses.asdict(count_codec(cached.config, codec.vae, codec.image))
+    for name in ("report.html", "strip.png", "predicted.mp4"):
+        assert (tmp_path / name).stat().st_size > 0, name
+
+
+@pytest.mark.slow
+def test_what_lies_elsewhere_now_is_named(
+    cached: Cached, workdir: Path, encoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def evaluate(run: Path, *flags: str) -> str:
+        assert cli.main(["eval", f"--workdir={run}", f"--output={tmp_path / 'out'}", *flags]) in (2, 3)
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("wamjax eval: "), error
+        return error
+
+    write_part(tmp_path / "other", VAE, seed=1)
+    assert "other is not what the latents" in evaluate(workdir, f"--vae={tmp_path / 'other'}")
+    assert "--vae=nowhere is not a folder" in evaluate(workdir, "--vae=nowhere")
+    assert "holds another kind of model" in evaluate(workdir, f"--vae={encoders / 'text_encoder'}")
+    assert "say where with --latents" in evaluate(workdir, "--latents=nowhere")
+    assert "config.data.mixture has no sources" in evaluate(workdir, "--source=a")
+    moved, run = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(cached.folder, moved)
+    shutil.copytree(workdir, run)
+    manifest = Manifest.load(moved)
+    places = {**manifest.made_with, "vae": "gone"}
+    dataclasses.replace(manifest, made_with=places).save(moved)
+    assert "say with --vae where it lies now" in evaluate(run, f"--latents={moved}")
+    dataclasses.replace(manifest, made_with={}).save(moved)
+    assert "does not say where their encoder lies" in evaluate(run, f"--latents={moved}")
+    dataclasses.replace(manifest, prompts=("wave",)).save(moved)
+    assert "but the run was trained on" in evaluate(run, f"--latents={moved}")
+    (run / MANIFEST_FILE).unlink()
+    manifest.save(moved)
+    shutil.rmtree(moved / "text")
+    assert "the embeddings of 2 of 2 prompts are missing" in evaluate(run, f"--latents={moved}")
