@@ -148,7 +148,10 @@ def _fill_patches(config: RunConfig, out: Path) -> int:
     own.create()
     with own.locked():
         fill_patch_latents(config, out)
-    print(f"{out}: patches of {' x '.join(map(str, config.clip.stride))} pixels (config.clip.stride), complete")
+    what = "pictures or features of them"
+    if config.backbone is not None:
+        what = f"patches of {' x '.join(map(str, config.clip.stride))} pixels (config.clip.stride)"
+    print(f"{out}: {what}, complete")
     return 0
 
 

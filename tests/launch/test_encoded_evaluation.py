@@ -16,17 +16,20 @@ from data_pipelines.latents.records import SplitRecords
 from data_pipelines.pipeline import build_pipeline
 from launch import cli
 from launch.clip_encoders import ClipEncoders
+from launch.patch_latents import fill_patch_latents
 from launch.run_samples import Whereabouts, load_encoders, open_samples
 from tests.data_pipelines.conftest import write_episodes
 from tests.launch.pretrained_parts import VAE, write_encoders, write_part
-from tests.launch.test_cache_command import BACKBONE, JOINT, LENGTHS, Cached, make_cached
+from tests.launch.test_cache_command import BACKBONE, JOINT, LENGTHS, Cached, make_cached, write_experiment
 from wamjax.batch import WamBatch
 from wamjax.config.clip import latent_grid
 from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import EvaluateConfig, ParallelConfig, RunConfig
+from wamjax.config.sources import MixtureConfig, MixtureSource
 from wamjax.flops.codec import count_codec
 from wamjax.flops.jaxpr import trace_flops
 from wamjax.parallel.mesh import build_mesh
+from wamjax.sampling.policy import PromptTable
 
 CONFIG = dataclasses.replace(
     JOINT,
@@ -198,3 +201,34 @@ def test_what_lies_elsewhere_now_is_named(
     manifest.save(moved)
     shutil.rmtree(moved / "text")
     assert "the embeddings of 2 of 2 prompts are missing" in evaluate(run, f"--latents={moved}")
+
+
+@pytest.mark.slow
+def test_source_of_a_mixture_is_evaluated_as_the_robot_it_is(tmp_path: Path) -> None:
+    patches = dataclasses.replace(
+        CONFIG_2_2,
+        backbone=dataclasses.replace(BACKBONE, in_channels=48, out_channels=48),
+        clip=dataclasses.replace(CONFIG.clip, stride=(1, 4, 4), num_frames=3),
+        layout=dataclasses.replace(CONFIG.layout, actions_per_block=1),
+    )
+    sources = []
+    for name, stride in (("a", 1), ("b", 2)):
+        dataset, latents = write_episodes(tmp_path / name, lengths=LENGTHS), tmp_path / f"{name}-latents"
+        data = dataclasses.replace(patches.data, path=str(dataset), latents=str(latents), frame_stride=stride)
+        fill_patch_latents(dataclasses.replace(patches, data=data), latents)
+        sources.append(MixtureSource(name=name, path=str(dataset), latents=str(latents), frame_stride=stride))
+    data = dataclasses.replace(patches.data, mixture=MixtureConfig(sources=tuple(sources)))
+    config = dataclasses.replace(patches, data=data)
+    run = tmp_path / "run"
+    experiment = write_experiment(tmp_path / "experiment.py", config)
+    assert cli.main(["train", f"--config={experiment}", f"--workdir={run}"]) == 0
+    assert cli.main(["eval", f"--workdir={run}"]) == 2  # one source at a time
+    robots = []
+    with pytest.MonkeyPatch.context() as patch:
+        look_up = PromptTable.look_up
+        patch.setattr(PromptTable, "look_up", lambda *a, **k: robots.append(a[0].embodiment_id) or look_up(*a, **k))
+        assert cli.main(["eval", f"--workdir={run}", "--source=b"]) == 0
+    assert set(robots) == {1}
+    found = json.loads((run / "eval/b/eval.json").read_text())
+    assert (found["source"], found["chunk_encoder_flops"]) == ("b", None)
+    assert found["action_error"]["n"] == 2
