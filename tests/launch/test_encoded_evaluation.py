@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,18 +14,21 @@ import pytest
 
 from data_pipelines.latents.manifest import MANIFEST_FILE, VALIDATION, Manifest
 from data_pipelines.latents.records import SplitRecords
-from data_pipelines.pipeline import build_pipeline
+from data_pipelines.pipeline import NORMALISATION_FILE, build_pipeline
 from launch import cli
 from launch.clip_encoders import ClipEncoders
 from launch.patch_latents import fill_patch_latents
 from launch.run_samples import Whereabouts, load_encoders, open_samples
+from launch.window_samples import WindowSamples
 from tests.data_pipelines.conftest import write_episodes
-from tests.launch.pretrained_parts import VAE, write_encoders, write_part
-from tests.launch.test_cache_command import BACKBONE, JOINT, LENGTHS, Cached, make_cached, write_experiment
+from tests.launch.pretrained_parts import TEXT_WIDTH, VAE, write_encoders, write_part
+from tests.launch.test_cache_command import BACKBONE, JOINT, LENGTHS, VIDEO, Cached, make_cached, write_experiment
+from tests.launch.test_two_stages import save
 from wamjax.batch import WamBatch
 from wamjax.config.clip import latent_grid
+from wamjax.config.inverse_dynamics import InverseDynamicsConfig
 from wamjax.config.pixel_windows import pixel_windows
-from wamjax.config.schema import EvaluateConfig, ParallelConfig, RunConfig
+from wamjax.config.schema import EvaluateConfig, LayoutConfig, ParallelConfig, RunConfig
 from wamjax.config.sources import MixtureConfig, MixtureSource
 from wamjax.flops.codec import count_codec
 from wamjax.flops.jaxpr import trace_flops
@@ -232,3 +236,58 @@ def test_source_of_a_mixture_is_evaluated_as_the_robot_it_is(tmp_path: Path) -> 
     found = json.loads((run / "eval/b/eval.json").read_text())
     assert (found["source"], found["chunk_encoder_flops"]) == ("b", None)
     assert found["action_error"]["n"] == 2
+
+
+@pytest.mark.slow
+def test_two_stages_of_which_the_first_has_encoded_latents_are_evaluated(
+    encoders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = dataclasses.replace(
+        VIDEO,
+        layout=dataclasses.replace(VIDEO.layout, noisy_first_frame=False),
+        evaluate=CONFIG.evaluate,
+        sampling=CONFIG.sampling,
+        parallel=ParallelConfig(fsdp=1),
+    )
+    first = make_cached(video, encoders, write_episodes(tmp_path / "set", lengths=LENGTHS), tmp_path).config
+    inverse = dataclasses.replace(
+        first,
+        name="tiny_inverse_dynamics",
+        backbone=None,
+        inverse_dynamics=InverseDynamicsConfig(width=4, num_layers=1, hidden_width=4),
+        layout=LayoutConfig(
+            formulation="frame_pairs", num_blocks=1, frames_per_block=1, actions_per_block=2, states_per_block=0
+        ),
+        data=dataclasses.replace(first.data, latents="", video_statistics="none"),
+    )
+    runs = save(tmp_path, "video", first), save(tmp_path, "inverse", inverse)
+    build_pipeline(inverse, workdir=runs[1].path).normalisation.save(runs[0].path / NORMALISATION_FILE)
+    words = ["eval", f"--workdir={runs[0].path}", f"--inverse_dynamics={runs[1].path}"]
+    assert cli.main(words) == 0
+    found = json.loads((runs[0].path / "eval.json").read_text())
+    assert found["video_psnr"]["n"] == found["action_error"]["n"] == 2
+    costs = found["chunk_encoder_flops"]
+    assert costs["observe"] > 0 < costs["decode"]
+    assert costs["condition"] == costs["image"] == 0
+    capsys.readouterr()
+    assert cli.main([*words, "--vae=nowhere"]) == 3
+    assert "--vae=nowhere is not a folder" in capsys.readouterr().err
+
+
+def test_windows_asked_for_in_turn_are_encoded_once() -> None:
+    class Counted:
+        codec, encoded = None, 0
+
+        def encode_windows(self, batch: WamBatch) -> dict[str, np.ndarray]:
+            self.encoded += 1
+            return {"latents": np.full((2, 3, 4, 8, 2), batch.video[0, 0, 0, 0, 0], np.float32)}
+
+    config = dataclasses.replace(CONFIG_2_2, layout=LayoutConfig(formulation="video"))
+    table = PromptTable(text=np.zeros((1, 6, TEXT_WIDTH)))
+    pipeline: Any = SimpleNamespace(index=SimpleNamespace(records=()))
+    encoders = Counted()
+    samples = WindowSamples(config, pipeline, encoders, table)
+    one, other = (dataclasses.replace(window(seed), prompt_id=np.zeros(2, np.int32)) for seed in (0, 1))
+    for batch in (one, one, other, one, other, dataclasses.replace(one, actions=np.ones(2))):
+        assert (samples(batch).latents == batch.video[0, 0, 0, 0, 0]).all()
+    assert encoders.encoded == 2

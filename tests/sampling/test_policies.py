@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.flops.steps import vary
-from tests.sampling.acting import ACTING, expected_frames, frame_size, load_twin, make_policy, roll_out
+from tests.sampling.acting import ACTING, PooledCodec, expected_frames, frame_size, load_twin, make_policy, roll_out
 from tests.tiny import tiny_batch
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -180,3 +180,15 @@ def test_guidance_without_the_empty_prompt_that_training_dropped_to_is_refused()
     assert config.objective.prompt_dropout == 0.1
     with pytest.raises(ConfigError, match=r"PromptTable\.negative"):
         build_policy(config, {}, codec=codec, prompts=PromptTable(text=np.zeros((1, 1, 1), np.float32)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fast_wam_joint", "cosmos_policy_libero"])
+def test_policy_whose_video_nobody_looks_at_acts_alike_and_decodes_nothing(name: str) -> None:
+    config = load_twin(name)
+    with mock.patch.object(PooledCodec, "decode", side_effect=AssertionError("decoded")):
+        unseen = roll_out(make_policy(config, decodes=False), config)
+    for one, other in zip(roll_out(make_policy(config), config), unseen, strict=True):
+        assert one.video is not None
+        assert other.video is None
+        np.testing.assert_array_equal(one.actions, other.actions)
