@@ -39,7 +39,7 @@ DECODE_CHUNK = 1  # latent frames decoded at a time
 class ClipEncoders:
     """The encoders of one run, on a mesh; windows are split over its rows.
 
-    A ``sampling.policy.LatentCodec``: what it encodes has the bfloat16 values that the cache holds.
+    A ``sampling.policy.StreamingCodec``: what it encodes has the bfloat16 values that the cache holds.
 
     Attributes:
       fingerprints: Hash of weights, configuration and dtype by encoder.
@@ -90,6 +90,7 @@ class ClipEncoders:
             self.fingerprints["image"] = fingerprint_encoder(image, self._image)
         self._encode_clips = jax.jit(self._clips, in_shardings=(None, batch_sharding(mesh)))
         self._encode, self._decode = jax.jit(self._to_latents), jax.jit(self._to_frames)
+        self._encode_step = jax.jit(self._to_next_latents)
         self._condition = jax.jit(self._to_condition, static_argnames="num_frames")
 
     @property
@@ -108,6 +109,11 @@ class ClipEncoders:
     def encode(self, video: Any) -> jax.Array:
         """As ``LatentCodec.encode``: every call begins a clip, as every cached window does."""
         return self._encode(self._vae.params, np.asarray(video)).astype(jnp.float32)
+
+    def encode_next(self, frames: Any, memory: Any) -> tuple[jax.Array, Any]:
+        """As ``StreamingCodec.encode_next``: the autoencoder is causal, and goes on from its cached features."""
+        latents, memory = self._encode_step(self._vae.params, np.asarray(frames), memory)
+        return latents.astype(jnp.float32), memory
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """As ``LatentCodec.decode``."""
@@ -133,8 +139,13 @@ class ClipEncoders:
 
     def _to_latents(self, params: Any, video: jax.Array) -> jax.Array:
         """Returns normalised latents (their mode), in bfloat16, of uint8 frames ``[b f H W 3]``."""
+        return self._to_next_latents(params, video, None)[0]
+
+    def _to_next_latents(self, params: Any, video: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        """As ``_to_latents``, of frames that follow those of ``cache``; and the cache of those that follow them."""
         vae: WanVae = nnx.merge(self._vae.graphdef, params)
-        return vae.normalise(vae.encode(_to_unit(video), chunk=self.chunk_frames).mean).astype(jnp.bfloat16)
+        moments, cache = vae.encode_step(_to_unit(video), cache, chunk=self.chunk_frames)
+        return vae.normalise(moments.mean).astype(jnp.bfloat16), cache
 
     def _to_frames(self, params: Any, latents: jax.Array) -> jax.Array:
         """Returns uint8 frames ``[b f H W 3]`` of normalised latents."""

@@ -98,6 +98,11 @@ def test_what_a_policy_is_shown_has_the_latents_of_the_window(codec: ClipEncoder
         latents = codec.encode(batch.video[:, :frames])
         np.testing.assert_array_equal(latents, known["latents"][:, : latents.shape[1]])
     channels, image = codec.condition(batch.video[:, :1], 3)
+    parts, memory = [], None
+    for begin, end in ((0, 1), (1, 5), (5, 9)):  # as they come
+        latents, memory = codec.encode_next(batch.video[:, begin:end], memory)
+        parts.append(np.asarray(latents))
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), known["latents"], rtol=2**-7, atol=1e-6)
     for name, found in (("condition", channels), ("image", image)):
         assert (found is None) == (name not in known)
         if found is not None:
@@ -120,19 +125,22 @@ def test_decoded_frames_are_those_of_the_autoencoder_by_itself(codec: ClipEncode
 @pytest.mark.parametrize("chunk", [0, 1])
 def test_flops_around_a_chunk_equal_the_jaxprs(codec: ClipEncoders, chunk: int) -> None:
     counted = count_codec(codec._config, codec.vae, codec.image, chunk=chunk)
-    video = jax.ShapeDtypeStruct((1, 1 + 4 * chunk, 16, 32, 3), np.uint8)
+    first, following = (jax.ShapeDtypeStruct((1, count, 16, 32, 3), np.uint8) for count in (1, 4))
+    window = jax.ShapeDtypeStruct((1, 5, 16, 32, 3), np.uint8)
     latents = jax.ShapeDtypeStruct((1, 2 + chunk, *latent_grid(codec._config)[1:], 2), np.float32)
 
     def condition(params: Any, first: Any) -> Any:
         return codec._to_condition(params, first, num_frames=CONFIG.clip.num_frames)
 
     params = codec._vae.params
-    assert counted.observe == trace_flops(codec._to_latents, params, video).total
+    memory = jax.eval_shape(codec._to_next_latents, params, first, None)[1] if chunk else None
+    newest = following if chunk else first
+    assert counted.observe == trace_flops(codec._to_next_latents, params, newest, memory).total
+    assert counted.window == trace_flops(codec._to_latents, params, window).total  # of one block before the last
     assert counted.decode == trace_flops(codec._to_frames, params, latents).total
     if codec._image is None or codec.image is None:
         assert counted.condition == counted.image == 0
         return
-    first = jax.ShapeDtypeStruct((1, 1, 16, 32, 3), np.uint8)
     assert counted.condition == trace_flops(condition, params, first).total
     size = codec.image.image_size
     pixels = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)

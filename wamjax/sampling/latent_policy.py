@@ -24,7 +24,7 @@ from wamjax.layout.inference import Stage, acting_stages, context_segments, text
 from wamjax.objectives.latent_tokens import patch_tokens, unpatch_tokens
 from wamjax.objectives.noising import select_frames
 from wamjax.objectives.objective import abstract_model, build_objective
-from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable
+from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable, StreamingCodec
 from wamjax.sampling.stages import Known, Told, denoise_stage, fill_cache, is_guided, stage_schedule
 from wamjax.sampling.window import Window
 from wamjax.types import PRNGKey, PureDict
@@ -81,6 +81,7 @@ class LatentPolicy:
     def _forget(self) -> None:
         self._frames: npt.NDArray[Any] | None = None
         self._latents: jax.Array | None = None
+        self._memory: Any = None
         self._actions = np.zeros((0, 0, 0), np.float32)
         self._cached: tuple[Segment, ...] = text_segments(self.layout)
         self._cache, self._is_due = self._tower, False
@@ -133,7 +134,7 @@ class LatentPolicy:
         if is_cut:
             self._actions = self._window.cut_actions(self._actions, self._num_latents)
             self._cached, self._cache = text_segments(self.layout), self._tower
-        self._latents = self._codec.encode(self._frames)
+        self._encode(frames, anew=is_first or is_cut)
         self._told = self._tell(state, renew=is_first or is_cut)
         self._refill()
         self._is_due = True
@@ -158,6 +159,16 @@ class LatentPolicy:
     @property
     def _num_latents(self) -> int:
         return 0 if self._frames is None else self._window.num_latents(self._frames)
+
+    def _encode(self, new: npt.NDArray[Any], *, anew: bool) -> None:
+        """Encodes the ``new`` frames of the window; all of it ``anew`` where it has another first frame."""
+        if not isinstance(self._codec, StreamingCodec):
+            self._latents = self._codec.encode(self._frames)
+        elif anew:
+            self._latents, self._memory = self._codec.encode_next(self._frames, None)
+        else:
+            latents, self._memory = self._codec.encode_next(new, self._memory)
+            self._latents = jnp.concatenate([self._latents, latents], axis=1)
 
     def _take_actions(self, actions: npt.NDArray[Any] | None) -> None:
         """Appends what was executed to the actions of the window."""
