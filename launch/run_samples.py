@@ -119,9 +119,10 @@ def load_encoders(config: RunConfig, manifest: Manifest, places: Whereabouts, me
         wanted, found = manifest.encoders.get(name), encoders.fingerprints.get(name)
         if wanted != found:
             flag = "image_encoder" if name == "image" else name
+            hint = "" if made else f", and run that again if it had flags: {MANIFEST_FILE} does not say how it ran"
             raise ConfigError(
                 f"--{flag}={folder} is not what the latents {config.data.latents} were made with: its fingerprint is "
-                f"{str(found)[:16]}, theirs {str(wanted)[:16]}; name the encoder that wamjax data cache had"
+                f"{str(found)[:16]}, theirs {str(wanted)[:16]}; name the encoder that wamjax data cache had{hint}"
             )
     return encoders
 

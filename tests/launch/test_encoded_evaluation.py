@@ -22,7 +22,16 @@ from launch.run_samples import Whereabouts, load_encoders, open_samples
 from launch.window_samples import WindowSamples
 from tests.data_pipelines.conftest import write_episodes
 from tests.launch.pretrained_parts import TEXT_WIDTH, VAE, write_encoders, write_part
-from tests.launch.test_cache_command import BACKBONE, JOINT, LENGTHS, VIDEO, Cached, make_cached, write_experiment
+from tests.launch.test_cache_command import (
+    BACKBONE,
+    JOINT,
+    LENGTHS,
+    VIDEO,
+    Cached,
+    cache,
+    make_cached,
+    write_experiment,
+)
 from tests.launch.test_two_stages import save
 from wamjax.batch import WamBatch
 from wamjax.config.clip import latent_grid
@@ -207,6 +216,8 @@ def test_what_lies_elsewhere_now_is_named(
     assert "say with --vae where it lies now" in evaluate(run, f"--latents={moved}")
     dataclasses.replace(manifest, made_with={}).save(moved)
     assert "does not say where their encoder lies" in evaluate(run, f"--latents={moved}")
+    assert cache(encoders, moved, cached.experiment, *cached.flags) == 0  # nothing is encoded again
+    assert Manifest.load(moved) == manifest
     dataclasses.replace(manifest, prompts=("wave",)).save(moved)
     assert "but the run was trained on" in evaluate(run, f"--latents={moved}")
     (run / MANIFEST_FILE).unlink()

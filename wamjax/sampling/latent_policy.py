@@ -167,6 +167,7 @@ class LatentPolicy:
         elif anew:
             self._latents, self._memory = self._codec.encode_next(self._frames, None)
         else:
+            assert self._latents is not None, "the window has begun"
             latents, self._memory = self._codec.encode_next(new, self._memory)
             self._latents = jnp.concatenate([self._latents, latents], axis=1)
 
