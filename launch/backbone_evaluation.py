@@ -1,18 +1,14 @@
-"""Evaluation of a model that was trained on patches, alone or as the first of two stages.
+"""Evaluation of the runs that read cached samples, alone or as the first of two stages.
 
-Its policy is driven through held-out windows and in the simulator.
-
-The policy is driven through every window: it acts, is shown what really happened, and acts again. So what is scored is
-what runs on a robot, its cache and its sampler included.
+The policy of such a run is driven through held-out windows and in the simulator: it acts, is shown what really
+happened, and acts again. So what is scored is what runs on a robot, its encoders, its cache and its sampler included.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,29 +17,34 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipelines.embodiments.apply import prompt_writer
+from data_pipelines.mixtures.pipeline import SOURCES_FOLDER
+from data_pipelines.mixtures.settings import number_embodiments, source_config
 from data_pipelines.normalisation import Normalisation
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
 from launch import metaworld
 from launch.canvas_policy import CanvasPolicy
+from launch.clip_encoders import ClipEncoders
 from launch.closed_loop import Rollouts, evaluate_closed_loop
 from launch.open_loop import Model, OpenLoop, evaluate_open_loop
-from launch.patch_latents import PatchSamples
-from launch.trained_state import ActionBefore, restore_state, sample_losses, whole_params
+from launch.policy_driver import measure_latency, predict_windows
+from launch.run_samples import Whereabouts, open_samples
+from launch.trained_state import ActionBefore, restore_state, sample_losses, sampling_mesh, whole_params
+from launch.window_samples import WindowSamples
 from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
 from wamjax.config.pixel_windows import num_pictures, pixel_windows
 from wamjax.config.schema import RunConfig
+from wamjax.config.systems import check_has_actions
 from wamjax.config.two_stage import two_stage_windows
 from wamjax.errors import ConfigError, DataError
 from wamjax.flops.chunk import ChunkFlops, count_chunk, count_two_stages
+from wamjax.flops.codec import CodecFlops, count_codec
 from wamjax.parallel.mesh import build_mesh
 from wamjax.sampling.build import build_policy
 from wamjax.sampling.policy import Policy
 from wamjax.sampling.two_stage_policy import InverseDynamics
 from wamjax.training.program import TrainProgram, build_program
 from wamjax.types import PureDict
-
-_LATENCY_CHUNKS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class BackboneEvaluation:
       rollouts: Of each task; None where there is no simulator.
       reason: Why not.
       chunk: FLOPs of one action chunk.
+      encoders: FLOPs of the frozen encoders around it; None where there are none.
       latency_s: Seconds of one chunk, from observation to actions, of one rollout; the median.
       chunk_actions: Its actions.
     """
@@ -67,6 +69,7 @@ class BackboneEvaluation:
     rollouts: Sequence[Rollouts] | None
     reason: str | None
     chunk: ChunkFlops
+    encoders: CodecFlops | None
     latency_s: float
     chunk_actions: int
 
@@ -76,26 +79,89 @@ class BackboneEvaluation:
             "chunk_flops": self.chunk.total,
             "chunk_flops_by_stage": {"observe": self.chunk.observe, **self.chunk.stages},
             "chunk_evaluations": dict(self.chunk.evaluations),
+            "chunk_encoder_flops": None if self.encoders is None else dataclasses.asdict(self.encoders),
             "chunk_actions": self.chunk_actions,
             "chunk_ms": 1000.0 * self.latency_s,
             "device": jax.devices()[0].device_kind,
         }
 
+    def summarise_chunk(self) -> str:
+        """Returns ``describe_chunk`` in words."""
 
-def evaluate_backbone(workdir: WorkDir, config: RunConfig) -> BackboneEvaluation:
-    """Evaluates the newest checkpoint of a run.
+        def listed(flops: Mapping[str, int]) -> str:
+            return ", ".join(f"{name} {count:,}" for name, count in flops.items() if count)
+
+        stages = listed({"observe": self.chunk.observe, **self.chunk.stages})
+        head = f"FLOPs of a chunk of {self.chunk_actions} actions, the first: {self.chunk.total:,} ({stages})"
+        text = f"{head}, {1000.0 * self.latency_s:.1f} ms"
+        if self.encoders is None:
+            return text
+        return f"{text}\nFLOPs of its frozen encoders, not in that: {listed(dataclasses.asdict(self.encoders))}"
+
+
+def evaluate_backbone(
+    run: RestoredRun, *, source: str | None = None, places: Whereabouts | None = None
+) -> BackboneEvaluation:
+    """Evaluates a run.
+
+    Args:
+      run: The run.
+      source: Which source of a mixture, by name.
+      places: Where its encoders and latents lie now.
 
     Raises:
-      ConfigError: The run has no checkpoint, or reads something else than patches.
+      ConfigError: The run does not act, or what its encoders make is not what it was trained on.
+      DataError: Its dataset, latents or encoders are missing.
     """
+    config, kept, embodiment = _of_source(run, source)
+    check_evaluable(config)
     pixels = pixel_windows(config)
-    pipeline = build_pipeline(pixels, workdir=None)
-    samples = PatchSamples(config, pipeline)
-    run = restore_run(workdir, config)
+    pipeline = build_pipeline(pixels, workdir=kept)
+    samples = open_samples(
+        config,
+        pipeline,
+        kept=kept,
+        places=places or Whereabouts(),
+        mesh=sampling_mesh(run.program),
+        embodiment=embodiment,
+    )
     make = functools.partial(_make_policy, config, run.whole, samples)
     losses = functools.partial(_sample_losses, run, samples)
     # The chunk that is timed is the first.
-    return _evaluate(run.step, pixels, pipeline, make, losses, chunk=count_chunk(config, 0))
+    encoders = _count_encoders(config, samples)
+    return _evaluate(run.step, pixels, pipeline, make, losses, chunk=count_chunk(config, 0), encoders=encoders)
+
+
+def check_evaluable(config: RunConfig) -> None:
+    """Refuses a run that has no policy of its own, or several sizes of window.
+
+    Raises:
+      ConfigError: See above.
+    """
+    check_has_actions(config)
+    if config.data.buckets.sets:
+        raise ConfigError(
+            f"config.data.buckets of {config.name} has {len(config.data.buckets.sets)} sizes of window; wamjax eval "
+            "evaluates one: train a run of one size from it (config.finetune) to evaluate that"
+        )
+
+
+def _of_source(run: RestoredRun, source: str | None) -> tuple[RunConfig, Path, int]:
+    """Returns the run on one dataset alone, where what describes its data is kept, and the robot's number."""
+    config, folder = run.program.config, run.workdir.path
+    sources = config.data.mixture.sources
+    if not sources:
+        return config, folder, 0
+    place = [each.name for each in sources].index(source or "")  # another name was refused before
+    own = source_config(config, sources[place])
+    return own, folder / SOURCES_FOLDER / sources[place].name, number_embodiments(sources)[place]
+
+
+def _count_encoders(config: RunConfig, samples: WindowSamples) -> CodecFlops | None:
+    encoders = samples.encoders
+    if not isinstance(encoders, ClipEncoders):
+        return None
+    return count_codec(config, encoders.vae, encoders.image, in_chunks=encoders.chunk_frames is not None)
 
 
 class RestoredRun(NamedTuple):
@@ -128,22 +194,35 @@ def restore_run(workdir: WorkDir, config: RunConfig, step: int | None = None) ->
     return RestoredRun(restored.record.step, program, params, whole_params(params, program), workdir)
 
 
-def evaluate_two_stages(video: RestoredRun, inverse: RestoredRun) -> tuple[RunConfig, BackboneEvaluation]:
+def evaluate_two_stages(
+    video: RestoredRun, inverse: RestoredRun, *, places: Whereabouts | None = None
+) -> tuple[RunConfig, BackboneEvaluation]:
     """Evaluates a run of a video model and one of an inverse-dynamics model as one system.
 
     Actions are scaled and held out as the folder of ``inverse`` says.
+
+    Args:
+      video: The first.
+      inverse: The second.
+      places: Where the encoders and latents of the first lie now.
 
     Returns:
       The run on pixels whose windows were evaluated, and what was found.
 
     Raises:
-      ConfigError: The two make no system (``config.two_stage``), or the first reads something else than patches.
-      DataError: They were trained with other statistics of one dataset's actions.
+      ConfigError: The two make no system (``config.two_stage``), or as ``open_samples``.
+      DataError: They were trained with other statistics of one dataset's actions, or as ``open_samples``.
     """
     first, second = video.program.config, inverse.program.config
     pixels = two_stage_windows(first, second)
     pipeline = build_pipeline(pixels, workdir=inverse.workdir.path)
-    samples = PatchSamples(first, pipeline)
+    samples = open_samples(
+        first,
+        pipeline,
+        kept=video.workdir.path,
+        places=places or Whereabouts(),
+        mesh=sampling_mesh(video.program),
+    )
     check_statistics(video.workdir.path / NORMALISATION_FILE, pipeline.normalisation)
     reader = InverseDynamics(second, inverse.whole)
 
@@ -157,8 +236,8 @@ def evaluate_two_stages(video: RestoredRun, inverse: RestoredRun) -> tuple[RunCo
         del batch, observed, draw
         return {}  # neither stage's loss is of the system: one reads no actions, the other true frames
 
-    chunk = count_two_stages(first, second)
-    return pixels, _evaluate(video.step, pixels, pipeline, make, losses, chunk=chunk)
+    chunk, encoders = count_two_stages(first, second), _count_encoders(first, samples)
+    return pixels, _evaluate(video.step, pixels, pipeline, make, losses, chunk=chunk, encoders=encoders)
 
 
 def check_statistics(path: Path, used: Normalisation) -> None:
@@ -191,9 +270,15 @@ def _evaluate(
     losses: Callable[..., dict[str, npt.NDArray[Any]]],
     *,
     chunk: ChunkFlops,
+    encoders: CodecFlops | None,
 ) -> BackboneEvaluation:
     """Drives the policy that ``make(imagine=...)`` makes; ``losses`` of windows in pixels are of the trained models."""
     windows = pipeline.validation_windows()
+    if not len(windows):
+        raise DataError(
+            f"dataset {pixels.data.path} has no held-out window to evaluate on; config.data.validation_fraction="
+            f"{pixels.data.validation_fraction} of its episodes was held out"
+        )
     open_loop = evaluate_open_loop(
         windows,
         Model(predict=functools.partial(predict_windows, make(imagine=True), pixels), sample_losses=losses),
@@ -211,74 +296,28 @@ def _evaluate(
         rollouts=rollouts,
         reason=reason,
         chunk=chunk,
+        encoders=encoders,
         latency_s=latency_s,
         chunk_actions=chunk_actions,
     )
 
 
-class Predicted(NamedTuple):
-    """What a policy expects of windows (``launch.open_loop.Prediction``).
-
-    Attributes:
-      video: uint8 ``[b f-1 H W 3]``; None of a policy that denoises none.
-      actions: fp32 ``[b a u]``.
-    """
-
-    video: npt.NDArray[Any] | None
-    actions: npt.NDArray[Any]
-
-
-def predict_windows(policy: Policy, pixels: RunConfig, batch: WamBatch, key: jax.Array) -> Predicted:
-    """Drives ``policy`` through recorded windows, chunk by chunk from what really happened before.
-
-    A chunk has the actions of one block or of several, and their frames.
-    """
-    sizes, state = pixels.layout, _states(batch)
-    policy.reset(np.asarray(batch.prompt_id))
-    frames, actions, block, first = [], [], 0, 0
-    for turn in range(sizes.num_blocks):
-        now = state[:, block] if sizes.states_per_block else state[:, 0]
-        last = block * sizes.frames_per_block
-        policy.observe(np.asarray(batch.video[:, first : last + 1]), now)
-        chunk = policy.act(jax.random.fold_in(key, turn))
-        frames.append(None if chunk.video is None else np.asarray(chunk.video))
-        actions.append(np.asarray(chunk.actions))
-        block, first = block + actions[-1].shape[1] // sizes.actions_per_block, last + 1
-        if block == sizes.num_blocks:
-            break
-    seen = [part for part in frames if part is not None]
-    return Predicted(np.concatenate(seen, axis=1) if seen else None, np.concatenate(actions, axis=1))
-
-
-def measure_latency(policy: Policy, window: WamBatch) -> tuple[float, int]:
-    """Returns the seconds from a first observation to actions, the median of a few, compiled before; and how many."""
-    frame, state, seconds = np.asarray(window.video[:1, :1]), _states(window)[:1, 0], []
-    actions = np.zeros((0, 0, 0))
-    for turn in range(1 + _LATENCY_CHUNKS):
-        policy.reset(np.asarray(window.prompt_id[:1]))
-        started = time.perf_counter()
-        policy.observe(frame, state)
-        actions = np.asarray(policy.act(jax.random.key(turn)).actions)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:]), actions.shape[1]
-
-
-def _states(batch: WamBatch) -> npt.NDArray[Any]:
-    """Returns the states ``[b s p]``, masked; one of zeros where the run has none."""
-    if not batch.state.shape[1]:
-        return np.zeros((batch.size, 1, batch.state.shape[2]), np.float32)
-    return np.asarray(batch.state * batch.state_mask)
-
-
-def _make_policy(config: RunConfig, params: PureDict, samples: PatchSamples, *, imagine: bool) -> Policy:
-    imagine = imagine and config.layout.formulation != "plan"  # which has no video to look at
-    policy = build_policy(config, params, codec=samples.encoders.codec, prompts=samples.prompts, imagine=imagine)
+def _make_policy(config: RunConfig, params: PureDict, samples: WindowSamples, *, imagine: bool) -> Policy:
+    """Returns the policy; with ``imagine`` it shows what it expects to see, else it does what actions need."""
+    policy = build_policy(
+        config,
+        params,
+        codec=samples.encoders.codec,
+        prompts=samples.prompts,
+        imagine=imagine and config.layout.formulation != "plan",  # which has no video to look at
+        decodes=imagine,
+    )
     pictures = num_pictures(config)
     return CanvasPolicy(policy, pictures) if pictures else policy
 
 
 def _sample_losses(
-    run: RestoredRun, samples: PatchSamples, batch: WamBatch, observed: WamBatch, draw: int
+    run: RestoredRun, samples: WindowSamples, batch: WamBatch, observed: WamBatch, draw: int
 ) -> dict[str, npt.NDArray[Any]]:
     """As ``RestoredRun.losses``, of windows in pixels."""
     own = samples(batch)

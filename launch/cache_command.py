@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -83,10 +84,10 @@ def run(argv: list[str]) -> int:
     values, config = flags.FLAGS, select_source(config_from_flags())
     if reads_pixels(config):
         raise ConfigError(f"{config.name} has no config.backbone: it reads pixels and needs no latents")
-    if num_pictures(config):
+    if num_pictures(config) and not values.patches:
         raise ConfigError(
             f"config.layout.formulation={config.layout.formulation} of {config.name} reads pictures of single cameras, "
-            "which the encoders of wamjax data cache do not make; wamjax compare makes samples of a small one"
+            "which the encoders of wamjax data cache do not make; --patches makes samples of a small one"
         )
     if values.worker >= values.num_workers:
         raise ConfigError(f"--worker={values.worker} is not below --num_workers={values.num_workers}; count from 0")
@@ -147,7 +148,10 @@ def _fill_patches(config: RunConfig, out: Path) -> int:
     own.create()
     with own.locked():
         fill_patch_latents(config, out)
-    print(f"{out}: patches of {' x '.join(map(str, config.clip.stride))} pixels (config.clip.stride), complete")
+    what = "pictures or features of them"
+    if config.backbone is not None:
+        what = f"patches of {' x '.join(map(str, config.clip.stride))} pixels (config.clip.stride)"
+    print(f"{out}: {what}, complete")
     return 0
 
 
@@ -163,13 +167,26 @@ def _agree(out: Path, config: RunConfig, pipeline: Pipeline, encoders: FrozenEnc
         encoders=encoders.fingerprints,
         shard_windows=flags.FLAGS.shard_windows,
         prompts=pipeline.prompts,
+        made_with=_describe_encoders(encoders),
     )
     if (out / MANIFEST_FILE).exists():
-        check_same(Manifest.load(out), wanted, out)
+        found = Manifest.load(out)
+        check_same(found, wanted, out)
+        if flags.FLAGS.worker == 0 and found.made_with != wanted.made_with:  # the encoders lie elsewhere now
+            wanted.save(out)
     else:
         pipeline.normalisation.save(out / NORMALISATION_FILE)
         wanted.save(out)
     return wanted
+
+
+def _describe_encoders(encoders: FrozenEncoders) -> dict[str, Any]:
+    """Returns what evaluation needs to encode as this job does (``Manifest.made_with``)."""
+    values = flags.FLAGS
+    found = {"vae": str(Path(values.vae).resolve()), "chunk_frames": encoders.clips.chunk_frames, "dtype": values.dtype}
+    if values.image_encoder:
+        found["image_encoder"] = str(Path(values.image_encoder).resolve())
+    return found
 
 
 def _fill(
@@ -202,8 +219,11 @@ def _fill(
     images = {"image": 1} if "image" in encoders.fingerprints else {}
     windows, seconds, flops = 0, 0.0, 0
     fields = SampleFields(config, pipeline)
-    for shard in job.run(worker, lambda batch: {**encoders.encode_windows(batch), **fields(batch)}):
-        runs = {"vae": encoders.clips_per_window * shard.windows, **{k: n * shard.windows for k, n in images.items()}}
+    for shard in job.run(worker, lambda batch: {**encoders.clips.encode_windows(batch), **fields(batch)}):
+        runs = {
+            "vae": encoders.clips.clips_per_window * shard.windows,
+            **{k: n * shard.windows for k, n in images.items()},
+        }
         log.add(samples=shard.windows, runs=runs, seconds=shard.seconds)
         windows, seconds = windows + shard.windows, seconds + shard.seconds
         flops += sum(count * encoders.flops_per_run[name] for name, count in runs.items())

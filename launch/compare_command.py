@@ -28,9 +28,9 @@ from data_pipelines.embodiments.apply import apply_embodiment
 from data_pipelines.latents.manifest import cache_settings, record_fields
 from data_pipelines.sources.remote import refuse_address
 from launch import distributed
-from launch.backbone_evaluation import BackboneEvaluation, evaluate_backbone
+from launch.backbone_evaluation import BackboneEvaluation, evaluate_backbone, restore_run
 from launch.comparison_page import write_comparison
-from launch.eval_command import describe_evaluation
+from launch.evaluation_products import describe_evaluation
 from launch.experiment import OVERRIDE_FLAG, define_config_flag, load_experiment, load_members
 from launch.patch_latents import fill_patch_latents
 from launch.workdir import WorkDir, config_hash
@@ -155,7 +155,7 @@ def _run_member(member: str, output: Path, plan: MemberPlan) -> None:
     fill_patch_latents(config, latents)
     workdir.mkdir(parents=True, exist_ok=True)
     _train(f"{flags.FLAGS.config}:{member}", [*plan.overrides, *added], workdir)
-    found = evaluate_backbone(WorkDir(workdir), config)
+    found = evaluate_backbone(restore_run(WorkDir(workdir), config))
     training_flops = config.train.num_steps * plan.flops_per_step
     result = describe_result(member, config, found, training_flops=training_flops) | {"config_hash": plan.identity}
     temporary = workdir / f"{RESULT_FILE}.tmp"

@@ -2,11 +2,13 @@
 
   wamjax eval --workdir=runs/quickstart --cpu_devices=8
   wamjax eval --workdir=runs/mixture --source=NAME
+  wamjax eval --workdir=runs/fast_wam [--vae=DIR] [--image_encoder=DIR] [--latents=DIR]
   wamjax eval --workdir=runs/unipi/video --inverse_dynamics=runs/unipi/inverse_dynamics
 
-With --inverse_dynamics two runs are evaluated as one system: --workdir generates video, the other reads the actions
-off it, and eval.json has the FLOPs and milliseconds of a chunk of actions too. An inverse-dynamics model by itself is
-shown the true frames.
+A run on cached samples is evaluated as the policy it is, and eval.json has the FLOPs and milliseconds of a chunk of
+actions too. Its encoders and prompts are those that its latents were made with, found where these say; flags say where
+they lie if that is elsewhere now. With --inverse_dynamics two runs are evaluated as one system: --workdir generates
+video, the other reads the actions off it. An inverse-dynamics model by itself is shown the true frames.
 
 Writes into the work directory: eval.json (every figure with its interval), report.html (open it in a browser),
 strip.png, predicted.mp4 and, where the simulator is installed, rollout.mp4.
@@ -16,10 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +32,23 @@ from data_pipelines.mixtures.settings import source_config
 from data_pipelines.pipeline import Pipeline
 from data_pipelines.sources.remote import refuse_address
 from data_pipelines.stream import ValidationWindows
-from launch import distributed, metaworld
-from launch.backbone_evaluation import evaluate_two_stages, restore_run
+from launch import distributed, metaworld, policy_evaluation
 from launch.closed_loop import Rollouts, evaluate_closed_loop
+from launch.evaluation_products import choose_output, describe_evaluation, write_products
 from launch.experiment import select_source
-from launch.figures import FIGURES, summarise
-from launch.film import write_film, write_strip
-from launch.open_loop import Model, OpenLoop, Prediction, evaluate_open_loop, spread
-from launch.report import write_report
-from launch.trained_state import ActionBefore, restore_state, sample_losses, whole_params
+from launch.figures import summarise
+from launch.open_loop import Model, Prediction, evaluate_open_loop
+from launch.trained_state import ActionBefore, fit_to_devices, restore_state, sample_losses, whole_params
 from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
 from wamjax.config.blocks import reads_pixels
-from wamjax.config.schema import ParallelConfig, RunConfig
-from wamjax.config.two_stage import check_stages
+from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError, DataError
-from wamjax.parallel.axes import resolve_axis_sizes
 from wamjax.parallel.mesh import build_mesh
 from wamjax.sampling.pixel_policy import PixelPolicy
 from wamjax.sampling.rollout import ChunkSampler
 from wamjax.sampling.two_stage_policy import PairReader
-from wamjax.training.program import TrainProgram, build_program, describe_sharding
-
-STRIP_WINDOWS = 4
-FILM_FPS = 4  # a window spans a fraction of a second: shown several times slower, so that it can be followed
+from wamjax.training.program import build_program
 
 
 def define_flags() -> None:
@@ -66,6 +58,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "inverse_dynamics", None, "Folder of the run that reads actions off the video that --workdir generates."
     )
+    policy_evaluation.define_place_flags()
     flags.DEFINE_string("source", None, "Which source of a run on config.data.mixture, by name.")
     flags.DEFINE_string(
         "output", None, "Folder to write to; by default the work directory, of a source its eval/SOURCE."
@@ -80,53 +73,16 @@ def run(argv: list[str]) -> int:
     values = flags.FLAGS
     workdir = WorkDir(Path(values.workdir))
     run_config = workdir.read_config()
-    if values.inverse_dynamics:
-        print(_run_two_stages(workdir, run_config))
-        return 0
-    if not reads_pixels(run_config):
-        raise ConfigError(
-            f"--workdir={workdir.path} trains {run_config.name}, on cached samples: wamjax eval looks at pixels and "
-            "samples the small model, or a video model with --inverse_dynamics; validation losses are in metrics.jsonl "
-            "(config.evaluate.every_steps)"
-        )
     refuse_address(values.output or "", "--output")
+    if values.inverse_dynamics or not reads_pixels(run_config):
+        print(policy_evaluation.run(workdir, run_config))
+        return 0
+    policy_evaluation.refuse_places(run_config)
     select_source(run_config)  # refuses a name that is none before anything is started
     distributed.start_devices(values.cpu_devices)
     config = fit_to_devices(run_config, jax.device_count())
-    default = workdir.path / "eval" / values.source if values.source else workdir.path
-    output = Path(values.output) if values.output else default
-    print(evaluate(workdir, config, step=values.step, output=output, source=values.source))
+    print(evaluate(workdir, config, step=values.step, output=choose_output(workdir), source=values.source))
     return 0
-
-
-def _run_two_stages(workdir: WorkDir, video: RunConfig) -> str:
-    """Evaluates the runs of --workdir and --inverse_dynamics as one system, and returns the summary."""
-    values = flags.FLAGS
-    refuse_address(values.output or "", "--output")
-    second = WorkDir(Path(values.inverse_dynamics))
-    inverse = second.read_config()
-    if values.source:
-        raise ConfigError(f"--source={values.source} belongs to a run on config.data.mixture; leave it out")
-    check_stages(video, inverse)  # before anything is started
-    distributed.start_devices(values.cpu_devices)
-    first, other = (fit_to_devices(config, jax.device_count()) for config in (video, inverse))
-    # Both are shown the same batches.
-    other = dataclasses.replace(
-        other, train=dataclasses.replace(other.train, global_batch_size=first.train.global_batch_size)
-    )
-    run = restore_run(workdir, first, values.step)
-    _, found = evaluate_two_stages(run, restore_run(second, other))
-    evaluation = {"inverse_dynamics": str(second.path), **found.describe_chunk()}
-    evaluation |= describe_evaluation(
-        found.open_loop, found.rollouts, found.reason, step=found.step, episodes=found.episodes
-    )
-    output = Path(values.output) if values.output else workdir.path
-    _write(output, run.program, workdir, evaluation, found.open_loop, found.rollouts)
-    stages = ", ".join(f"{name} {flops:,}" for name, flops in found.chunk.stages.items())
-    return (
-        f"{summarise(evaluation)}\nFLOPs of a chunk of actions: {found.chunk.total:,} ({stages}), "
-        f"{1000.0 * found.latency_s:.1f} ms\nreport: {output / 'report.html'}"
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +160,7 @@ def evaluate(workdir: WorkDir, config: RunConfig, *, step: int | None, output: P
     evaluation |= describe_evaluation(
         open_loop, rollouts, reason, step=restored.record.step, episodes=len(np.unique(windows.episodes))
     )
-    _write(output, program, workdir, evaluation, open_loop, rollouts)
+    write_products(output, program, workdir, evaluation, open_loop, rollouts)
     return f"{summarise(evaluation)}\nreport: {output / 'report.html'}"
 
 
@@ -213,53 +169,6 @@ def _predictor(config: RunConfig, params: Any) -> Callable[[WamBatch, jax.Array]
     if config.inverse_dynamics is not None:
         return PairReader(config, params).predict
     return ChunkSampler(config, params).predict
-
-
-def fit_to_devices(config: RunConfig, num_devices: int) -> RunConfig:
-    """Returns ``config`` with a mesh and a batch size that fit ``num_devices``.
-
-    A run may be evaluated on other devices than it was trained on. Its own mesh is kept where it fits; otherwise the
-    parameters are split over all devices. The batch is rounded up to what divides over the data axes.
-    """
-    try:
-        sizes = resolve_axis_sizes(config.parallel, num_devices, config.train.part_size)
-    except ConfigError:
-        config = dataclasses.replace(config, parallel=ParallelConfig())
-        sizes = resolve_axis_sizes(config.parallel, num_devices)
-    ways = sizes["data"] * sizes["fsdp"]
-    batch_size = math.ceil(config.train.global_batch_size / ways) * ways
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=batch_size))
-
-
-def describe_evaluation(
-    open_loop: OpenLoop, rollouts: Sequence[Rollouts] | None, reason: str | None, *, step: int, episodes: int
-) -> dict[str, Any]:
-    """Returns the content of ``eval.json``.
-
-    Every figure is ``{"mean", "low", "high", "n"}`` (95 % interval, n episodes) or null. ``gains`` hold, for each
-    baseline, how much better the model is on the same episodes. ``closed_loop`` is null with a reason when no rollout
-    was made.
-    """
-
-    def table(figures: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: None if figure is None else figure.to_json() for name, figure in figures.items()}
-
-    return {
-        "step": step,
-        "windows": open_loop.num_windows,
-        "episodes": episodes,
-        **table(open_loop.figures),
-        "gains": table(open_loop.gains),
-        "closed_loop": None if rollouts is None else {r.task: r.rate().to_json() for r in rollouts},
-        "closed_loop_reason": reason,
-        "closed_loop_solved_at": None
-        if rollouts is None
-        else {r.task: {str(seed): int(at) for seed, at in zip(r.seeds, r.solved_at, strict=True)} for r in rollouts},
-        "action_error_by_dim": [table(figures) for figures in open_loop.by_dim],
-        "video_psnr_by_frame": [table(figures) for figures in open_loop.by_frame],
-        "by_task": {task: table(figures) for task, figures in open_loop.by_task.items()},
-        "definitions": {name: meaning.definition for name, meaning in FIGURES.items()},
-    }
 
 
 def _roll_out(subject: Subject, params: Any) -> tuple[list[Rollouts] | None, str | None]:
@@ -282,40 +191,3 @@ def _roll_out(subject: Subject, params: Any) -> tuple[list[Rollouts] | None, str
         logging.warning("no closed loop: %s", error)
         return None, str(error)
     return rollouts, None
-
-
-def _write(
-    output: Path,
-    program: TrainProgram,
-    workdir: WorkDir,
-    evaluation: dict[str, Any],
-    open_loop: OpenLoop,
-    rollouts: Sequence[Rollouts] | None,
-) -> None:
-    """Writes the pictures, the films, ``eval.json`` and, last, the report that shows them all."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        films = [example.frames for example in open_loop.examples]
-        write_strip(output / "strip.png", spread(films, STRIP_WINDOWS))
-        write_film(output / "predicted.mp4", films, fps=FILM_FPS)
-        (output / "rollout.mp4").unlink(missing_ok=True)  # of an earlier evaluation
-        if rollouts:
-            write_film(output / "rollout.mp4", [r.film for r in rollouts], fps=2 * FILM_FPS)
-        _write_json(output / "eval.json", evaluation)
-        write_report(
-            workdir.path,
-            output=output,
-            config=workdir.read_config(),
-            evaluation=evaluation,
-            examples=open_loop.examples,
-            sharding=describe_sharding(program),
-        )
-    except OSError as error:
-        raise DataError(f"cannot write to {error.filename or output}: {error.strerror}; free space there") from error
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Writes JSON whole or not at all; numbers that are not finite are refused."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

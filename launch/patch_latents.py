@@ -20,9 +20,10 @@ from einops import rearrange
 from data_pipelines.latents.job import LatentJob, Worker
 from data_pipelines.latents.manifest import MANIFEST_FILE, TRAIN, VALIDATION, Manifest, check_same, describe
 from data_pipelines.latents.pipeline import NO_PROMPT, open_text_cache, prompts_to_embed
-from data_pipelines.latents.samples import SampleFields, split_pictures
+from data_pipelines.latents.samples import split_pictures
 from data_pipelines.pipeline import NORMALISATION_FILE, Pipeline, build_pipeline
 from data_pipelines.text.policy_prompts import PolicyPrompts
+from launch.window_samples import WindowSamples
 from wamjax.batch import WamBatch, batch_spec
 from wamjax.config.pixel_windows import num_pictures, pixel_windows
 from wamjax.config.schema import RunConfig
@@ -128,37 +129,19 @@ class PatchEncoders:
         )
 
 
-class PatchSamples:
-    """Makes of windows in pixels the samples of one run."""
+def are_patches(manifest: Manifest) -> bool:
+    """Whether no encoder made the samples that ``manifest`` describes."""
+    return manifest.encoders in (FINGERPRINTS, _OF_POLICY)
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline) -> None:
-        """Prepares.
 
-        Args:
-          config: The run.
-          pipeline: Of ``pixel_windows(config)``.
+def patch_samples(config: RunConfig, pipeline: Pipeline) -> WindowSamples:
+    """Returns what makes samples of the windows of ``pipeline``, which is of ``pixel_windows(config)``.
 
-        Raises:
-          ConfigError: As ``PatchEncoders`` and ``SampleFields``.
-        """
-        self.encoders, self._config = PatchEncoders(config), config
-        self.prompts = self.encoders.prompts(pipeline)
-        tokens = self.prompts if isinstance(self.prompts, PolicyPrompts) else None
-        self._fields = SampleFields(config, pipeline, tokens)
-
-    def fields(self, batch: WamBatch) -> dict[str, npt.NDArray[Any]]:
-        """Returns the fields in which samples differ from the windows of ``batch``, but for the text."""
-        return {**self.encoders.encode_windows(batch), **self._fields(batch)}
-
-    def __call__(self, batch: WamBatch) -> WamBatch:
-        """Returns the samples of the windows of ``batch``."""
-        arrays = {name: getattr(batch, name) for name in vars(batch)} | self.fields(batch)
-        if isinstance(self.prompts, PromptTable):
-            arrays["text"] = self.prompts.text[np.asarray(batch.prompt_id)].astype(jnp.bfloat16)
-        wanted = vars(batch_spec(self._config, batch.size))
-        return WamBatch(
-            **{name: np.asarray(arrays[name], spec.dtype) for name, spec in wanted.items() if spec is not None}
-        )
+    Raises:
+      ConfigError: As ``PatchEncoders`` and ``SampleFields``.
+    """
+    encoders = PatchEncoders(config)
+    return WindowSamples(config, pipeline, encoders, encoders.prompts(pipeline))
 
 
 def _patch_latents(config: RunConfig) -> PatchLatents:
@@ -183,12 +166,12 @@ def fill_patch_latents(config: RunConfig, out: Path) -> None:
     """Makes what is missing of the folder ``out`` of samples of ``config``.
 
     Raises:
-      ConfigError: As ``PatchSamples``, or ``out`` holds samples made with other settings.
+      ConfigError: As ``patch_samples``, or ``out`` holds samples made with other settings.
       DataError: The dataset cannot be read.
     """
     pipeline = build_pipeline(pixel_windows(config), workdir=None)
-    samples = PatchSamples(config, pipeline)
-    encoders, summary = samples.encoders, pipeline.summary
+    encoders, summary = PatchEncoders(config), pipeline.summary
+    samples = WindowSamples(config, pipeline, encoders, encoders.prompts(pipeline))
     wanted = describe(
         config,
         pipeline.index,

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from data_pipelines.pipeline import Pipeline, open_dataset
 from launch.open_loop import constant_action
 from launch.workdir import WorkDir
 from wamjax.batch import WamBatch
 from wamjax.config.geometry import derive_geometry
-from wamjax.config.schema import RunConfig
+from wamjax.config.schema import ParallelConfig, RunConfig
 from wamjax.errors import ConfigError
-from wamjax.parallel.mesh import make_global_batch
+from wamjax.parallel.axes import resolve_axis_sizes
+from wamjax.parallel.mesh import build_mesh, make_global_batch
 from wamjax.training.checkpoint import CheckpointStore, Restored
 from wamjax.training.program import TrainProgram
 from wamjax.training.step import State
+
+
+def fit_to_devices(config: RunConfig, num_devices: int) -> RunConfig:
+    """Returns ``config`` with a mesh and a batch size that fit ``num_devices``.
+
+    A run may be evaluated on other devices than it was trained on. Its own mesh is kept where it fits; otherwise the
+    parameters are split over all devices. The batch is rounded up to what divides over the data axes.
+    """
+    try:
+        sizes = resolve_axis_sizes(config.parallel, num_devices, config.train.part_size)
+    except ConfigError:
+        config = dataclasses.replace(config, parallel=ParallelConfig())
+        sizes = resolve_axis_sizes(config.parallel, num_devices)
+    ways = sizes["data"] * sizes["fsdp"]
+    batch_size = math.ceil(config.train.global_batch_size / ways) * ways
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, global_batch_size=batch_size))
 
 
 def restore_state(workdir: WorkDir, program: TrainProgram, step: int | None) -> tuple[Restored, State]:
@@ -42,8 +62,16 @@ def whole_params(params: Any, program: TrainProgram) -> Any:
 
     Simulated devices share the same cores, so splitting the small steps of a sampler over them only adds exchanges.
     """
+    mesh = sampling_mesh(program)
+    return params if mesh is program.mesh else jax.device_put(params, mesh.devices.flat[0])
+
+
+def sampling_mesh(program: TrainProgram) -> Mesh:
+    """Returns where a run samples: its mesh or, of simulated CPU devices, the first (see ``whole_params``)."""
     first = program.mesh.devices.flat[0]
-    return jax.device_put(params, first) if first.platform == "cpu" else params
+    if first.platform != "cpu":
+        return program.mesh
+    return build_mesh(ParallelConfig(data=1, fsdp=1, context=1, tensor=1), [first])
 
 
 def sample_losses(

@@ -99,6 +99,8 @@ class Manifest:
       splits: ``train`` and ``validation``.
       shard_windows: Windows of a shard; the last of a split may have fewer.
       prompts: Task strings; a record's ``prompt_id`` is a position here.
+      made_with: Where the encoders of what is seen lay and how they ran, for who evaluates a run: ``vae``,
+        ``image_encoder``, ``chunk_frames``, ``dtype``. Empty without encoders. No part of the fingerprint.
     """
 
     version: int = VERSION
@@ -109,12 +111,13 @@ class Manifest:
     splits: dict[str, Split]
     shard_windows: int
     prompts: tuple[str, ...]
+    made_with: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that the records depend on. Where the dataset lies is not part of it."""
+        """Hash of all that the records depend on. Where dataset and encoders lie is not part of it."""
         content = dataclasses.asdict(self)
-        del content["dataset"]["path"]
+        del content["dataset"]["path"], content["made_with"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -167,6 +170,7 @@ def describe(
     encoders: Mapping[str, str],
     shard_windows: int,
     prompts: tuple[str, ...],
+    made_with: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Returns the manifest of the latents that ``config`` reads, of the windows in ``index``."""
     return Manifest(
@@ -180,6 +184,7 @@ def describe(
         },
         shard_windows=shard_windows,
         prompts=prompts,
+        made_with=dict(made_with or {}),
     )
 
 

@@ -102,6 +102,20 @@ class LatentPipeline:
             )
         self._embed = functools.lru_cache(_PROMPTS_KEPT)(functools.partial(_padded, texts, text.shape[1]))
 
+    def embedding(self, prompt: str) -> npt.NDArray[Any]:
+        """Returns the padded embedding ``[l d]`` of one of ``prompts``, or of none where training drops some.
+
+        Raises:
+          DataError: The folder holds none of such a prompt.
+        """
+        assert self._embed is not None, "prompts are token ids"
+        if prompt not in prompts_to_embed(self.prompts, self._config):
+            raise DataError(
+                f"latents {self._folder} have no embedding of the prompt {prompt!r}, one of {len(self.prompts)} that "
+                "their dataset has: its windows were not cached with them; make latents of this dataset"
+            )
+        return self._embed(prompt)
+
     def train_stream(self, shard_index: int, shard_count: int, position: int = 0) -> TrainStream:
         """As ``Pipeline.train_stream``."""
         return TrainStream(

@@ -1,5 +1,7 @@
 """Closed forms of the Wan autoencoders against the walk over their jaxprs, and against convolutions counted by hand."""
 
+import dataclasses
+
 import jax
 import pytest
 from flax import nnx
@@ -28,6 +30,33 @@ def test_vae_closed_forms_equal_the_jaxprs(generation):
         )
         assert vae_encode_flops(config, frames, height, width) == encode.total
         assert vae_decode_flops(config, frames, height, width) == decode.total
+
+
+SMALL = {
+    name: dataclasses.replace(
+        config, width_multipliers=(1, 2, 2), temporal_downsample=(True, True), num_res_blocks=1, base_width=4,
+        decoder_base_width=4,
+    )
+    for name, config in PRESETS.items()
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [*SMALL.values(), *PRESETS.values()],
+    ids=lambda config: f"{config.latent_channels}_channels_{len(config.width_multipliers)}_levels",
+)
+def test_vae_closed_forms_equal_the_jaxprs_of_clips_in_chunks(config):
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: WanVae(jax.random.key(0), config)))
+    params, side = nnx.to_pure_dict(state), 2 * config.spatial_compression
+    for frames, chunk in ((1, 4), (13, 8)):  # one frame; a chunk and a rest
+        latents = jax.ShapeDtypeStruct((1, 1 + frames // 4, 2, 2, config.latent_channels), "float32")
+        video = jax.ShapeDtypeStruct((1, frames, side, side, 3), "float32")
+        encode = trace_flops(lambda p, x, c=chunk: nnx.merge(graphdef, p).encode(x, chunk=c), params, video)
+        decode = trace_flops(lambda p, x, c=chunk: nnx.merge(graphdef, p).decode(x, chunk=c // 4), params, latents)
+        assert vae_encode_flops(config, frames, side, side, in_chunks=True) == encode.total
+        assert vae_decode_flops(config, frames, side, side, in_chunks=True) == decode.total
 
 
 def test_vae_of_one_level_equals_the_count_by_hand():

@@ -1,6 +1,7 @@
 """Writes tiny random encoders and backbones as the folders in which pretrained ones are published."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ def write_part(folder: Path, config: dict[str, Any], seed: int = 0) -> None:
     planned = [(name, value.dtype, value.shape) for name, value in tensors.items()]
     write_tensors(folder, kind.file_stem, planned, tensors.__getitem__, max_file_bytes=10**9)
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def write_encoders(folder: Path) -> Path:
+    """Writes a random autoencoder, a tokenizer, and the golden encoders of text and images."""
+    write_part(folder / "vae", VAE)
+    write_tokenizer(folder / "tokenizer")
+    for part, name in (("text_encoder", "umt5_encoder"), ("image_encoder", "clip_vision")):
+        (folder / part).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(GOLDEN / name / file, folder / part)
+    return folder
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from launch.backbone_evaluation import predict_windows
 from launch.canvas_policy import CanvasPolicy
+from launch.policy_driver import predict_windows
 from tests.flops.steps import vary
 from wamjax.batch import WamBatch
 from wamjax.config.schema import RunConfig

@@ -18,7 +18,7 @@ from data_pipelines.pipeline import build_pipeline
 from launch import cli
 from launch.pipeline_folder import load_part
 from tests.data_pipelines.conftest import TASKS, write_episodes
-from tests.launch.pretrained_parts import GOLDEN, TEXT_WIDTH, VAE, write_part, write_tokenizer
+from tests.launch.pretrained_parts import TEXT_WIDTH, write_encoders
 from wamjax.batch import batch_spec
 from wamjax.config import bridge
 from wamjax.config.backbone import ActionsConfig, BlockConfig, ClipConfig, VideoTransformerConfig
@@ -81,14 +81,7 @@ JOINT = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoders")
-    write_part(folder / "vae", VAE)
-    write_tokenizer(folder / "tokenizer")
-    for part, name in (("text_encoder", "umt5_encoder"), ("image_encoder", "clip_vision")):
-        (folder / part).mkdir()
-        for file in ("config.json", "model.safetensors"):
-            shutil.copy(GOLDEN / name / file, folder / part)
-    return folder
+    return write_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from data_pipelines.recording.lerobot_format import DatasetSpec
 from data_pipelines.recording.lerobot_writer import Episode, LeRobotWriter
 from data_pipelines.recording.video_encoder import VideoSettings
 from launch import cli
-from launch.eval_command import fit_to_devices
+from launch.trained_state import fit_to_devices
 from launch.workdir import WorkDir, config_hash, write_run
 from wamjax.config.schema import (
     DataConfig,

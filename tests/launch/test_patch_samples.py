@@ -13,7 +13,7 @@ from data_pipelines.pipeline import Pipeline, build_pipeline
 from data_pipelines.stream import stack_samples
 from data_pipelines.text.policy_prompts import PolicyPrompts, write_policy_prompt
 from launch.experiment import load_experiment
-from launch.patch_latents import PatchEncoders, PatchSamples
+from launch.patch_latents import PatchEncoders, patch_samples
 from tests.flops.steps import vary
 from wamjax.batch import WamBatch, batch_spec
 from wamjax.config.pixel_windows import pixel_windows
@@ -43,7 +43,7 @@ def read(config: RunConfig, *places: int) -> tuple[Pipeline, WamBatch, WamBatch]
     rows = np.flatnonzero(table.episodes == EPISODE)
     assert len(rows), "the episode is trained on"
     windows = stack_samples(pipeline.reader(table).read([int(rows[place]) for place in places]))
-    return pipeline, windows, PatchSamples(config, pipeline)(windows)
+    return pipeline, windows, patch_samples(config, pipeline)(windows)
 
 
 def check_spec(config: RunConfig, samples: WamBatch) -> None:

@@ -15,6 +15,7 @@ from data_pipelines.pipeline import NORMALISATION_FILE, build_pipeline
 from experiments.campaigns import unipi
 from launch import cli
 from launch.backbone_evaluation import check_statistics
+from launch.patch_latents import fill_patch_latents
 from launch.workdir import WorkDir, config_hash, write_run
 from tests.flops.steps import vary
 from tests.launch.test_eval import write_dataset
@@ -63,6 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     }
     video = vary(from_config_dict(unipi.get_config("video")), data=data, sampling={"steps": 2}, **common)
     video = vary(video, data={"latents": str(root / "latents")}, parallel={"fsdp": 1})
+    fill_patch_latents(video, root / "latents")
     inverse = vary(from_config_dict(unipi.get_config("inverse_dynamics")), data=data, parallel={"fsdp": 1}, **common)
     inverse = vary(inverse, layout={"actions_per_block": 2})
     made = Runs(save(root, "video", video), save(root, "inverse", inverse))

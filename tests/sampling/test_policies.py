@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.flops.steps import vary
-from tests.sampling.acting import ACTING, expected_frames, frame_size, load_twin, make_policy, roll_out
+from tests.sampling.acting import ACTING, PooledCodec, expected_frames, frame_size, load_twin, make_policy, roll_out
 from tests.tiny import tiny_batch
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -20,7 +20,7 @@ from wamjax.sampling import latent_policy, stages
 from wamjax.sampling.build import build_policy
 from wamjax.sampling.latent_frames_policy import LatentFramesPolicy
 from wamjax.sampling.latent_policy import LatentPolicy
-from wamjax.sampling.policy import Policy, PromptTable
+from wamjax.sampling.policy import Policy, PromptTable, StreamingCodec
 from wamjax.sampling.solvers import SolverConfig, build_schedule, sample, sample_reusing
 
 WITHOUT_CACHE = ("cosmos_policy_libero", "cosmos_policy_robocasa", "gr1", "kairos_4b", "latent_plan", "pi05_droid")
@@ -180,3 +180,43 @@ def test_guidance_without_the_empty_prompt_that_training_dropped_to_is_refused()
     assert config.objective.prompt_dropout == 0.1
     with pytest.raises(ConfigError, match=r"PromptTable\.negative"):
         build_policy(config, {}, codec=codec, prompts=PromptTable(text=np.zeros((1, 1, 1), np.float32)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fast_wam_joint", "cosmos_policy_libero"])
+def test_policy_whose_video_nobody_looks_at_acts_alike_and_decodes_nothing(name: str) -> None:
+    config = load_twin(name)
+    with mock.patch.object(PooledCodec, "decode", side_effect=AssertionError("decoded")):
+        unseen = roll_out(make_policy(config, decodes=False), config)
+    for one, other in zip(roll_out(make_policy(config), config), unseen, strict=True):
+        assert one.video is not None
+        assert other.video is None
+        np.testing.assert_array_equal(one.actions, other.actions)
+
+
+class StreamingPooledCodec(PooledCodec):
+    """Encodes every frame once: what it keeps of a clip is that it has begun."""
+
+    def encode_next(self, frames: Any, memory: Any) -> tuple[jax.Array, Any]:
+        if memory is None:
+            return self.encode(frames), True
+        filled = np.concatenate([frames[:, :1], frames], axis=1)
+        return self.encode(filled)[:, 1:], True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dreamzero_5b", "lingbot_va_robotwin"])
+def test_policy_that_encodes_frames_as_they_come_acts_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_twin(name)
+    whole = roll_out(make_policy(config), config)
+    monkeypatch.setattr("tests.sampling.acting.PooledCodec", StreamingPooledCodec)
+    policy = make_policy(config)
+    assert isinstance(policy, LatentPolicy)
+    assert isinstance(policy._codec, StreamingCodec)
+    with mock.patch.object(policy._codec, "encode_next", wraps=policy._codec.encode_next) as encode:
+        streamed = roll_out(policy, config)
+    begun = [call.args[1] is None for call in encode.call_args_list]
+    assert begun[0]
+    assert not begun[1], "the second observation goes on with the first"
+    for one, other in zip(whole, streamed, strict=True):
+        np.testing.assert_allclose(one.actions, other.actions, atol=1e-5)

@@ -1,7 +1,7 @@
 """FLOPs of one action chunk: what a policy computes between an observation and the actions that answer it.
 
 Counted from the passes of the layout (``layout.inference``) as a training step is: matrix products alone, every solver
-step that runs the model, guidance twice. Autoencoder and text encoder are not in it (``flops.encoders``). Text is
+step that runs the model, guidance twice. Frozen encoders are not in it (``flops.codec``). Text is
 embedded, and its keys and values projected, in every pass, as the policies do.
 """
 

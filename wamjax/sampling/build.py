@@ -25,6 +25,7 @@ def build_policy(
     codec: LatentCodec | PictureEncoder | None,
     prompts: PromptTable | PromptWriter,
     imagine: bool = False,
+    decodes: bool = True,
     inverse_dynamics: InverseDynamics | None = None,
 ) -> BackbonePolicy:
     """Returns the policy of a run with a backbone, a vision-language-action model or a GPT.
@@ -36,6 +37,7 @@ def build_policy(
         vision-language-action model, which reads pixels.
       prompts: Encoded prompts; of a vision-language-action model what writes them.
       imagine: Whether video is denoised where actions do not need it, to be looked at.
+      decodes: Whether denoised video is decoded where no actions are read off its pixels.
       inverse_dynamics: What reads actions off the clips of a run that generates video alone.
 
     Raises:
@@ -65,6 +67,7 @@ def build_policy(
     if inverse_dynamics is not None:
         return TwoStagePolicy(config, params, inverse_dynamics=inverse_dynamics, codec=codec, prompts=prompts)
     if config.layout.formulation == "latent_frames":
-        return LatentFramesPolicy(config, params, codec=codec, prompts=prompts)
-    make = LatentPlanPolicy if config.layout.formulation == "plan" else LatentPolicy
-    return make(config, params, codec=codec, prompts=prompts, imagine=imagine)
+        return LatentFramesPolicy(config, params, codec=codec, prompts=prompts, decodes=decodes)
+    if config.layout.formulation == "plan":
+        return LatentPlanPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine)
+    return LatentPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine, decodes=decodes)

@@ -35,7 +35,9 @@ class LatentFramesPolicy:
     are steps, the last one to 0. What differs: it steps in fp64.
     """
 
-    def __init__(self, config: RunConfig, params: PureDict, *, codec: LatentCodec, prompts: PromptTable) -> None:
+    def __init__(
+        self, config: RunConfig, params: PureDict, *, codec: LatentCodec, prompts: PromptTable, decodes: bool = True
+    ) -> None:
         """Makes a policy; arguments as ``latent_policy.LatentPolicy``.
 
         Raises:
@@ -53,7 +55,7 @@ class LatentFramesPolicy:
                 f"config.sampling.solver={sampling.solver}; formulation latent_frames is solved by adams or euler"
             )
         self.config, self.params, self.objective = config, params, LatentFramesObjective(config)
-        self._codec, self._prompts = codec, prompts
+        self._codec, self._prompts, self._decodes = codec, prompts, decodes
         self._graphdef, _ = abstract_model(self.objective)
         self._schedule = build_schedule(
             SolverConfig(
@@ -99,6 +101,8 @@ class LatentFramesPolicy:
             raise ConfigError("Policy.act was called before Policy.observe: there is nothing new to act on")
         actions, pictures, value = self.denoise(self.params, self._batch, key)
         self._batch = None
+        if not self._decodes:
+            return Chunk(actions, value=value)
         rows, views = pictures.shape[:2]
         video = self._codec.decode(jnp.reshape(pictures, (rows * views, 1, *pictures.shape[2:])))
         return Chunk(actions, jnp.reshape(video, (rows, views, *video.shape[2:])), value)

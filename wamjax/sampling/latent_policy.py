@@ -24,7 +24,7 @@ from wamjax.layout.inference import Stage, acting_stages, context_segments, text
 from wamjax.objectives.latent_tokens import patch_tokens, unpatch_tokens
 from wamjax.objectives.noising import select_frames
 from wamjax.objectives.objective import abstract_model, build_objective
-from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable
+from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable, StreamingCodec
 from wamjax.sampling.stages import Known, Told, denoise_stage, fill_cache, is_guided, stage_schedule
 from wamjax.sampling.window import Window
 from wamjax.types import PRNGKey, PureDict
@@ -45,6 +45,7 @@ class LatentPolicy:
         codec: LatentCodec,
         prompts: PromptTable,
         imagine: bool = False,
+        decodes: bool = True,
     ) -> None:
         """Makes a policy.
 
@@ -54,6 +55,7 @@ class LatentPolicy:
           codec: Between pixels and latents.
           prompts: Encoded prompts.
           imagine: Whether video is denoised where actions do not need it, to be looked at.
+          decodes: Whether denoised video is decoded, which actions never need.
 
         Raises:
           ConfigError: A block has more than one state, or the formulation has no chunks of actions.
@@ -64,7 +66,8 @@ class LatentPolicy:
                 "observes one state per chunk"
             )
         self.config, self.params, self.layout = config, params, build_layout(config)
-        self._window, self._codec, self._prompts, self._imagine = Window(config), codec, prompts, imagine
+        self._window, self._codec, self._prompts = Window(config), codec, prompts
+        self._imagine, self._decodes = imagine, decodes
         for row, stage in enumerate(acting_stages(config, self.layout, 0)):
             stage_schedule(config, stage, follows=row > 0)  # refuses what cannot be solved
         self._graphdef, _ = abstract_model(build_objective(config))
@@ -78,6 +81,7 @@ class LatentPolicy:
     def _forget(self) -> None:
         self._frames: npt.NDArray[Any] | None = None
         self._latents: jax.Array | None = None
+        self._memory: Any = None
         self._actions = np.zeros((0, 0, 0), np.float32)
         self._cached: tuple[Segment, ...] = text_segments(self.layout)
         self._cache, self._is_due = self._tower, False
@@ -130,7 +134,7 @@ class LatentPolicy:
         if is_cut:
             self._actions = self._window.cut_actions(self._actions, self._num_latents)
             self._cached, self._cache = text_segments(self.layout), self._tower
-        self._latents = self._codec.encode(self._frames)
+        self._encode(frames, anew=is_first or is_cut)
         self._told = self._tell(state, renew=is_first or is_cut)
         self._refill()
         self._is_due = True
@@ -147,7 +151,7 @@ class LatentPolicy:
         actions, latents = self.denoise(self.params, self._told, self._latents[:, :1], self._cache, key, chunk=chunk)
         skipped = self._window.num_given_actions(chunk)
         self._last, self._is_due = np.asarray(actions)[:, skipped:], False
-        if latents is None:
+        if latents is None or not self._decodes:
             return Chunk(self._last)
         video = self._codec.decode(jnp.concatenate([self._latents, latents], axis=1))
         return Chunk(self._last, video[:, -self._window.num_expected(self._num_latents) :])
@@ -155,6 +159,17 @@ class LatentPolicy:
     @property
     def _num_latents(self) -> int:
         return 0 if self._frames is None else self._window.num_latents(self._frames)
+
+    def _encode(self, new: npt.NDArray[Any], *, anew: bool) -> None:
+        """Encodes the ``new`` frames of the window; all of it ``anew`` where it has another first frame."""
+        if not isinstance(self._codec, StreamingCodec):
+            self._latents = self._codec.encode(self._frames)
+        elif anew:
+            self._latents, self._memory = self._codec.encode_next(self._frames, None)
+        else:
+            assert self._latents is not None, "the window has begun"
+            latents, self._memory = self._codec.encode_next(new, self._memory)
+            self._latents = jnp.concatenate([self._latents, latents], axis=1)
 
     def _take_actions(self, actions: npt.NDArray[Any] | None) -> None:
         """Appends what was executed to the actions of the window."""

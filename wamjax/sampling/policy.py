@@ -111,6 +111,23 @@ class LatentCodec(Protocol):
 
 
 @runtime_checkable
+class StreamingCodec(LatentCodec, Protocol):
+    """A codec that goes on with a clip from what it kept, so that no frame is encoded twice."""
+
+    def encode_next(self, frames: Any, memory: Any) -> tuple[jax.Array, Any]:
+        """Encodes the next frames of a clip.
+
+        Args:
+          frames: uint8 ``[b f H W 3]``; the first of a clip is a latent of its own.
+          memory: What the call before returned; None begins a clip.
+
+        Returns:
+          The latents ``[b t h w c]`` of these frames, those that ``encode`` gives them, and what the next call needs.
+        """
+        ...
+
+
+@runtime_checkable
 class PictureEncoder(Protocol):
     """The frozen image encoder whose tokens a GPT policy reads."""
 

@@ -75,23 +75,26 @@ class WanVae(nnx.Module):
         """
         self._check_video(video.shape, continues=False)
         _check_chunk(chunk, CLIP_STRIDE, "frames")
-        return self._to_moments(_run(self.encoder, self._fold(video), chunk))
+        return self._to_moments(_run(self.encoder, self._fold(video), chunk)[0])
 
-    def encode_step(self, frames: jax.Array, cache: Cache = None) -> tuple[Moments, Cache]:
+    def encode_step(self, frames: jax.Array, cache: Cache = None, *, chunk: int | None = None) -> tuple[Moments, Cache]:
         """Encodes the next frames of a clip.
 
         Args:
           frames: ``[b f H W 3]``; f = 4 n + 1 without a cache, 4 n with one.
           cache: What the step before returned; None begins a clip.
+          chunk: As ``encode``.
 
         Returns:
           The moments of these frames, and the cache for the next step.
 
         Raises:
           DataError: The frames have another shape.
+          ConfigError: ``chunk`` is not a positive multiple of 4.
         """
         self._check_video(frames.shape, continues=cache is not None)
-        features, cache = self.encoder(self._fold(frames), cache)
+        _check_chunk(chunk, CLIP_STRIDE, "frames")
+        features, cache = _run(self.encoder, self._fold(frames), chunk, cache)
         return self._to_moments(features), cache
 
     def decode(self, latents: jax.Array, *, chunk: int | None = None) -> jax.Array:
@@ -111,7 +114,7 @@ class WanVae(nnx.Module):
         """
         self._check_latents(latents.shape)
         _check_chunk(chunk, 1, "latent frames")
-        return self._unfold(_run(self.decoder, self.latents(latents), chunk))
+        return self._unfold(_run(self.decoder, self.latents(latents), chunk)[0])
 
     def decode_step(self, latents: jax.Array, cache: Cache = None) -> tuple[jax.Array, Cache]:
         """Decodes the next latent frames of a clip, unclamped.
@@ -175,22 +178,26 @@ def _check_chunk(chunk: int | None, multiple: int, unit: str) -> None:
         )
 
 
-def _run(step: CausalLayer, x: jax.Array, chunk: int | None) -> jax.Array:
-    """Applies ``step`` to the first frame and then to ``chunk`` frames at a time, or to all frames at once.
+def _run(step: CausalLayer, x: jax.Array, chunk: int | None, cache: Cache = None) -> tuple[jax.Array, Cache]:
+    """Applies ``step`` to the first frame of a clip and then to ``chunk`` frames at a time, or to all frames at once.
 
     The loop is a scan whose carry is the cache, so only one chunk's activations exist at a time.
     """
-    if chunk is None or x.shape[1] == 1:
-        return step(x, None)[0]
-    y, cache = step(x[:, :1], None)
-    count, rest = divmod(x.shape[1] - 1, chunk)
+    if chunk is None or (cache is None and x.shape[1] == 1):
+        return step(x, cache)
+    parts, begin = [], 0
+    if cache is None:
+        y, cache = step(x[:, :1], None)
+        parts, begin = [y], 1
+    count, rest = divmod(x.shape[1] - begin, chunk)
 
     def take(cache: Cache, index: jax.Array) -> tuple[Cache, jax.Array]:
-        piece, cache = step(jax.lax.dynamic_slice_in_dim(x, 1 + index * chunk, chunk, axis=1), cache)
+        piece, cache = step(jax.lax.dynamic_slice_in_dim(x, begin + index * chunk, chunk, axis=1), cache)
         return cache, piece
 
     cache, pieces = jax.lax.scan(take, cache, jnp.arange(count))
-    parts = [y, rearrange(pieces, "i b t h w c -> b (i t) h w c")]
+    parts.append(rearrange(pieces, "i b t h w c -> b (i t) h w c"))
     if rest:
-        parts.append(step(x[:, -rest:], cache)[0])
-    return jnp.concatenate(parts, axis=1)
+        piece, cache = step(x[:, -rest:], cache)
+        parts.append(piece)
+    return jnp.concatenate(parts, axis=1), cache
