@@ -81,7 +81,7 @@ def _check_times(config: RunConfig) -> None:
         )
     if final and is_shared:
         raise ConfigError(
-            f"config.sampling.video_final_noise={final} with config.layout.action_times=shared: actions were trained at "
+            f"config.sampling.video_final_noise={final} with config.layout.action_times=shared: actions are trained at "
             "their block's noise level, never clean beside noisy video; train with action_times=own, or set it to 0"
         )
     shift = sampling.shift or objective.shift
