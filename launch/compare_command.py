@@ -3,9 +3,9 @@
   wamjax compare --config=experiments/sweeps/formulations.py --flops=2e12 --output=runs/formulations
 
 Writes OUTPUT/MEMBER (a work directory, train.log, result.json), and comparison.md, comparison.json and comparison.png
-of all that is finished. A member of two stages has a work directory for each in its folder; the file says how they
-share its budget (SECOND_STAGES), and what they cost is added. A member whose result is there is not run again; one that fails is named and the others go on.
-Overrides (--config.SECTION.KEY=VALUE) are for all members. Exit 1 where a member failed.
+of all that is finished. A member of two stages has a work directory for each in its folder; SECOND_STAGES of the file
+says how they share its budget. A member whose result is there is not run again; one that fails is named and the others
+go on. Overrides (--config.SECTION.KEY=VALUE) are for all members. Exit 1 where a member failed.
 
 A member is trained by a process of its own beside this one: on a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false.
 """

@@ -121,7 +121,7 @@ def flash(**sampling: Any) -> Any:
 
 @pytest.mark.slow
 def test_stage_denoises_as_the_loop_over_both_levels() -> None:
-    """Chunk 1 by Euler steps written out, over the whole sequence, with the levels and slots (0 is clean, 1 the first frame) named by hand."""
+    """The first chunk by Euler steps written out, levels and slots (0 is clean, 1 the first frame) named by hand."""
     config = flash(solver="euler", steps=3, shift=2.0, guidance=1.0, video_final_noise=0.6)
     policy: Any = make_policy(config)
     policy.reset(np.zeros(1, np.int32))
