@@ -147,7 +147,7 @@ def test_share_that_is_none_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_runs_are_trained_and_compared_as_one_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", f"--config={EXPERIMENT}", "--flops=3e10", f"--output={tmp_path}", "--members=unipi"]
-    overrides = ("evaluate.num_windows=4", "evaluate.rollout_tasks=()", "evaluate.bootstrap=50")
+    overrides = ("evaluate.num_windows=4", "evaluate.rollout_tasks=()", "optimizer.warmup_steps=2")
     assert main([*words, *(f"--config.{override}" for override in overrides)]) == 0
     found = json.loads((tmp_path / "unipi" / compare_command.RESULT_FILE).read_text())
     assert found["action_sensitivity"] is found["video_sensitivity"] is None
