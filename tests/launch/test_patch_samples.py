@@ -189,7 +189,7 @@ def test_ledger_of_patches_counts_samples_and_no_flops(tmp_path: Path) -> None:
             "validation_fraction": 0.5,
         },
     )
-    out = tmp_path / "latents"
+    out, made, lines = tmp_path / "latents", 0, []
     for _ in range(2):  # what is there is not made, nor counted, again
         fill_patch_latents(config, out)
         lines = [json.loads(line) for line in (out / LEDGER_FOLDER / "ledger.jsonl").read_text().splitlines()]

@@ -66,7 +66,7 @@ def test_parts_of_a_sample_take_their_own_levels(chosen: tuple[int, ...]) -> Non
 @pytest.mark.parametrize("method", ["unipc", "adams"])
 def test_parts_without_regard_for_each_other_are_drawn_as_alone(method: str) -> None:
     levels: dict[str, Any] = {"unipc": {"sigmas": "wan"}, "adams": {"sigmas": "karras", "sigma_min": 1.0}}[method]
-    other = {"final_noise": 0.7} if method == "unipc" else {"sigma_max": 20.0}
+    other: dict[str, Any] = {"final_noise": 0.7} if method == "unipc" else {"sigma_max": 20.0}
     both = {
         0: build_schedule(SolverConfig(num_steps=4, method=method, **levels)),
         1: build_schedule(SolverConfig(num_steps=4, method=method, **levels, **other)),
