@@ -34,7 +34,7 @@ from data_pipelines.sources.remote import refuse_address
 from launch import distributed
 from launch.experiment import config_from_flags, define_config_flag, define_source_flag, select_source
 from launch.frozen_encoders import EncoderFolders, FrozenEncoders, find_tokenizer
-from launch.patch_latents import fill_patch_latents
+from launch.patch_latents import LEDGER_FOLDER, fill_patch_latents
 from launch.workdir import WorkDir
 from wamjax.config.blocks import reads_pixels
 from wamjax.config.pixel_windows import num_pictures, pixel_windows
@@ -144,7 +144,7 @@ def _fill_patches(config: RunConfig, out: Path) -> int:
             )
     if config.data.buckets.sets:
         raise ConfigError("--patches has no buckets; empty config.data.buckets")
-    own = WorkDir(out / "worker-0000")
+    own = WorkDir(out / LEDGER_FOLDER)
     own.create()
     with own.locked():
         fill_patch_latents(config, out)

@@ -3,8 +3,9 @@
   wamjax compare --config=experiments/sweeps/formulations.py --flops=2e12 --output=runs/formulations
 
 Writes OUTPUT/MEMBER (a work directory, train.log, result.json), and comparison.md, comparison.json and comparison.png
-of all that is finished. A member whose result is there is not run again; one that fails is named and the others go on.
-Overrides (--config.SECTION.KEY=VALUE) are for all members. Exit 1 where a member failed.
+of all that is finished. A member of two stages has a work directory for each in its folder; SECOND_STAGES of the file
+says how they share its budget. A member whose result is there is not run again; one that fails is named and the others
+go on. Overrides (--config.SECTION.KEY=VALUE) are for all members. Exit 1 where a member failed.
 
 A member is trained by a process of its own beside this one: on a GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false.
 """
@@ -17,7 +18,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from data_pipelines.embodiments.apply import apply_embodiment
 from data_pipelines.latents.manifest import cache_settings, record_fields
 from data_pipelines.sources.remote import refuse_address
 from launch import distributed
-from launch.backbone_evaluation import BackboneEvaluation, evaluate_backbone, restore_run
+from launch.backbone_evaluation import BackboneEvaluation, evaluate_backbone, evaluate_two_stages, restore_run
 from launch.comparison_page import write_comparison
 from launch.evaluation_products import describe_evaluation
 from launch.experiment import OVERRIDE_FLAG, define_config_flag, load_experiment, load_members
@@ -36,7 +37,9 @@ from launch.patch_latents import fill_patch_latents
 from launch.workdir import WorkDir, config_hash
 from wamjax.batch import batch_spec
 from wamjax.config import bridge
+from wamjax.config.blocks import reads_pixels
 from wamjax.config.schema import RunConfig
+from wamjax.config.two_stage import check_stages
 from wamjax.errors import ConfigError, DataError, WamjaxError
 from wamjax.flops.model import count_flops
 from wamjax.layout import build_layout
@@ -60,7 +63,7 @@ def run(argv: list[str]) -> int:
         raise ConfigError(f"unexpected argument {argv[0]!r}; wamjax compare takes flags only")
     values = flags.FLAGS
     known = load_members(values.config)
-    chosen = known if values.members is None else tuple(values.members)
+    chosen = tuple(known) if values.members is None else tuple(values.members)
     if not chosen:
         raise ConfigError(f"--members is empty; {values.config} has {', '.join(known)}")
     for member in chosen:
@@ -74,7 +77,7 @@ def run(argv: list[str]) -> int:
     refuse_address(values.output, "--output")
     output, failures = Path(values.output), {}
     output.mkdir(parents=True, exist_ok=True)
-    plans = {member: plan_member(f"{values.config}:{member}", values.flops) for member in chosen}
+    plans = {member: plan_member(values.config, known[member], values.flops) for member in chosen}
     for member in chosen:
         if (output / member / RESULT_FILE).exists():
             check_result(member, output, plans[member].identity)
@@ -97,24 +100,62 @@ def run(argv: list[str]) -> int:
     return 1 if failures else 0
 
 
-class MemberPlan(NamedTuple):
-    """What a member is to be trained as.
+class RunPlan(NamedTuple):
+    """What one run of a member is to be.
 
     Attributes:
+      name: What ``get_config`` of the experiment file takes.
       config: Its configuration, with its steps, but for its latents.
       overrides: Of the command line.
       flops_per_step: Model FLOPs.
-      identity: Hash of ``config``.
     """
 
+    name: str
     config: RunConfig
     overrides: tuple[str, ...]
     flops_per_step: int
-    identity: str
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs of its training."""
+        return self.config.train.num_steps * self.flops_per_step
 
 
-def plan_member(name: str, budget: float) -> MemberPlan:
-    """Returns how the member ``FILE:MEMBER`` is trained with ``budget`` FLOPs.
+class MemberPlan(NamedTuple):
+    """What a member is to be trained as: one run, or the two of a system of two stages."""
+
+    runs: tuple[RunPlan, ...]
+
+    @property
+    def identity(self) -> str:
+        """Hash of the configurations, each with its steps."""
+        return "+".join(config_hash(run.config) for run in self.runs)
+
+    @property
+    def flops(self) -> int:
+        """Model FLOPs of all its training."""
+        return sum(run.flops for run in self.runs)
+
+
+def plan_member(file: str, runs: Mapping[str, float], budget: float) -> MemberPlan:
+    """Returns how a member is trained with ``budget`` FLOPs.
+
+    Args:
+      file: The experiment file.
+      runs: Names of the member's runs, and what share of the budget each has.
+      budget: Model FLOPs.
+
+    Raises:
+      ConfigError: As ``plan_run``, or two runs make no system.
+    """
+    plan = MemberPlan(tuple(plan_run(file, name, budget * share) for name, share in runs.items()))
+    if len(plan.runs) > 1:
+        check_stages(*(run.config for run in plan.runs))
+    return plan
+
+
+def plan_run(file: str, own_name: str, budget: float) -> RunPlan:
+    """Returns how the run ``FILE:NAME`` is trained with ``budget`` FLOPs.
 
     Raises:
       ConfigError: An override is of what the comparison decides, or a member reads a mixture.
@@ -123,14 +164,15 @@ def plan_member(name: str, budget: float) -> MemberPlan:
     for override in overrides:
         if override.partition("=")[0] in _DECIDED:
             raise ConfigError(f"--config.{override}: wamjax compare decides it by --flops and --output; leave it out")
+    name = f"{file}:{own_name}"
     config = apply_embodiment(bridge.apply_overrides(load_experiment(name), overrides))
     if config.data.mixture.sources:
         raise ConfigError(f"{name} reads config.data.mixture; wamjax compare evaluates members on one dataset")
     per_step = config.train.global_batch_size * count_flops(config, build_layout(config)).model_total
     if not per_step <= budget < math.inf:
-        raise ConfigError(f"--flops={budget:g}; {name} needs {per_step:.3g} for one step, and the budget is finite")
+        raise ConfigError(f"--flops gives {name} {budget:g}; one step needs {per_step:.3g}, and the budget is finite")
     config = bridge.apply_overrides(config, [f"train.num_steps={round(budget / per_step)}"])
-    return MemberPlan(config, overrides, per_step, config_hash(config))
+    return RunPlan(own_name, config, overrides, per_step)
 
 
 def check_result(member: str, output: Path, identity: str) -> None:
@@ -149,30 +191,52 @@ def check_result(member: str, output: Path, identity: str) -> None:
 
 def _run_member(member: str, output: Path, plan: MemberPlan) -> None:
     """Trains and evaluates one member and writes its result, last and whole."""
-    workdir, latents = output / member, output / "latents" / _latents_key(plan.config)
-    added = [f"train.num_steps={plan.config.train.num_steps}", f"data.latents={latents}"]
-    config = bridge.apply_overrides(plan.config, added)
-    fill_patch_latents(config, latents)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _train(f"{flags.FLAGS.config}:{member}", [*plan.overrides, *added], workdir)
-    found = evaluate_backbone(restore_run(WorkDir(workdir), config))
-    training_flops = config.train.num_steps * plan.flops_per_step
-    result = describe_result(member, config, found, training_flops=training_flops) | {"config_hash": plan.identity}
-    temporary = workdir / f"{RESULT_FILE}.tmp"
+    folder = output / member
+    trained = [_train_run(run, folder if len(plan.runs) == 1 else folder / run.name, output) for run in plan.runs]
+    if len(trained) == 1:
+        found = evaluate_backbone(restore_run(*trained[0]))
+    else:
+        first, second = (restore_run(*run) for run in trained)
+        _, found = evaluate_two_stages(first, second)
+    result = describe_result(member, plan, found) | {"config_hash": plan.identity}
+    temporary = folder / f"{RESULT_FILE}.tmp"
     temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, workdir / RESULT_FILE)
+    os.replace(temporary, folder / RESULT_FILE)
 
 
-def describe_result(
-    member: str, config: RunConfig, found: BackboneEvaluation, *, training_flops: int
-) -> dict[str, Any]:
-    """Returns the content of ``result.json``: what ``eval.json`` has, and what training and a chunk cost."""
+def _train_run(plan: RunPlan, workdir: Path, output: Path) -> tuple[WorkDir, RunConfig]:
+    """Trains one run, on samples made before where it reads such."""
+    added = [f"train.num_steps={plan.config.train.num_steps}"]
+    if not reads_pixels(plan.config):
+        latents = output / "latents" / _latents_key(plan.config)
+        added.append(f"data.latents={latents}")
+        fill_patch_latents(bridge.apply_overrides(plan.config, added), latents)
+    workdir.mkdir(parents=True, exist_ok=True)
+    _train(f"{flags.FLAGS.config}:{plan.name}", [*plan.overrides, *added], workdir)
+    return WorkDir(workdir), bridge.apply_overrides(plan.config, added)
+
+
+def describe_result(member: str, plan: MemberPlan, found: BackboneEvaluation) -> dict[str, Any]:
+    """Returns the content of ``result.json``: what ``eval.json`` has, and what training and a chunk cost.
+
+    What training took is of all runs of the member; ``stages`` has it by run.
+    """
+    stages = {
+        run.name: {
+            "formulation": run.config.layout.formulation,
+            "training_flops": run.flops,
+            "training_steps": run.config.train.num_steps,
+            "parameters": count_flops(run.config, build_layout(run.config)).num_parameters,
+        }
+        for run in plan.runs
+    }
     return {
         "member": member,
-        "formulation": config.layout.formulation,
-        "training_flops": training_flops,
-        "training_steps": config.train.num_steps,
-        "parameters": count_flops(config, build_layout(config)).num_parameters,
+        "formulation": "+".join(stage["formulation"] for stage in stages.values()),
+        "training_flops": plan.flops,
+        "training_steps": sum(stage["training_steps"] for stage in stages.values()),
+        "parameters": sum(stage["parameters"] for stage in stages.values()),
+        "stages": stages,
         **found.describe_chunk(),
         **describe_evaluation(found.open_loop, found.rollouts, found.reason, step=found.step, episodes=found.episodes),
     }

@@ -52,7 +52,7 @@ def format_table(results: Sequence[Mapping[str, Any]], failures: Mapping[str, st
             _figure(result["video_psnr"], 1),
             _success(result),
             f"{result['training_flops']:.2e}",
-            str(result["training_steps"]),
+            _steps(result),
             str(result["chunk_actions"]),
             f"{result['chunk_flops']:.2e}",
             f"{result['chunk_ms']:.1f}",
@@ -96,6 +96,12 @@ def _figure(found: Mapping[str, float] | None, digits: int) -> str:
     if found["low"] is None:  # one episode gives no interval
         return f"{found['mean']:.{digits}f}"
     return f"{found['mean']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def _steps(result: Mapping[str, Any]) -> str:
+    """Returns the training steps of each run of a member."""
+    stages = result.get("stages") or {"": result}
+    return " + ".join(str(stage["training_steps"]) for stage in stages.values())
 
 
 def _success(result: Mapping[str, Any]) -> str:

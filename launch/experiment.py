@@ -134,19 +134,31 @@ def load_experiment(name: str) -> RunConfig:
     return bridge.from_config_dict(result)
 
 
-def load_members(name: str) -> tuple[str, ...]:
-    """Returns ``MEMBERS`` of an experiment file: the texts that its ``get_config(text)`` takes.
+def load_members(name: str) -> dict[str, dict[str, float]]:
+    """Returns the runs of each member of an experiment file, and what share of the member's budget each has.
+
+    ``MEMBERS`` are the texts that its ``get_config(text)`` takes, each one run; a member of two has its second in
+    ``SECOND_STAGES``: {member: (text, share of the budget)}.
 
     Raises:
-      ConfigError: The file is missing, raises, or has none.
+      ConfigError: The file is missing, raises, or has none, or a share is none.
     """
     path, _ = _split_argument(name)
     if not path.is_file():
         raise ConfigError(f"--config={name}: no file {path}; expected one such as experiments/sweeps/formulations.py")
-    members = getattr(_run(path, lambda: _execute(path)), "MEMBERS", ())
+    module = _run(path, lambda: _execute(path))
+    members, seconds = getattr(module, "MEMBERS", ()), getattr(module, "SECOND_STAGES", {})
     if not members:
         raise ConfigError(f"{path} has no MEMBERS to compare; expected the names that its get_config(name) takes")
-    return tuple(members)
+    runs: dict[str, dict[str, float]] = {member: {member: 1.0} for member in members}
+    for member, (second, share) in seconds.items():
+        if member not in runs or not 0 < share < 1:
+            raise ConfigError(
+                f"{path}: SECOND_STAGES has {member}: ({second}, {share}); expected a name of MEMBERS, and a share of "
+                "its budget between 0 and 1"
+            )
+        runs[member] = {member: 1.0 - share, second: share}
+    return runs
 
 
 def _split_argument(name: str) -> tuple[Path, str | None]:

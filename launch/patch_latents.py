@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -28,11 +29,15 @@ from wamjax.batch import WamBatch, batch_spec
 from wamjax.config.pixel_windows import num_pictures, pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
+from wamjax.flops.precompute import PrecomputeLedger
+from wamjax.flops.utilisation import Denominator
 from wamjax.models.codec import PatchCodec
 from wamjax.sampling.policy import PatchLatents, PromptTable
+from wamjax.training.precompute_log import PrecomputeLog
 
 FINGERPRINTS = {"vae": "patches of pixels, 1", "text": "a random embedding per prompt, 1"}
 _OF_POLICY = {"images": "pixels, 1", "text": "bytes of UTF-8, 1"}
+LEDGER_FOLDER = "worker-0000"  # as of the first of several processes that run encoders
 _NUM_BYTES = 256
 _SHARD_WINDOWS, _BATCH_SIZE = 512, 32
 
@@ -165,6 +170,8 @@ def _patch_latents(config: RunConfig) -> PatchLatents:
 def fill_patch_latents(config: RunConfig, out: Path) -> None:
     """Makes what is missing of the folder ``out`` of samples of ``config``.
 
+    Its ledger counts samples and seconds, as that of encoders does; no encoder runs, so that there are no FLOPs.
+
     Raises:
       ConfigError: As ``patch_samples``, or ``out`` holds samples made with other settings.
       DataError: The dataset cannot be read.
@@ -199,5 +206,17 @@ def fill_patch_latents(config: RunConfig, out: Path) -> None:
         batch_size=_BATCH_SIZE,
         num_threads=config.data.num_threads,
     )
-    for _ in job.run(Worker(), samples.fields):
-        pass
+    device = jax.devices()[0]
+    ledger = PrecomputeLedger(
+        job="latents",
+        flops_per_run={},
+        denominator=Denominator(device_kind=device.device_kind, num_devices=1, dtype="float32"),
+    )
+    folder = out / LEDGER_FOLDER
+    folder.mkdir(exist_ok=True)
+    log = PrecomputeLog(folder, ledger)
+    try:
+        for shard in job.run(Worker(), samples.fields):
+            log.add(samples=shard.windows, runs={}, seconds=shard.seconds)
+    finally:
+        log.close()

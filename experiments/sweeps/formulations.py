@@ -7,7 +7,8 @@ Data:      datasets/metaworld, two cameras on a canvas of 24 x 48, or one below 
            encoder), every prompt has a random embedding of its own, and where prompts are token ids they are bytes.
 Systems:   as they are but for sizes: 2 layers 128 wide (4 of Kairos, whose pattern has as many), chunks of 2 latent
            frames and 8 actions (GR-1: of one action, 8 steps looked back on), 10 solver steps at most. How they are
-           denoised stays theirs.
+           denoised stays theirs. UniPi is two runs, of a video and of an inverse-dynamics model, which has three tenths
+           of the budget.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from experiments.systems import (
     lingbot_va_mot,
     lingbot_va_robotwin,
     pi05_droid,
+    unipi,
 )
 from wamjax.config.backbone import VideoTransformerConfig
 from wamjax.config.bridge import from_config_dict, to_config_dict
@@ -50,8 +52,11 @@ SYSTEMS = {
     "latent_plan": latent_plan,
     "pi05": pi05_droid,
     "gr1": gr1,
+    "unipi": unipi,
 }
 MEMBERS = tuple(SYSTEMS)
+# Of a system of two runs the second, and its share of the budget: with 0.3 both see about as many samples.
+SECOND_STAGES = {"unipi": ("unipi_inverse_dynamics", 0.3)}
 STRIDE = (1, 6, 6)
 CANVAS = (24, 48)
 PICTURE = 24  # height and width of a camera's picture
@@ -59,9 +64,14 @@ ACTIONS = 8  # of a chunk, one per dataset step
 
 
 def get_config(member: str = MEMBERS[0]) -> config_dict.ConfigDict:
-    if member not in SYSTEMS:
+    seconds = {second: first for first, (second, _) in SECOND_STAGES.items()}
+    if member not in SYSTEMS and member not in seconds:
         raise ValueError(f"member {member!r} is none of {', '.join(MEMBERS)}; write --config=FILE:MEMBER")
-    twin = tiny_twin(from_config_dict(SYSTEMS[member].get_config()))
+    if member in seconds:
+        system = SYSTEMS[seconds[member]].get_config(member.removeprefix(f"{seconds[member]}_"))
+    else:
+        system = SYSTEMS[member].get_config()
+    twin = tiny_twin(from_config_dict(system))
     config = dataclasses.replace(
         twin,
         name=f"formulations_{member}",
@@ -159,7 +169,30 @@ def _of_queries(config: RunConfig) -> RunConfig:
     )
 
 
-_SIZES = {"latent_frames": _of_pictures, "policy": _of_policy, "queries": _of_queries}
+def _of_video(config: RunConfig) -> RunConfig:
+    return _of_clip(dataclasses.replace(config, layout=dataclasses.replace(config.layout, num_blocks=1)))
+
+
+def _of_pairs(config: RunConfig) -> RunConfig:
+    """Pairs of the frames of a clip, with the actions between two."""
+    assert config.inverse_dynamics is not None, "formulation frame_pairs is of an inverse-dynamics model"
+    return dataclasses.replace(
+        config,
+        inverse_dynamics=dataclasses.replace(
+            config.inverse_dynamics, width=32, num_layers=3, hidden_width=64, stride=2
+        ),
+        layout=dataclasses.replace(config.layout, num_blocks=2, actions_per_block=ACTIONS // 2),
+        data=_data(config.data, (0, PICTURE)),
+    )
+
+
+_SIZES = {
+    "latent_frames": _of_pictures,
+    "policy": _of_policy,
+    "queries": _of_queries,
+    "video": _of_video,
+    "frame_pairs": _of_pairs,
+}
 
 
 def _data(data: DataConfig, beside: tuple[int, int], *, frame_stride: int = 4) -> DataConfig:
@@ -195,5 +228,6 @@ def _of_few_steps(config: RunConfig) -> RunConfig:
     if sampling.evaluated_steps:
         # Every step is run: 8 of DreamZero's 16 would be as many.
         sampling = dataclasses.replace(sampling, steps=len(sampling.evaluated_steps), evaluated_steps=())
+    sampling = dataclasses.replace(sampling, steps=min(sampling.steps, 10))
     objective = dataclasses.replace(config.objective, prompt_dropout=0.0)
     return dataclasses.replace(config, sampling=sampling, objective=objective)

@@ -50,6 +50,7 @@ def program_on_eight_devices(path: Path) -> TrainProgram:
 ALIKE = {
     "cosmos_policy_robocasa",
     "dreamzero_14b_agibot",
+    "dreamzero_14b_flash",
     "dreamzero_5b",
     "fast_wam_idm",
     "fast_wam_joint",

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from launch import compare_command
 from launch.cli import main
 from launch.comparison_page import write_comparison
-from launch.experiment import load_experiment
+from launch.experiment import load_experiment, load_members
 from launch.patch_latents import PatchEncoders
 from tests.flops.steps import vary
 from wamjax.errors import ConfigError, DataError
+from wamjax.flops.model import count_flops
+from wamjax.layout import build_layout
 
 EXPERIMENT = "experiments/sweeps/formulations.py"
 
@@ -92,6 +95,68 @@ def test_comparison_that_cannot_be_is_refused(
     flags = ["compare", f"--config={config}", "--flops=1e11", f"--output={tmp_path}"]
     assert main([*flags, *([f"--members={members}"] if members else [])]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_two_runs_of_a_member_share_its_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans: list[compare_command.MemberPlan] = []
+    evaluated = result("unipi")
+    chunk = {key: evaluated[key] for key in ("chunk_actions", "chunk_flops", "chunk_ms", "device")}
+    evaluation: Any = mock.Mock(describe_chunk=lambda: chunk)
+    of_windows = ("action_error", "action_sensitivity", "video_psnr", "closed_loop", "closed_loop_reason")
+    monkeypatch.setattr(
+        compare_command, "describe_evaluation", lambda *_, **__: {key: evaluated[key] for key in of_windows}
+    )
+
+    def run_member(member: str, output: Path, plan: compare_command.MemberPlan) -> None:
+        plans.append(plan)
+        found = compare_command.describe_result(member, plan, evaluation)
+        folder = output / member
+        folder.mkdir()
+        (folder / compare_command.RESULT_FILE).write_text(json.dumps(found | {"config_hash": plan.identity}))
+
+    monkeypatch.setattr(compare_command, "_run_member", run_member)
+    words = ["compare", f"--config={EXPERIMENT}", "--flops=2e12", f"--output={tmp_path}", "--members=unipi"]
+    assert main(words) == 0
+    video, inverse = plans[0].runs
+    assert (video.config.layout.formulation, inverse.config.layout.formulation) == ("video", "frame_pairs")
+    for run, share in ((video, 0.7), (inverse, 0.3)):
+        assert abs(run.flops - share * 2e12) <= run.flops_per_step / 2
+        flops = count_flops(run.config, build_layout(run.config)).model_total
+        assert run.flops == run.config.train.num_steps * run.config.train.global_batch_size * flops
+    found = json.loads((tmp_path / "unipi" / compare_command.RESULT_FILE).read_text())
+    assert found["training_flops"] == video.flops + inverse.flops
+    assert found["formulation"] == "video+frame_pairs"
+    row = f"| 2.00e+12 | {video.config.train.num_steps} + {inverse.config.train.num_steps} | 8 |"
+    assert row in capsys.readouterr().out
+    assert main([*words, "--config.layout.noisy_first_frame=True"]) == 2
+    assert "it generates clips from a prompt alone" in capsys.readouterr().err
+
+
+def test_share_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.py"
+    path.write_text('MEMBERS = ("a",)\nSECOND_STAGES = {"a": ("b", 0.25)}\n')
+    assert load_members(str(path)) == {"a": {"a": 0.75, "b": 0.25}}
+    for seconds in ('{"a": ("b", 1.0)}', '{"c": ("b", 0.5)}'):
+        path.write_text(f'MEMBERS = ("a",)\nSECOND_STAGES = {seconds}\n')
+        with pytest.raises(ConfigError, match="expected a name of MEMBERS, and a share of its budget between 0 and 1"):
+            load_members(str(path))
+
+
+@pytest.mark.slow
+def test_two_runs_are_trained_and_compared_as_one_member(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compare", f"--config={EXPERIMENT}", "--flops=3e10", f"--output={tmp_path}", "--members=unipi"]
+    overrides = ("evaluate.num_windows=4", "evaluate.rollout_tasks=()", "optimizer.warmup_steps=2")
+    assert main([*words, *(f"--config.{override}" for override in overrides)]) == 0
+    found = json.loads((tmp_path / "unipi" / compare_command.RESULT_FILE).read_text())
+    assert found["action_sensitivity"] is found["video_sensitivity"] is None
+    assert found["action_error"]["mean"] > 0
+    assert set(found["chunk_flops_by_stage"]) == {"observe", "video", "inverse_dynamics"}
+    ledgers = [tmp_path / "unipi" / name / "ledger.jsonl" for name in ("unipi", "unipi_inverse_dynamics")]
+    spent = [json.loads(path.read_text().splitlines()[-1])["model_flops"] for path in ledgers]
+    assert sum(sum(parts.values()) for parts in spent) == found["training_flops"]
+    capsys.readouterr()
 
 
 def test_patches_of_another_backbone_are_refused() -> None:

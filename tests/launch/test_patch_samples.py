@@ -1,6 +1,7 @@
 """Samples of every formulation from the quickstart's windows, against the dataset's own columns and pictures."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipelines.latents.manifest import Manifest
 from data_pipelines.latents.samples import return_to_go
 from data_pipelines.pipeline import Pipeline, build_pipeline
 from data_pipelines.stream import stack_samples
 from data_pipelines.text.policy_prompts import PolicyPrompts, write_policy_prompt
 from launch.experiment import load_experiment
-from launch.patch_latents import PatchEncoders, patch_samples
+from launch.patch_latents import LEDGER_FOLDER, PatchEncoders, fill_patch_latents, patch_samples
 from tests.flops.steps import vary
+from tests.launch.test_eval import write_dataset
 from wamjax.batch import WamBatch, batch_spec
 from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
+from wamjax.flops.campaign import account_precompute
 
 EXPERIMENT = "experiments/sweeps/formulations.py"
 EPISODE = 3
@@ -172,3 +176,26 @@ def test_prompt_that_is_too_long_and_stand_ins_of_other_sizes_are_refused() -> N
         PatchEncoders(vary(member("pi05"), vla={"vocab_size": 64}))
     with pytest.raises(ConfigError, match=r"image_width=16; patches of .* have 108"):
         PatchEncoders(vary(member("gr1"), gpt={"image_width": 16}))
+
+
+def test_ledger_of_patches_counts_samples_and_no_flops(tmp_path: Path) -> None:
+    config = vary(
+        member("fast_wam"),
+        data={
+            "path": str(write_dataset(tmp_path / "data")),
+            "views": (("observation.images.front", 0, 0, 24, 48),),
+            "state_dim": 2,
+            "action_dim": 2,
+            "validation_fraction": 0.5,
+        },
+    )
+    out, made, lines = tmp_path / "latents", 0, []
+    for _ in range(2):  # what is there is not made, nor counted, again
+        fill_patch_latents(config, out)
+        lines = [json.loads(line) for line in (out / LEDGER_FOLDER / "ledger.jsonl").read_text().splitlines()]
+        made = sum(split.windows for split in Manifest.load(out).splits.values())
+        assert lines[-1]["samples"] == made > 0
+        assert (lines[-1]["kind"], lines[-1]["job"], lines[-1]["zflops"]) == ("precompute", "latents", 0)
+        assert set(lines[-1]["runs"].values()) == {0}
+    account = account_precompute("patches", lines)
+    assert (account.samples, sum(account.encoder_flops.values())) == (made, 0)

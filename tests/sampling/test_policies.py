@@ -92,7 +92,11 @@ def test_policy_used_out_of_turn_says_so(name: str) -> None:
     ("name", "changes", "words"),
     [
         ("summer_22b", {}, "formulation=video of summer_22b_tiny has no actions"),
-        ("fast_wam_joint", {"sampling": {"action_shift": 1.0}}, "action_shift=1.0"),
+        ("dreamzero_5b", {"sampling": {"action_shift": 1.0}}, "action_shift=1.0"),
+        ("dreamzero_5b", {"sampling": {"video_final_noise": 0.8}}, "action_times=shared: actions are trained"),
+        ("fast_wam_libero", {"sampling": {"video_final_noise": 0.8}}, "family representation does not denoise them"),
+        ("lingbot_va_mot", {"sampling": {"video_final_noise": 0.8}}, "formulation=alternating of family"),
+        ("gr1", {"sampling": {"guidance": 2.0}}, "formulation queries answers at once"),
         ("cosmos_policy_libero", {"sampling": {"guidance": 2.0}}, "guidance=2.0"),
         ("cosmos_policy_libero", {"sampling": {"solver": "unipc"}}, "solver=unipc"),
         ("pi05_droid", {"sampling": {"guidance": 2.0}}, "guidance=2.0"),

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.sampling.acting import load_twin
 from tests.tiny import TINY
 from wamjax.batch import fake_batch
-from wamjax.config.schema import FinetuneConfig, ParallelConfig
+from wamjax.config.backbone import ActionsConfig
+from wamjax.config.schema import FinetuneConfig, LayoutConfig, ObjectiveConfig, ParallelConfig
 from wamjax.errors import ConfigError
 from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.parallel.mesh import build_mesh, make_global_batch
@@ -219,8 +221,50 @@ def test_a_base_that_is_no_run_or_of_another_model_is_refused(base_run, tmp_path
         section: split_tree(state[section], lambda path: path == "grid_embedding")[1] for section in ("ema", "frozen")
     }
     save(tmp_path / "flat", 1, flat)
-    with pytest.raises(ConfigError, match=r"has no parameter grid_embedding; config\.model must be"):
+    with pytest.raises(ConfigError, match=r"has no parameter grid_embedding; the model must be"):
         load_base(tmp_path / "flat", program.abstract_params)
+
+
+def video_run_of(system, folder, **block):
+    """Saves the initial state of a video model with the transformer of ``system``; returns its parameters."""
+    layout = LayoutConfig(formulation="video", noisy_first_frame=False)
+    backbone = dataclasses.replace(system.backbone, block=dataclasses.replace(system.backbone.block, **block))
+    sizes = {"backbone": backbone, "layout": layout, "actions": ActionsConfig(), "objective": ObjectiveConfig()}
+    program = build(dataclasses.replace(system, **sizes, train=dataclasses.replace(system.train, seed=7)))
+    state = program.init()
+    save(folder, 1, state)
+    return host(program.evaluation_params(state))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["latent_plan", "fast_wam_libero"])
+def test_a_video_run_is_the_base_of_a_systems_video_transformer(name, tmp_path):
+    system = load_twin(name)
+    given = video_run_of(system, tmp_path)
+    fresh = build(system)
+    own = host(fresh.evaluation_params(fresh.init()))
+    program = build(dataclasses.replace(system, finetune=FinetuneConfig(base=str(tmp_path))))
+    started = host(program.evaluation_params(program.init(None, program.load_base())))
+    assert started.keys() == own.keys()
+    for path, value in started.items():
+        wanted = given[path.removeprefix("video.")] if path.startswith("video.") else own[path]
+        np.testing.assert_array_equal(value, wanted, err_msg=path)
+    same = [path for path in started if path.startswith("video.") and (started[path] == own[path]).all()]
+    assert "video.blocks.mlp.up.kernel" not in same  # the two were drawn from other seeds
+
+    kept = FinetuneConfig(base=str(tmp_path), frozen=("*",), trained=("video",))
+    with pytest.raises(
+        ConfigError, match=r"config\.finetune keeps .* a video model, does not hold: except what is new"
+    ):
+        build(dataclasses.replace(system, finetune=kept)).load_base()
+    tuned = build(dataclasses.replace(system, finetune=dataclasses.replace(kept, frozen=("video",), trained=())))
+    base = tuned.load_base()
+    state = tuned.saved(tuned.init(None, base))
+    assert not state["frozen"]
+    assert host(tuned.complete(state, base)["frozen"]).keys() == {n for n in own if n.startswith("video.")}
+    video_run_of(system, tmp_path / "wide", ffn_width=96)
+    with pytest.raises(ConfigError, match="does not fit this configuration"):
+        build(dataclasses.replace(system, finetune=FinetuneConfig(base=str(tmp_path / "wide")))).load_base()
 
 
 def test_splitting_and_joining_give_the_tree_back():

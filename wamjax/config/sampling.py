@@ -20,8 +20,11 @@ class SamplingConfig:
       action_steps: Solver steps of actions that are denoised after the video (``alternating``, ``inverse_dynamics``);
         0 for ``steps``.
       shift: Timestep shift of ``steps``; 0 for the shift of training (``objective.shift``).
-      action_shift: Timestep shift of actions denoised by themselves; 0 for that of training (``objective.action_shift``
-        or, where that is 0 too, ``objective.shift``).
+      action_shift: Timestep shift of actions; 0 for that of training (``objective.action_shift`` or, where that is 0
+        too, ``objective.shift``). Another than the video's, denoised in the same steps, needs times of their own.
+      video_final_noise: Noise level at which video stays when the actions denoised with it are clean: its levels are
+        moved in proportion, and 0 denoises it whole. Needs actions with times of their own in training
+        (``layout.action_times = own``, or ``first_frame`` of family ``joint``). Released for DreamZero-Flash: 0.8.
       guidance: Scale of classifier-free guidance of video; 1 for none.
       action_guidance: The same of actions.
       evaluated_steps: Indices of the steps at which the model runs, the first being 0; at the others its last velocity
@@ -35,6 +38,7 @@ class SamplingConfig:
     action_steps: int = 0
     shift: float = 0.0
     action_shift: float = 0.0
+    video_final_noise: float = 0.0
     guidance: float = 1.0
     action_guidance: float = 1.0
     evaluated_steps: tuple[int, ...] = ()

@@ -193,7 +193,8 @@ class FinetuneConfig:
 
     Attributes:
       base: Folder of the run whose parameters this one starts from: its work directory (the newest checkpoint), or one
-        of its checkpoints. Empty: from scratch.
+        of its checkpoints. Of formulation ``video``, the base of a system's video transformer: all else of the system
+        starts from scratch. Empty: from scratch.
       frozen: Patterns of parameters that keep their values: no gradient, no optimizer state.
       trained: Patterns excepted from ``frozen``.
       lora_targets: Patterns of kernels that keep their values and get a trained low-rank update; ``*`` is every kernel.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
+from wamjax.config.acting import check_acting
 from wamjax.config.pixel_windows import pixel_windows
 from wamjax.config.schema import RunConfig
 from wamjax.errors import ConfigError
@@ -69,6 +70,7 @@ def check_stages(video: RunConfig, inverse: RunConfig) -> None:
                 f"config.data.{name} is {first} of {video.name} and {second} of {inverse.name}, of one dataset: what "
                 "one stage holds out the other was trained on; train one of them again"
             )
+    check_acting(video)
     sampling = video.sampling
     if sampling.action_guidance != 1 or sampling.action_steps or sampling.action_shift:
         raise ConfigError(

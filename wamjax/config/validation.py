@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable
 
+from wamjax.config.acting import check_acting
 from wamjax.config.buckets import BucketsConfig
 from wamjax.config.schema import RunConfig
 from wamjax.config.sources import MixtureConfig
@@ -87,6 +88,7 @@ _RULES: dict[str, dict[str, _Rule]] = {
     "sampling": {
         **dict.fromkeys(("steps", "sigma_max", "sigma_min"), _POSITIVE),
         **dict.fromkeys(("action_steps", "shift", "action_shift", "guidance", "action_guidance"), _NOT_NEGATIVE),
+        "video_final_noise": _PROPER_FRACTION,
     },
     "evaluate": {
         **dict.fromkeys(("every_steps", "rollout_first_seed", "seed"), _NOT_NEGATIVE),
@@ -116,6 +118,7 @@ def check_values(config: RunConfig) -> None:
             f"config.objective.edm_range = {config.objective.edm_range}; expected two positive noise levels, ascending"
         )
     _check_sampling(config)
+    check_acting(config)
     _check_mixture(config.data.mixture)
     _check_buckets(config.data.buckets, config.data.mixture)
     if config.backbone is not None and config.data.augmentation.is_on:

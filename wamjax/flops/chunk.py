@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from wamjax.config.acting import check_acting
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import check_has_actions, keeps_cache
 from wamjax.config.two_stage import check_stages
@@ -64,9 +65,10 @@ def count_chunk(config: RunConfig, chunk: int | None = None, *, is_executed: boo
         walk over the jaxpr of a policy's ``denoise`` finds exactly this in ``stages``.
 
     Raises:
-      ConfigError: The formulation does not act, or has no such chunk.
+      ConfigError: The formulation does not act, not as ``config.sampling`` says, or has no such chunk.
     """
     check_has_actions(config)
+    check_acting(config)
     layout, sampling = build_layout(config), config.sampling
     if config.vla is not None:
         return _count_policy(config, layout, is_executed=is_executed)

@@ -47,12 +47,10 @@ class Stage:
         stream = [s for s in self.denoise.segments if s.role is role]
         return sum(s.num_tokens for s in stream[: self.num_held])
 
-    def noised_slots(self) -> tuple[int, ...]:
-        """Timestep slots that carry the solver's time; all others are clean."""
-        slots = set()
-        for role in self.denoised:
-            slots |= {s.timestep_slot for s in [s for s in self.denoise.segments if s.role is role][self.num_held :]}
-        return tuple(sorted(slots))
+    def noised_slots(self, role: Role) -> tuple[int, ...]:
+        """Timestep slots that carry the solver's time of ``role``; those of no denoised role are clean."""
+        stream = [s for s in self.denoise.segments if s.role is role]
+        return tuple(sorted({s.timestep_slot for s in stream[self.num_held :]}))
 
 
 def text_segments(layout: Layout) -> tuple[Segment, ...]:

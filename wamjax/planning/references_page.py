@@ -78,11 +78,16 @@ def _name(row: Compiled) -> str:
 
 def _compiled_row(row: Compiled, on: OnMachine) -> str:
     planned = on.memory.total / _GIB
-    cells = [_name(row), row.topology, f"{planned:.1f}", f"{row.peak_gib:.1f}", _error(planned, row.peak_gib)]
+    cells = [_name(row), row.topology, _number(planned, 1), _number(row.peak_gib, 1), _error(planned, row.peak_gib)]
     step = None if on.time is None else on.time.step_s.mid
-    cells.append("-" if step is None else f"{step:.2f}")
-    cells += ["-", "-"] if row.step_s is None or step is None else [f"{row.step_s:.2f}", _error(step, row.step_s)]
+    cells.append("-" if step is None else _number(step, 2))
+    cells += ["-", "-"] if row.step_s is None or step is None else [_number(row.step_s, 2), _error(step, row.step_s)]
     return _line([*cells, f"{row.note}; {row.gap}" if row.gap else row.note])
+
+
+def _number(value: float, places: int) -> str:
+    """Returns ``value`` with so many places, what is well below 1 with three digits."""
+    return f"{value:.3g}" if value < 0.5 else f"{value:.{places}f}"
 
 
 def _kinds_row(row: Compiled, on: OnMachine) -> str:

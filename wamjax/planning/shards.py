@@ -52,6 +52,7 @@ class Shard:
       experts: Of a mixture of transformers, the block and the tokens of a whole sample of each expert, the video's
         first; empty where there is one.
       schedules: Of a pattern of layers, what is attended in each layer of one period; empty where all are alike.
+      is_convolutional: Whether layers are convolutions, of an inverse-dynamics model.
     """
 
     mesh: dict[str, int]
@@ -69,6 +70,7 @@ class Shard:
     imbalance: float
     experts: tuple[tuple[BlockConfig, int], ...] = ()
     schedules: tuple[Schedule, ...] = ()
+    is_convolutional: bool = False
 
     def at_layer(self, place: int) -> Shard:
         """Returns the part with the blocks of one layer of a pattern."""
@@ -183,6 +185,7 @@ def make_shard(config: RunConfig, layout: Layout, machine: Machine) -> Shard:
         imbalance=_imbalance(layout.full_pass().schedule, context, config.parallel.token_placement),
         experts=_experts(config, layout),
         schedules=layer_schedules(config, layout.full_pass()) if block.attention else (),
+        is_convolutional=pairs is not None,
     )
 
 

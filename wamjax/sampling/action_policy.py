@@ -47,14 +47,6 @@ class ActionPolicy:
           ConfigError: The sampler is asked for what it does not have.
         """
         sampling = config.sampling
-        if sampling.guidance != 1 or sampling.action_guidance != 1 or sampling.evaluated_steps:
-            raise ConfigError(
-                f"config.sampling has guidance={sampling.guidance}, action_guidance={sampling.action_guidance} and "
-                f"evaluated_steps={sampling.evaluated_steps}; formulation policy is sampled without: set them to 1, 1 "
-                "and ()"
-            )
-        if sampling.solver != "euler":
-            raise ConfigError(f"config.sampling.solver={sampling.solver}; formulation policy is solved by euler")
         self.config, self.params, objective = config, params, PolicyObjective(config)
         self._prompts, self._vla = prompts, objective.vla
         self._graphdef, _ = abstract_model(objective)

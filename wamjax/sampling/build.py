@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from wamjax.config.acting import check_acting
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import check_has_actions
 from wamjax.errors import ConfigError
@@ -41,11 +42,12 @@ def build_policy(
       inverse_dynamics: What reads actions off the clips of a run that generates video alone.
 
     Raises:
-      ConfigError: The run is of the small model, its formulation does not act, or it is one of two stages and the other
-        is not there.
+      ConfigError: The run is of the small model, its formulation does not act or not as ``config.sampling`` says, what
+        guidance leads away from is unknown, or the run is one of two stages and the other is not there.
     """
     if inverse_dynamics is None:
         check_has_actions(config)
+    check_acting(config)
     if config.vla is not None:
         assert isinstance(prompts, PromptWriter), "a vision-language-action model reads token ids"
         return ActionPolicy(config, params, prompts=prompts)
@@ -57,12 +59,8 @@ def build_policy(
         raise ConfigError(
             "config.backbone is none: the small model on pixels acts as sampling.pixel_policy.PixelPolicy"
         )
-    if config.objective.prompt_dropout and is_guided(config) and prompts.negative is None:
-        raise ConfigError(
-            f"config.objective.prompt_dropout={config.objective.prompt_dropout}: {config.name} was trained with the "
-            "empty prompt where prompts were dropped, and guidance leads away from that; give its embedding as "
-            "PromptTable.negative"
-        )
+    if is_guided(config) and prompts.negative is None:
+        _check_guidance(config)
     assert isinstance(codec, LatentCodec), "a backbone reads latents"
     if inverse_dynamics is not None:
         return TwoStagePolicy(config, params, inverse_dynamics=inverse_dynamics, codec=codec, prompts=prompts)
@@ -71,3 +69,20 @@ def build_policy(
     if config.layout.formulation == "plan":
         return LatentPlanPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine)
     return LatentPolicy(config, params, codec=codec, prompts=prompts, imagine=imagine, decodes=decodes)
+
+
+def _check_guidance(config: RunConfig) -> None:
+    """Refuses guidance away from nothing that training knew; pretrained weights may know the zeros that are left."""
+    dropped, scales = config.objective.prompt_dropout, config.sampling
+    if dropped:
+        raise ConfigError(
+            f"config.objective.prompt_dropout={dropped}: {config.name} was trained with the empty prompt where prompts "
+            "were dropped, and guidance leads away from that; give its embedding as PromptTable.negative"
+        )
+    if not config.finetune.base:
+        raise ConfigError(
+            f"config.sampling has guidance={scales.guidance} and action_guidance={scales.action_guidance}, and "
+            f"{config.name} was trained from scratch (config.finetune.base) without dropped prompts "
+            "(config.objective.prompt_dropout=0): there is nothing that guidance could lead away from; set both to 1, "
+            "or train with dropped prompts"
+        )

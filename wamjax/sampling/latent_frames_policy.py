@@ -44,16 +44,6 @@ class LatentFramesPolicy:
           ConfigError: The run is of another formulation, or asks for what its sampler does not have.
         """
         sampling = config.sampling
-        if sampling.guidance != 1 or sampling.action_guidance != 1 or sampling.evaluated_steps:
-            raise ConfigError(
-                f"config.sampling has guidance={sampling.guidance}, action_guidance={sampling.action_guidance} and "
-                f"evaluated_steps={sampling.evaluated_steps}; formulation latent_frames is sampled without: set them "
-                "to 1, 1 and ()"
-            )
-        if sampling.solver == "unipc":
-            raise ConfigError(
-                f"config.sampling.solver={sampling.solver}; formulation latent_frames is solved by adams or euler"
-            )
         self.config, self.params, self.objective = config, params, LatentFramesObjective(config)
         self._codec, self._prompts, self._decodes = codec, prompts, decodes
         self._graphdef, _ = abstract_model(self.objective)

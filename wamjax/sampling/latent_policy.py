@@ -25,7 +25,7 @@ from wamjax.objectives.latent_tokens import patch_tokens, unpatch_tokens
 from wamjax.objectives.noising import select_frames
 from wamjax.objectives.objective import abstract_model, build_objective
 from wamjax.sampling.policy import Chunk, LatentCodec, PromptTable, StreamingCodec
-from wamjax.sampling.stages import Known, Told, denoise_stage, fill_cache, is_guided, stage_schedule
+from wamjax.sampling.stages import Known, Told, denoise_stage, fill_cache, is_guided, stage_schedules
 from wamjax.sampling.window import Window
 from wamjax.types import PRNGKey, PureDict
 
@@ -69,7 +69,7 @@ class LatentPolicy:
         self._window, self._codec, self._prompts = Window(config), codec, prompts
         self._imagine, self._decodes = imagine, decodes
         for row, stage in enumerate(acting_stages(config, self.layout, 0)):
-            stage_schedule(config, stage, follows=row > 0)  # refuses what cannot be solved
+            stage_schedules(config, stage, follows=row > 0)  # refuses what cannot be solved
         self._graphdef, _ = abstract_model(build_objective(config))
         self._fill = jax.jit(self._fill_segments, static_argnames=("new", "cached"))
         self.denoise = jax.jit(self._denoise_chunk, static_argnames=("chunk",))
@@ -254,7 +254,7 @@ class LatentPolicy:
 
         Returns:
           Actions ``[b a u]``, given ones included, and the latents ``[b t h w c]`` that are new; None where no video is
-          denoised.
+          denoised, or none to its end (``config.sampling.video_final_noise``).
         """
         model, copies = nnx.merge(self._graphdef, params), 2 if is_guided(self.config) else 1
         stages = acting_stages(self.config, self.layout, chunk, imagine=self._imagine)
@@ -272,7 +272,7 @@ class LatentPolicy:
                 copied = {role: jnp.concatenate([video] * copies)}
                 past = fill_cache(model, told, copied, stage.copy, self.layout, past, self.config)
         video = drawn.get(Role.NOISY_VIDEO)
-        if video is None:
+        if video is None or self.config.sampling.video_final_noise:
             return drawn[Role.ACTION], None
         latents = unpatch_tokens(video, (tokens.shape[2], tokens.shape[3]), self._patch)
         return drawn[Role.ACTION], latents[:, stages[0].num_held :]

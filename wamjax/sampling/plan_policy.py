@@ -36,15 +36,8 @@ class LatentPlanPolicy(LatentPolicy):
         """Makes a policy; arguments as ``LatentPolicy``.
 
         Raises:
-          ConfigError: It is to guide, to leave out steps or to imagine video: it has neither steps nor video.
+          ConfigError: It is to imagine video: it has none.
         """
-        sampling = config.sampling
-        if sampling.guidance != 1 or sampling.action_guidance != 1 or sampling.evaluated_steps:
-            raise ConfigError(
-                f"config.sampling has guidance={sampling.guidance}, action_guidance={sampling.action_guidance} and "
-                f"evaluated_steps={sampling.evaluated_steps}; formulation plan decodes actions at once, without "
-                "solver steps that could be guided or left out: set them to 1, 1 and ()"
-            )
         if imagine:
             raise ConfigError(
                 f"{config.name} is of config.layout.formulation=plan, which has no video to look at: it computes "

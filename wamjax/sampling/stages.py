@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from wamjax.config.schema import RunConfig
 from wamjax.config.systems import keeps_cache
-from wamjax.errors import ConfigError
 from wamjax.layout import VIDEO_ROLES, Layout, Pass, Role
 from wamjax.layout.inference import Stage
 from wamjax.models.systems import ActionTransformer
@@ -88,39 +87,33 @@ def guidance_scales(config: RunConfig, stage: Stage) -> dict[Role, float]:
     return {role: scales[role] for role in stage.denoised}
 
 
-def stage_schedule(config: RunConfig, stage: Stage, *, follows: bool) -> Schedule:
-    """Returns the noise levels of a stage.
+def stage_schedules(config: RunConfig, stage: Stage, *, follows: bool) -> dict[Role, Schedule]:
+    """Returns the noise levels of each role that a stage denoises, all of as many steps.
 
     Args:
-      config: The run.
+      config: The run; of levels that it was not trained at, ``config.acting.check_acting`` tells.
       stage: The stage.
       follows: Whether another stage was denoised before.
-
-    Raises:
-      ConfigError: Video and actions are denoised together at noise levels that are to differ.
     """
     sampling, objective = config.sampling, config.objective
-    if sampling.solver == "adams":
-        raise ConfigError(
-            "config.sampling.solver=adams steps between EDM's noise levels, which config.layout.formulation="
-            f"latent_frames alone has; this one is {config.layout.formulation}: set it to euler or unipc"
-        )
     video_shift = sampling.shift or objective.shift
-    action_shift = sampling.action_shift or objective.action_shift or video_shift
-    is_together = stage.name == "video_actions"
-    if is_together and action_shift != video_shift:
-        raise ConfigError(
-            f"config.sampling.action_shift={action_shift} (or, where it is 0, that of config.objective) with shift="
-            f"{video_shift}: video and actions are denoised together, at the same noise levels; make them equal"
+    shifts = {
+        Role.NOISY_VIDEO: video_shift,
+        Role.ACTION: sampling.action_shift or objective.action_shift or video_shift,
+    }
+
+    def make(role: Role) -> Schedule:
+        return build_schedule(
+            SolverConfig(
+                num_steps=(sampling.action_steps if follows else 0) or sampling.steps,
+                method=sampling.solver,
+                sigmas="wan" if sampling.solver == "unipc" else "uniform",
+                shift=shifts[role],
+                final_noise=sampling.video_final_noise if role is Role.NOISY_VIDEO else 0.0,
+            )
         )
-    return build_schedule(
-        SolverConfig(
-            num_steps=(sampling.action_steps if follows else 0) or sampling.steps,
-            method=sampling.solver,
-            sigmas="wan" if sampling.solver == "unipc" else "uniform",
-            shift=action_shift if stage.name == "actions" else video_shift,
-        )
-    )
+
+    return {role: make(role) for role in stage.denoised}
 
 
 def fill_cache(
@@ -181,7 +174,10 @@ def denoise_stage(
       follows: Whether another stage was denoised before.
 
     Returns:
-      fp32 tokens ``[b n_role c]`` of each denoised role.
+      fp32 tokens ``[b n_role c]`` of each denoised role; video is left as noisy as ``config.sampling`` says.
+
+    Source: DreamZero's released code (``decouple_inference_noise`` of its action head) for actions that become clean
+    beside video that stays noisy: as many steps of both, the video's levels moved in proportion.
     """
     scales = guidance_scales(config, stage)
     is_doubled = any(scale != 1 for scale in scales.values())
@@ -191,28 +187,33 @@ def denoise_stage(
     batch_size = told.text.shape[0] // (2 if is_doubled else 1)
     noise = draw_noise(key, batch_size, stage, model, config)
     known, layout_pass, before = _split_past(past, stage.denoise, layout)
-    slots = jnp.asarray([slot in stage.noised_slots() for slot in range(layout.num_slots)])
+    slots = {
+        role: jnp.asarray([slot in stage.noised_slots(role) for slot in range(layout.num_slots)])
+        for role in stage.denoised
+    }
 
     def hold(x: dict[Role, jax.Array]) -> dict[Role, jax.Array]:
         return {role: _held(part, held.get(role)) for role, part in x.items()}
 
-    def velocity(x: dict[Role, jax.Array], time: jax.Array) -> dict[Role, jax.Array]:
+    def velocity(x: dict[Role, jax.Array], times: dict[Role, jax.Array]) -> dict[Role, jax.Array]:
         x = hold(x)
         if is_doubled:
             x = jax.tree.map(lambda part: jnp.concatenate([part, part]), x)
-        rows = told.text.shape[0]
-        ids = jnp.broadcast_to(jnp.where(slots, time, 0.0), (rows, layout.num_slots))
+        row = jnp.zeros(layout.num_slots)
+        for role, time in times.items():
+            row = jnp.where(slots[role], time, row)
+        ids = jnp.broadcast_to(row, (told.text.shape[0], layout.num_slots))
         predicted, _ = _predict(model, told, known | x, ids, layout_pass, before, config)
         if not is_doubled:
             return predicted
         halves = {role: jnp.split(part, 2) for role, part in predicted.items()}
         return {role: guide(first, second, scales[role]) for role, (first, second) in halves.items()}
 
-    schedule = stage_schedule(config, stage, follows=follows)
+    schedules = stage_schedules(config, stage, follows=follows)
     evaluated = () if follows else config.sampling.evaluated_steps
     if evaluated:
-        return hold(sample_reusing(velocity, noise, schedule, evaluated))
-    return hold(sample(velocity, noise, schedule))
+        return hold(sample_reusing(velocity, noise, schedules, evaluated))
+    return hold(sample(velocity, noise, schedules))
 
 
 def _split_past(

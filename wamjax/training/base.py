@@ -1,6 +1,8 @@
 """The base of a finetuned run: the parameters of another run that this one starts from.
 
-Owns reading them and saying which they are. Which of them are trained on is ``training.trainable``'s.
+Owns reading them and saying which they are. Which of them are trained on is ``training.trainable``'s. A run of
+formulation ``video`` may be the base of any system that has its video transformer: what the system has beside that is
+made anew.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from wamjax.training.trainable import join_trees, split_tree
 from wamjax.types import PureDict
 
 _CHECKPOINTS = "checkpoints"
+_TRUNK = "video"  # where a system with action modules holds its video transformer
 _SECTIONS = ("ema", "params", "frozen")  # of a state, in the order in which a parameter is looked for
 
 
@@ -30,7 +33,7 @@ class Base:
     """Parameters to start from.
 
     Attributes:
-      params: All but the low-rank updates, on the mesh.
+      params: All but the low-rank updates, on the mesh; of a video model's run those of the video transformer alone.
       hash: Says which they are: of the digests of every array.
       path: The checkpoint they were read from.
     """
@@ -49,7 +52,7 @@ def load_base(folder: Path, abstract_params: PureDict) -> Base:
         not looked for.
 
     Raises:
-      ConfigError: There is no such run, or its model is another one.
+      ConfigError: There is no such run, or its model is neither this one nor the video transformer of this one.
       CheckpointError: No checkpoint can be trusted.
     """
     store, steps = _find(folder)
@@ -58,7 +61,8 @@ def load_base(folder: Path, abstract_params: PureDict) -> Base:
     for step in reversed(steps):
         try:
             record = store.read_record(step)
-            sections = _sections(store.path(step), record, wanted)
+            is_trunk = _is_of_trunk(record, wanted)
+            sections = _sections(store.path(step), record, wanted[_TRUNK] if is_trunk else wanted)
             parts = store.restore(step, sections, is_part=True).state
         except CheckpointError as error:
             problem = error
@@ -67,6 +71,7 @@ def load_base(folder: Path, abstract_params: PureDict) -> Base:
         params: PureDict = {}
         for section in parts.values():
             params = join_trees(params, section)
+        params = {_TRUNK: params} if is_trunk else params
         return Base(params=params, hash=_hash(record, sections), path=store.path(step))
     raise problem or ConfigError(f"config.finetune.base={folder} has no checkpoint; train the base first")
 
@@ -88,6 +93,16 @@ def _find(folder: Path) -> tuple[CheckpointStore, list[int]]:
     return store, store.steps
 
 
+def _is_of_trunk(record: CheckpointRecord, wanted: PureDict) -> bool:
+    """Returns whether a base is a video model and ``wanted`` a system that has one among other modules."""
+    if not isinstance(wanted.get(_TRUNK), dict):
+        return False
+    held = {name.partition(".")[2] for name in record.digests if name.partition(".")[0] in _SECTIONS}
+    return not any(name.startswith(f"{_TRUNK}.") for name in held) and not held.isdisjoint(
+        flatten_params(wanted[_TRUNK])
+    )
+
+
 def _sections(path: Path, record: CheckpointRecord, wanted: PureDict) -> dict[str, PureDict]:
     """Returns the part of the state of ``record`` that holds each of ``wanted``."""
     if record.base_hash is not None:
@@ -104,7 +119,7 @@ def _sections(path: Path, record: CheckpointRecord, wanted: PureDict) -> dict[st
         raise ConfigError(
             f"config.finetune.base={path} has no parameter {absent[0]}"
             + (f" (nor {len(absent) - 1} more)" if absent[1:] else "")
-            + "; config.model must be that of the base's run.json"
+            + "; the model must be that of the base's run.json, or have it as its video transformer"
         )
     found: dict[str, Any] = {}
     for section in _SECTIONS:

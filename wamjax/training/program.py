@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from wamjax.batch import VideoStatistics, WamBatch
 from wamjax.config.blocks import main_block
 from wamjax.config.schema import RunConfig
+from wamjax.errors import ConfigError
 from wamjax.layout import Layout
 from wamjax.models.world_action import WorldActionModel
 from wamjax.nn.attention import check_platform, describe_attention
@@ -86,8 +87,20 @@ class TrainProgram:
 
         A checkpoint is completed by it only where ``config.finetune.needs_base``.
         """
-        folder = self.config.finetune.base
-        return load_base(Path(folder), self.abstract_params) if folder else None
+        settings = self.config.finetune
+        if not settings.base:
+            return None
+        base = load_base(Path(settings.base), self.abstract_params)
+        held = flatten_params(base.params)
+        lacking = [name for name in flatten_params(self.abstract_state["frozen"]) if name not in held]
+        if lacking:
+            raise ConfigError(
+                f"config.finetune keeps {lacking[0]} (and {len(lacking) - 1} more; frozen={settings.frozen}, "
+                f"lora_targets={settings.lora_targets}) at what config.finetune.base={settings.base}, a video model, "
+                "does not hold: "
+                "except what is new with config.finetune.trained, and from lora_targets"
+            )
+        return base
 
     def saved(self, state: State) -> State:
         """Returns what a checkpoint holds of ``state``: without what the base of the run keeps holding for it."""

@@ -8,6 +8,7 @@ the convention is named, never guessed.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,8 @@ class SolverConfig:
       rho: Exponent of ``karras``.
       final_sigma: Last level of ``karras``: ``zero``, or ``sigma_min`` again, which leaves the last step without effect
         (Cosmos).
+      final_noise: Level of a flow at which the sample is left, 0 being data: all levels are moved in proportion, the
+        first stays.
     """
 
     num_steps: int
@@ -51,6 +54,7 @@ class SolverConfig:
     sigma_min: float = 0.002
     rho: float = 7.0
     final_sigma: str = "zero"
+    final_noise: float = 0.0
 
 
 # Source: diffusers, Cosmos2VideoToWorldPipeline: num_inference_steps=35, sigmas and their end set in its constructor.
@@ -95,9 +99,29 @@ def build_schedule(config: SolverConfig) -> Schedule:
             times=sigmas.astype(np.float32),
             noise_scale=float(sigmas[0]),
         )
-    levels, times = _FLOW_LEVELS[config.sigmas](config.num_steps, config.shift)
-    sigmas = np.append(levels, 0.0).astype(np.float32)
+    levels = _FLOW_LEVELS[config.sigmas](config.num_steps, config.shift)
+    if config.final_noise:
+        levels = _leave_noise(levels, config.final_noise)
+    times = levels * NUM_TRAIN_TIMESTEPS
+    if config.sigmas in _WHOLE_IDS:
+        times = np.trunc(times)
+    sigmas = np.append(levels, config.final_noise).astype(np.float32)
     return Schedule(method=config.method, sigmas=sigmas, times=times.astype(np.float32), noise_scale=1.0)
+
+
+def _leave_noise(levels: npt.NDArray[Any], final: float) -> npt.NDArray[np.float32]:
+    """Moves ``levels``, which lead to 0, so that they lead to ``final``: in fp32, which decides where ids are cut.
+
+    Source: DreamZero's released code, ``decouple_inference_noise`` of its action head.
+
+    Raises:
+      ConfigError: The first level is below ``final``.
+    """
+    first = float(np.float32(levels[0]))
+    if final >= first:
+        raise ConfigError(f"solver final_noise={final}; expected less than the first level, {first:g}")
+    scaled = levels.astype(np.float32) * np.float32(first - final) / np.float32(first)
+    return scaled + np.float32(final)
 
 
 def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> npt.NDArray[np.float32]:
@@ -110,33 +134,31 @@ def karras_sigmas(num_steps: int, sigma_min: float, sigma_max: float, rho: float
     return ((first + ramp * (last - first)) ** rho).astype(np.float32)
 
 
-def _uniform(num_steps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
-    levels = np.asarray(shift_time(np.linspace(1.0, 0.0, num_steps + 1)[:-1], shift))
-    return levels, levels * NUM_TRAIN_TIMESTEPS
+def _uniform(num_steps: int, shift: float) -> npt.NDArray[Any]:
+    return np.asarray(shift_time(np.linspace(1.0, 0.0, num_steps + 1)[:-1], shift))
 
 
-def _diffusers_euler(num_steps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+def _diffusers_euler(num_steps: int, shift: float) -> npt.NDArray[Any]:
     # The end of the grid is taken from levels that are shifted already, in fp32; then the grid is shifted.
     end = shift_time(np.full(1, 1.0 / NUM_TRAIN_TIMESTEPS, np.float32), shift)[0]
     ids = np.linspace(NUM_TRAIN_TIMESTEPS, NUM_TRAIN_TIMESTEPS * float(end), num_steps)
-    levels = np.asarray(shift_time(ids / NUM_TRAIN_TIMESTEPS, shift)).astype(np.float32)
-    return levels, levels * np.float32(NUM_TRAIN_TIMESTEPS)
+    return np.asarray(shift_time(ids / NUM_TRAIN_TIMESTEPS, shift)).astype(np.float32)
 
 
-def _diffusers_unipc(num_steps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+def _diffusers_unipc(num_steps: int, shift: float) -> npt.NDArray[Any]:
     levels = np.linspace(1.0, 1.0 / NUM_TRAIN_TIMESTEPS, num_steps + 1)[:-1]
     levels = np.asarray(shift_time(levels, shift))
     levels[0] -= 1e-6  # at 1 there is no data left in the sample, and its logarithm is infinite
-    return levels, np.trunc(levels * NUM_TRAIN_TIMESTEPS)
+    return levels
 
 
-def _wan(num_steps: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+def _wan(num_steps: int, shift: float) -> npt.NDArray[Any]:
     # Its constructor takes 1 - 1/1000 in fp32 for the largest level, and 0 for the smallest.
     first = float(np.float32(1.0 - 1.0 / NUM_TRAIN_TIMESTEPS))
-    levels = np.asarray(shift_time(np.linspace(first, 0.0, num_steps + 1)[:-1], shift))
-    return levels, np.trunc(levels * NUM_TRAIN_TIMESTEPS)
+    return np.asarray(shift_time(np.linspace(first, 0.0, num_steps + 1)[:-1], shift))
 
 
+_WHOLE_IDS = ("diffusers_unipc", "wan")  # whose ids are cut to whole numbers
 _FLOW_LEVELS = {
     "uniform": _uniform,
     "diffusers_euler": _diffusers_euler,
@@ -166,6 +188,11 @@ def _check(config: SolverConfig) -> None:
         raise ConfigError(f"solver shift={config.shift}; expected a positive number (1 for none)")
     if config.sigmas == "karras" and config.shift != 1:
         raise ConfigError(f"solver shift={config.shift} with sigmas='karras'; only the levels of a flow are shifted")
+    if not 0 <= config.final_noise < 1 or (config.final_noise and config.sigmas == "karras"):
+        raise ConfigError(
+            f"solver final_noise={config.final_noise} with sigmas={config.sigmas!r}; expected at least 0 and below 1, "
+            "and 0 with 'karras'"
+        )
     if not 0 < config.sigma_min < config.sigma_max:
         raise ConfigError(
             f"solver sigma_min={config.sigma_min}, sigma_max={config.sigma_max}; expected 0 < sigma_min < sigma_max"
