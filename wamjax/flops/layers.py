@@ -90,8 +90,8 @@ def chunked_delta_rule(
 
     Per chunk and head, forward: keys with keys, queries with keys and the inverse with keys ``6 C^2 e``; the inverse
     with values, scores with values ``4 C^2 g``; three products with the state ``6 C e g``; the inverse itself
-    ``4 C^3`` for each power of 2 from 2 to C / 2. Backward: two products for each but the inverse, whose gradient is two
-    products ``2 C^3``; and the forward pass again but for the two products whose results nothing but the output needs.
+    ``4 C^3`` for each power of 2 from 2 to C / 2. Backward: two products for each but the inverse, whose gradient is
+    ``4 C^3``; and the forward pass again but for the two products whose results nothing but the output needs.
     """
     tokens, heads, e, g, c = _exact(tokens=tokens, heads=heads, key_dim=key_dim, value_dim=value_dim, chunk=chunk)
     inverse = 4 * c**3 * (c.bit_length() - 2)

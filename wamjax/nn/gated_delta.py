@@ -115,9 +115,9 @@ def _chunked(x: jax.Array) -> jax.Array:
 def _inverse(lower: jax.Array) -> jax.Array:
     """Returns (I + L)^-1 of strictly lower triangular L ``[... n n]``, fp32; n is a power of 2.
 
-    By halves: the inverse of [[A, 0], [B, C]] is [[A^-1, 0], [-C^-1 B A^-1, C^-1]], so of blocks of twice the size it is
-    T - T B T, where T has the inverses of the blocks on its diagonal and B what of L lies below them. All products are
-    of whole matrices: cut into small ones they would fill few lanes of a TPU, and compile four times as long.
+    By halves: the inverse of [[A, 0], [B, C]] is [[A^-1, 0], [-C^-1 B A^-1, C^-1]], so for blocks of twice the size it
+    is T - T B T, where T has the inverses of the blocks on its diagonal and B what of L lies below them. All products
+    are of whole matrices: cut into small ones they would fill few lanes of a TPU, and compile four times as long.
     Neighbouring patches have keys much alike, for which squaring L over and over (its Neumann product, as cheap) loses
     all digits: powers of L grow as binomials while the inverse stays small.
     """
