@@ -1,9 +1,9 @@
 """GR-1 on CALVIN: a small GPT over ten steps whose queries ask for the action and for the frame three steps on.
 
-Command:   wamjax plan --config=experiments/systems/gr1.py --topology=v5e:2x4
+Command:   wamjax plan --config=experiments/systems/gr1.py --topology=v5e:4x4 --compile
 Paper:     GR-1 (arXiv 2312.13139); sizes of bytedance/GR-1, logs/configs.json and models/gr1.py
 Sequence:  10 x (instruction, state, 2 x 10 of pictures), 10 + 7 x 2 x 10 queries = 370 tokens, padded to 370
-Mesh:      8 chips of TPU v5e: fsdp 8
+Mesh:      16 chips of TPU v5e: fsdp 16
 Differs:   pictures and instruction are features of frozen MAE ViT-B and CLIP ViT-B/32, made beforehand. No dropout (0.1
            there). Queries for frames beyond the ten steps, which carry no loss, are left out. Loss weights of 1, batch,
            steps and learning rate are unverified: the training code is not public. Pretraining on video alone is the
@@ -31,7 +31,7 @@ from wamjax.config.schema import (
 def get_config() -> config_dict.ConfigDict:
     config = RunConfig(
         name="gr1",
-        gpt=dataclasses.replace(GR1, compute_dtype="bfloat16"),
+        gpt=dataclasses.replace(GR1, compute_dtype="bfloat16", remat="full"),
         layout=LayoutConfig(
             formulation="queries", num_blocks=10, frames_per_block=1, actions_per_block=1, states_per_block=1
         ),

@@ -112,6 +112,10 @@ def test_partial_gradients_of_queries_are_one_for_each_block_of_keys() -> None:
     layout, machine = build_layout(config), machine_of_topology("v5p:2x2x1")
     schedule = layout.full_pass().schedule
     splash = make_shard(config, layout, machine)
+    assert splash.laid_out_inner == 2 * 128  # two heads of 12, each in a row of 128 lanes
+    wide = dataclasses.replace(splash.block, width=2 * 128)
+    splash = dataclasses.replace(splash, block=wide)
+    assert splash.laid_out_inner == splash.inner
     plain = dataclasses.replace(splash, kernel="cudnn")
     heads = splash.tokens * splash.inner * splash.itemsize
     assert attention_workspace(splash, schedule) - attention_workspace(plain, schedule) == 10 * heads

@@ -90,15 +90,15 @@ def chunked_delta_rule(
 
     Per chunk and head, forward: keys with keys, queries with keys and the inverse with keys ``6 C^2 e``; the inverse
     with values, scores with values ``4 C^2 g``; three products with the state ``6 C e g``; the inverse itself
-    ``2 C s^2`` for s = 2, 4, ... C / 2. Backward: two products for each, and the forward pass again but for the two
-    products whose results nothing but the output needs.
+    ``4 C^3`` for each power of 2 from 2 to C / 2. Backward: two products for each but the inverse, whose gradient is
+    ``4 C^3``; and the forward pass again but for the two products whose results nothing but the output needs.
     """
     tokens, heads, e, g, c = _exact(tokens=tokens, heads=heads, key_dim=key_dim, value_dim=value_dim, chunk=chunk)
-    inverse = sum(2 * c * 4**power for power in range(1, c.bit_length() - 1))
+    inverse = 4 * c**3 * (c.bit_length() - 2)
     forward = 6 * c * c * e + 4 * c * c * g + 6 * c * e * g + inverse
     unneeded = 2 * c * e * g + 2 * c * c * g
     times = heads * -(-tokens // c)
-    return times * forward, times * (3 * forward - unneeded)
+    return times * forward, times * (3 * forward - 2 * inverse + 4 * c**3 - unneeded)
 
 
 def self_projections(tokens: SupportsIndex, width: SupportsIndex) -> int:

@@ -43,7 +43,7 @@ def gated_delta_rule(q: Heads, k: Heads, v: Values, log_decay: Gates, strength: 
       ``[b k n g]`` in the dtype of ``v``, under the name by which rematerialisation keeps attention.
 
     Source: as the module. What differs from the released kernels (flash-linear-attention): the triangular inverse is
-    made by halves, out of products alone.
+    made by halves, out of products of whole chunks.
     """
     out: jax.Array = checkpoint_name(_read(q, k, v, log_decay, strength), ATTENTION_OUT)
     return out
@@ -111,23 +111,41 @@ def _chunked(x: jax.Array) -> jax.Array:
     return filled.reshape(*x.shape[:2], -1, DELTA_CHUNK, *x.shape[3:])
 
 
+@jax.custom_vjp
 def _inverse(lower: jax.Array) -> jax.Array:
     """Returns (I + L)^-1 of strictly lower triangular L ``[... n n]``, fp32; n is a power of 2.
 
-    By halves: the inverse of [[A, 0], [B, C]] is [[A^-1, 0], [-C^-1 B A^-1, C^-1]]. Neighbouring patches have keys much
-    alike, for which squaring L over and over (its Neumann product, as cheap) loses all digits: powers of L grow as
-    binomials while the inverse stays small.
+    By halves: the inverse of [[A, 0], [B, C]] is [[A^-1, 0], [-C^-1 B A^-1, C^-1]], so for blocks of twice the size it
+    is T - T B T, where T has the inverses of the blocks on its diagonal and B what of L lies below them. All products
+    are of whole matrices: cut into small ones they would fill few lanes of a TPU, and compile four times as long.
+    Neighbouring patches have keys much alike, for which squaring L over and over (its Neumann product, as cheap) loses
+    all digits: powers of L grow as binomials while the inverse stays small.
     """
-    half = lower.shape[-1] // 2
-    if half == 1:
-        return jnp.eye(2, dtype=lower.dtype) - lower
-    first, second = _inverse(jnp.stack([lower[..., :half, :half], lower[..., half:, half:]]))
-    exact = jax.lax.Precision.HIGHEST  # accelerators would multiply in fewer bits
-    corner = -jnp.matmul(second, jnp.matmul(lower[..., half:, :half], first, precision=exact), precision=exact)
-    return jnp.concatenate(
-        [
-            jnp.concatenate([first, jnp.zeros_like(corner)], axis=-1),
-            jnp.concatenate([corner, second], axis=-1),
-        ],
-        axis=-2,
-    )
+    rows = jnp.arange(lower.shape[-1])
+    inverse = jnp.eye(lower.shape[-1], dtype=lower.dtype)
+    for level in range(lower.shape[-1].bit_length() - 1):
+        block = rows >> level
+        is_below = (block[:, None] == block + 1) & (block % 2 == 0)
+        below = jnp.where(is_below, lower, 0.0)
+        # The first blocks have one row, and T is the identity.
+        inverse = inverse - (_exactly(inverse, _exactly(below, inverse)) if level else below)
+    return inverse
+
+
+def _invert(lower: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inverse = _inverse(lower)
+    return inverse, inverse
+
+
+def _inverse_gradient(inverse: jax.Array, grad: jax.Array) -> tuple[jax.Array]:
+    # d(M^-1) = -M^-1 dM M^-1: two products. Through the levels they would be twenty, and all levels be kept.
+    transposed = jnp.swapaxes(inverse, -1, -2)
+    return (-jnp.tril(_exactly(transposed, _exactly(grad, transposed)), -1),)
+
+
+_inverse.defvjp(_invert, _inverse_gradient)
+
+
+def _exactly(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiplies in fp32, where accelerators would in fewer bits."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -197,7 +197,7 @@ def kept(name: str, num_bytes: int, by: tuple[Remat, ...], part: str) -> Array:
 def _attention_arrays(shard: Shard, schedule: Schedule) -> list[Array]:
     """Returns what self-attention makes up to its output."""
     block, own = shard.block, _kernel_output(shard, schedule)
-    heads = shard.tokens * shard.inner * shard.itemsize
+    heads = shard.tokens * shard.laid_out_inner * shard.itemsize
     keys = heads * block.key_heads // block.num_heads  # as projected; attention reads them as often as queries do
     return [
         kept("query", heads, _PRODUCTS, "attention"),
@@ -234,7 +234,7 @@ def _kernel_output(shard: Shard, schedule: Schedule | None) -> _KernelOutput:
     Plain XLA returns attended queries alone, and two numbers each of those that it takes in chunks.
     """
     if shard.kernel != "rectangles" or shard.context.ring > 1:
-        return _KernelOutput(shard.tokens * shard.inner * shard.itemsize, shard.tokens * shard.heads * _FP32)
+        return _KernelOutput(shard.tokens * shard.laid_out_inner * shard.itemsize, shard.tokens * shard.heads * _FP32)
     counts = [shard.num_tokens] if schedule is None else [r.num_queries for r in schedule.rectangles]
     chunked = sum(n // QUERY_CHUNK * QUERY_CHUNK for n in counts if n > QUERY_CHUNK)
     ways = shard.mesh["context"]
@@ -289,7 +289,7 @@ def attention_workspace(shard: Shard, schedule: Schedule) -> int:
     block of keys, and the residual stream's gradient in fp32.
     """
     size, rows = shard.itemsize, shard.tokens
-    heads = rows * shard.inner
+    heads = rows * shard.laid_out_inner
     keys = heads * (shard.context.ring if shard.context.exchange == "all_gather" else 1)
     travelling = 2 if shard.context.ring > 1 else 1  # what is held, and what arrives
     operands = (heads + 2 * travelling * keys + heads) * size

@@ -22,6 +22,7 @@ from wamjax.flops.model import layer_schedules
 from wamjax.flops.stacks import find_anatomies, find_decoder
 from wamjax.layout import Layout, Schedule, build_decoder_layout
 from wamjax.layout.balance import balance_order, imbalance
+from wamjax.layout.blocks import LANES
 from wamjax.layout.kernels import pick_kernel
 from wamjax.parallel.axes import MESH_AXES, check_batch_divides, resolve_axis_sizes
 from wamjax.parallel.context_plan import ContextPlan, check_tokens_divide, plan_context
@@ -120,6 +121,13 @@ class Shard:
     def inner(self) -> int:
         """Width of this device's heads outside self-attention."""
         return self.block.inner_width // self.mesh["tensor"]
+
+    @property
+    def laid_out_inner(self) -> int:
+        """The same as it lies in memory: the TPU kernel's heads are whole rows of lanes."""
+        if self.kernel != "splash":
+            return self.inner
+        return self.inner * (-(-self.block.head_dim // LANES) * LANES) // self.block.head_dim
 
     @property
     def hidden(self) -> int:
