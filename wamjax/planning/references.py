@@ -143,6 +143,7 @@ COMPILED: tuple[Compiled, ...] = (
         peak_gib=0.454,
         step_s=0.00984,
         note=_LIBTPU,
+    ),
     Compiled(experiment="systems/fast_wam_libero.py", topology="v5p:4x4x4", peak_gib=5.86, step_s=0.736, note=_LATER),
     Compiled(
         experiment="systems/latent_plan.py",
