@@ -144,6 +144,9 @@ COMPILED: tuple[Compiled, ...] = (
         step_s=0.00984,
         note=_LIBTPU,
     ),
+    Compiled(
+        experiment="systems/lingbot_va_robotwin.py", topology="v5p:4x4x4", peak_gib=9.99, step_s=1.519, note=_LATER
+    ),
     Compiled(experiment="systems/fast_wam_libero.py", topology="v5p:4x4x4", peak_gib=5.86, step_s=0.736, note=_LATER),
     Compiled(
         experiment="systems/latent_plan.py",
