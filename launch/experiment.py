@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -151,14 +151,22 @@ def load_members(name: str) -> dict[str, dict[str, float]]:
     if not members:
         raise ConfigError(f"{path} has no MEMBERS to compare; expected the names that its get_config(name) takes")
     runs: dict[str, dict[str, float]] = {member: {member: 1.0} for member in members}
-    for member, (second, share) in seconds.items():
-        if member not in runs or not 0 < share < 1:
+    for member, stage in seconds.items():
+        if not _is_second_stage(member, stage, runs):
             raise ConfigError(
-                f"{path}: SECOND_STAGES has {member}: ({second}, {share}); expected a name of MEMBERS, and a share of "
-                "its budget between 0 and 1"
+                f"{path}: SECOND_STAGES has {member!r}: {stage!r}; expected a name of MEMBERS, and a pair: the name of "
+                "another run, and a share of the budget between 0 and 1"
             )
+        second, share = stage
         runs[member] = {member: 1.0 - share, second: share}
     return runs
+
+
+def _is_second_stage(member: str, stage: object, members: Container[str]) -> bool:
+    if member not in members or not isinstance(stage, tuple) or len(stage) != 2:
+        return False
+    second, share = stage
+    return isinstance(second, str) and second != member and isinstance(share, float) and 0 < share < 1
 
 
 def _split_argument(name: str) -> tuple[Path, str | None]:

@@ -24,6 +24,17 @@ from wamjax.sampling.policy import PatchLatents, PromptTable
         ("unipi:inverse_dynamics", "sampling.solver=adams", r"this one is frame_pairs: set it to euler$"),
         ("dreamzero_5b", "sampling.solver=adams", r"this one is joint: set it to euler or unipc"),
         ("latent_plan", "sampling.solver=adams", r"this one is plan: set it to euler$"),
+        (
+            "fast_wam_libero",
+            "sampling.guidance=5",
+            r"guidance=5\.0 changes nothing: no video is denoised to act .* at 1\.0$",
+        ),
+        (
+            "dreamzero_5b",
+            "sampling.action_steps=3",
+            r"action_steps=3 changes nothing: .* family joint\); leave it at 0$",
+        ),
+        ("dreamzero_5b", "sampling.sigma_max=5", r"sigma_max=5\.0 changes nothing: .* leave it at 80\.0$"),
         ("pi05_droid", "sampling.solver=adams", r"this one is policy: set it to euler$"),
         ("cosmos_policy_libero", "sampling.solver=unipc", r"solver=unipc; .* is solved by adams or euler"),
         ("gr1", "sampling.evaluated_steps=(0, 1)", r"formulation queries answers at once"),

@@ -14,4 +14,4 @@ def test_planned_memory_is_within_a_tenth_of_the_compilers_or_the_gap_is_told_by
     for row in COMPILED:
         config = load(row.experiment, row.overrides)
         memory = plan_on(config, build_layout(config), machine_of_topology(row.topology)).memory
-        assert abs(memory.total / 2**30 / row.peak_gib - 1) < 0.1 or row.gap, row
+        assert abs(memory.total / 2**30 / row.peak_gib - 1) < (0.3 if row.gap else 0.1), row

@@ -107,7 +107,7 @@ def test_parts_in_other_numbers_of_steps_are_refused() -> None:
     [
         ({"final_noise": 1.0}, "below 1"),
         ({"final_noise": 0.5, "sigmas": "karras"}, "0 with 'karras'"),
-        ({"final_noise": 0.9995, "sigmas": "wan"}, "less than the first level, 0.999"),
+        ({"final_noise": 0.9995, "sigmas": "wan"}, "less than the first level of the video, 0.999"),
     ],
 )
 def test_noise_that_cannot_be_left_is_refused(wrong: dict[str, Any], words: str) -> None:

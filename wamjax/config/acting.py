@@ -1,4 +1,4 @@
-"""Which settings of ``config.sampling`` a formulation's policy reads; those that it would not read are refused."""
+"""Which settings of ``config.sampling`` a formulation's policy reads; those that would change nothing are refused."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def check_acting(config: RunConfig) -> None:
         raise ConfigError(
             f"config.sampling.solver={sampling.solver}; formulation {formulation} is solved by {' or '.join(solvers)}"
         )
+    _check_unread(config)
     _check_times(config)
 
 
@@ -66,6 +67,29 @@ def denoises_together(config: RunConfig) -> bool:
     """Whether video and actions are denoised in the same solver steps, as tokens of their own."""
     sizes = config.layout
     return sizes.formulation == "joint" or (sizes.formulation == "first_frame" and sizes.family == "joint")
+
+
+def _check_unread(config: RunConfig) -> None:
+    """Refuses noise levels, steps and guidance of what this formulation's policy does not denoise."""
+    sampling, sizes, default = config.sampling, config.layout, SamplingConfig()
+    is_representation = sizes.formulation == "first_frame" and sizes.family == "representation"
+    has_second = sizes.formulation == "alternating" or (
+        sizes.formulation == "first_frame" and sizes.family == "inverse_dynamics"
+    )
+    reads_levels = sizes.formulation == "latent_frames"
+    unread = {
+        "sigma_max": "" if reads_levels else "noise levels are EDM's in formulation latent_frames alone",
+        "sigma_min": "" if reads_levels else "noise levels are EDM's in formulation latent_frames alone",
+        "action_steps": "" if has_second else "no actions are denoised after a video",
+        "guidance": "no video is denoised to act" if is_representation else "",
+    }
+    for name, reason in unread.items():
+        value, left = getattr(sampling, name), getattr(default, name)
+        if reason and value != left:
+            raise ConfigError(
+                f"config.sampling.{name}={value} changes nothing: {reason} (config.layout.formulation="
+                f"{sizes.formulation}, family {sizes.family}); leave it at {left}"
+            )
 
 
 def _check_times(config: RunConfig) -> None:

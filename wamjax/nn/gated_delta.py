@@ -113,7 +113,7 @@ def _chunked(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _inverse(lower: jax.Array) -> jax.Array:
-    """Returns (I + L)^-1 of strictly lower triangular L ``[... n n]``, fp32; n is a power of 2.
+    """Returns (I + L)^-1 of strictly lower triangular L ``[... n n]``, fp32; n is a power of 2 from 2 on.
 
     By halves: the inverse of [[A, 0], [B, C]] is [[A^-1, 0], [-C^-1 B A^-1, C^-1]], so for blocks of twice the size it
     is T - T B T, where T has the inverses of the blocks on its diagonal and B what of L lies below them. All products

@@ -147,6 +147,9 @@ COMPILED: tuple[Compiled, ...] = (
     Compiled(
         experiment="systems/lingbot_va_robotwin.py", topology="v5p:4x4x4", peak_gib=9.99, step_s=1.519, note=_LATER
     ),
+    Compiled(
+        experiment="systems/cosmos_policy_libero.py", topology="v5p:4x4x4", peak_gib=25.43, step_s=2.777, note=_LATER
+    ),
     Compiled(experiment="systems/fast_wam_libero.py", topology="v5p:4x4x4", peak_gib=5.86, step_s=0.736, note=_LATER),
     Compiled(
         experiment="systems/latent_plan.py",

@@ -122,11 +122,26 @@ def _compare(row: Published, on: OnMachine) -> tuple[float, float, tuple[float, 
     return time.mfu, row.mfu, (time.mfu * step.mid / step.high, time.mfu * step.mid / step.low)
 
 
+def _furthest_step(compiled: Sequence[tuple[Compiled, OnMachine]]) -> Iterable[str]:
+    errors = [
+        (on.time.step_s.mid / row.step_s - 1, row.experiment)
+        for row, on in compiled
+        if on.time is not None and row.step_s is not None
+    ]
+    furthest, name = max(errors, key=lambda found: abs(found[0]))
+    close = sum(abs(error) <= 0.2 for error, _ in errors)
+    yield (
+        f"Planned steps of {close} of {len(errors)} rows are within 20 % of the compiler's estimate; furthest off is "
+        f"`{name}`, by {furthest:+.1%}. "
+    )
+
+
 def _summary(
     compiled: Sequence[tuple[Compiled, OnMachine]], published: Sequence[tuple[Published, OnMachine]]
 ) -> Iterable[str]:
     memory = max(abs(on.memory.total / _GIB / row.peak_gib - 1) for row, on in compiled)
     yield f"Planned memory is within {memory:.1%} of the compiler's in all {len(compiled)} rows. "
+    yield from _furthest_step(compiled)
     errors = []
     for row, on in published:
         predicted, measured, _ = _compare(row, on)

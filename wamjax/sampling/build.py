@@ -72,7 +72,11 @@ def build_policy(
 
 
 def _check_guidance(config: RunConfig) -> None:
-    """Refuses guidance away from nothing that training knew; pretrained weights may know the zeros that are left."""
+    """Refuses guidance away from nothing that training knew.
+
+    A base is taken to know the zeros that are left: the released video models were trained with dropped prompts, and
+    which of them a base comes from is not recorded.
+    """
     dropped, scales = config.objective.prompt_dropout, config.sampling
     if dropped:
         raise ConfigError(

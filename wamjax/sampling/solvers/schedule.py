@@ -119,7 +119,10 @@ def _leave_noise(levels: npt.NDArray[Any], final: float) -> npt.NDArray[np.float
     """
     first = float(np.float32(levels[0]))
     if final >= first:
-        raise ConfigError(f"solver final_noise={final}; expected less than the first level, {first:g}")
+        raise ConfigError(
+            f"config.sampling.video_final_noise={final}: expected less than the first level of the video, {first:g} "
+            "(by config.sampling.shift, solver and steps); lower it"
+        )
     scaled = levels.astype(np.float32) * np.float32(first - final) / np.float32(first)
     return scaled + np.float32(final)
 
