@@ -195,7 +195,11 @@ def load_encoder(folder: Path, flag: str, kind: type, mesh: Mesh, dtype: str) ->
     """
     if not folder.is_dir():
         raise DataError(f"{flag}={folder} is not a folder; expected a checkpoint or what wamjax weights import made")
-    part = load_part(folder, mesh, dtype)
+    try:
+        part = load_part(folder, mesh, dtype)
+    except (ConfigError, DataError) as error:  # a message that speaks of flags which this command has not
+        reason = str(error).split("; say --kind")[0]
+        raise type(error)(f"{flag}={folder} is no encoder that can be read: {reason}") from error
     if not isinstance(part.config, kind):
         raise ConfigError(f"{flag}={folder} holds another kind of model ({type(part.config).__name__})")
     return part

@@ -54,7 +54,9 @@ from wamjax.training.program import build_program
 def define_flags() -> None:
     """Defines the flags of ``wamjax eval``."""
     flags.DEFINE_string("workdir", None, "Folder of a run made by wamjax train.", required=True)
-    flags.DEFINE_integer("step", None, "Checkpoint to evaluate; the newest verified one by default.", lower_bound=0)
+    flags.DEFINE_integer(
+        "step", None, "Checkpoint of --workdir to evaluate; the newest verified one by default.", lower_bound=0
+    )
     flags.DEFINE_string(
         "inverse_dynamics", None, "Folder of the run that reads actions off the video that --workdir generates."
     )

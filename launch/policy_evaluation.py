@@ -95,8 +95,9 @@ def _run_two_stages(
     # Both are shown the same batches.
     size = first.program.config.train.global_batch_size
     other = dataclasses.replace(other, train=dataclasses.replace(other.train, global_batch_size=size))
-    _, found = evaluate_two_stages(first, restore_run(second, other), places=places)
-    return first, found, {"inverse_dynamics": str(second.path)}
+    reader = restore_run(second, other)
+    _, found = evaluate_two_stages(first, reader, places=places)
+    return first, found, {"inverse_dynamics": str(second.path), "inverse_dynamics_step": reader.step}
 
 
 def _restore(workdir: WorkDir, config: RunConfig) -> RestoredRun:

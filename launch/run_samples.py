@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -38,6 +39,11 @@ class Whereabouts:
     latents: str | None = None
     vae: str | None = None
     image_encoder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if value == "":
+                raise ConfigError(f"--{name} is empty; expected a folder, or leave it out")
 
 
 def open_samples(
@@ -119,7 +125,12 @@ def load_encoders(config: RunConfig, manifest: Manifest, places: Whereabouts, me
         wanted, found = manifest.encoders.get(name), encoders.fingerprints.get(name)
         if wanted != found:
             flag = "image_encoder" if name == "image" else name
-            hint = "" if made else f", and run that again if it had flags: {MANIFEST_FILE} does not say how it ran"
+            hint = (
+                f", which ran with dtype={made.get('dtype')} and chunk_frames={made.get('chunk_frames')} "
+                f"({MANIFEST_FILE})"
+                if made
+                else f", and run that again if it had flags: {MANIFEST_FILE} does not say how it ran"
+            )
             raise ConfigError(
                 f"--{flag}={folder} is not what the latents {config.data.latents} were made with: its fingerprint is "
                 f"{str(found)[:16]}, theirs {str(wanted)[:16]}; name the encoder that wamjax data cache had{hint}"
@@ -127,7 +138,7 @@ def load_encoders(config: RunConfig, manifest: Manifest, places: Whereabouts, me
     return encoders
 
 
-def _find_encoder(name: str, named: str | None, made: dict[str, str]) -> Path:
+def _find_encoder(name: str, named: str | None, made: dict[str, Any]) -> Path:
     if named is not None:
         return Path(named)
     if name not in made:

@@ -1,6 +1,6 @@
 """Windows in pixels as the samples of one run, and what lies between pixels and its model when it acts.
 
-Owns the joining of encodings, fields and prompts. Encoders are ``patch_latents`` or ``frozen_codec``.
+Owns the joining of encodings, fields and prompts. Encoders are ``patch_latents`` or ``clip_encoders``.
 """
 
 from __future__ import annotations

@@ -157,9 +157,23 @@ class Manifest:
                 raise DataError(f"{path} has version {content['version']}, this wamjax reads {VERSION}: make it again")
             fields = tuple(Field(**{**field, "shape": tuple(field["shape"])}) for field in content.pop("fields"))
             splits = {name: Split(**split) for name, split in content.pop("splits").items()}
+            _check_made_with(path, content.get("made_with", {}))
             return cls(**{**content, "prompts": tuple(content["prompts"])}, fields=fields, splits=splits)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is damaged: {type(error).__name__} {error}") from error
+
+
+def _check_made_with(path: Path, made: object) -> None:
+    texts, numbers = ("vae", "image_encoder", "dtype"), ("chunk_frames",)
+    if not isinstance(made, dict):
+        raise DataError(f"{path} is damaged: made_with is {made!r}; expected an object")
+    for name, value in made.items():
+        is_right = isinstance(value, str) if name in texts else value is None or type(value) is int
+        if name not in (*texts, *numbers) or not is_right:
+            raise DataError(
+                f"{path} is damaged: made_with has {name}={value!r}; expected {', '.join(texts)} (texts) and "
+                f"{', '.join(numbers)} (a number or null)"
+            )
 
 
 def describe(

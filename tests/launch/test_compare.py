@@ -141,7 +141,7 @@ def test_share_that_is_none_is_refused(tmp_path: Path) -> None:
     for seconds in ('{"a": ("b", 1.0)}', '{"c": ("b", 0.5)}', '{"a": "b"}', '{"a": ("b", "x")}', '{"a": ("a", 0.3)}'):
         path.write_text(f'MEMBERS = ("a",)\nSECOND_STAGES = {seconds}\n')
         with pytest.raises(
-            ConfigError, match="expected a name of MEMBERS, and a pair: .* a share of the budget between 0 and 1"
+            ConfigError, match=r"expected a name of MEMBERS, and a pair: .* a share of the budget between 0 and 1"
         ):
             load_members(str(path))
 

@@ -81,7 +81,15 @@ def whole(request):
     return config, graphdef, params, video, *run(params, video)
 
 
-@pytest.mark.parametrize("chunks", [(4, 1), pytest.param((12, 3), marks=pytest.mark.slow)], ids=["even", "with a rest"])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        (4, 1),
+        pytest.param((12, 3), marks=pytest.mark.slow),
+        pytest.param((400, 100), marks=pytest.mark.slow),
+    ],
+    ids=["even", "with a rest", "longer than the clip"],
+)
 def test_vae_in_chunks_equals_whole_clip(whole, chunks):
     _, graphdef, params, video, moments, pixels = whole
 

@@ -69,7 +69,8 @@ def count_codec(
         window=vae_encode_flops(vae, longest, *size, in_chunks=in_chunks),
         condition=vae_encode_flops(vae, config.clip.num_frames, *size, in_chunks=True) if has_channels else 0,
         image=0 if image is None else clip_vision_flops(image),
-        decode=vae_decode_flops(vae, after, *size, in_chunks=True),
+        # A plan's policy imagines no video.
+        decode=0 if sizes.formulation == "plan" else vae_decode_flops(vae, after, *size, in_chunks=True),
     )
 
 

@@ -195,8 +195,9 @@ def _run(step: CausalLayer, x: jax.Array, chunk: int | None, cache: Cache = None
         piece, cache = step(jax.lax.dynamic_slice_in_dim(x, begin + index * chunk, chunk, axis=1), cache)
         return cache, piece
 
-    cache, pieces = jax.lax.scan(take, cache, jnp.arange(count))
-    parts.append(rearrange(pieces, "i b t h w c -> b (i t) h w c"))
+    if count:  # of a clip shorter than a chunk there is nothing that a scan could cut
+        cache, pieces = jax.lax.scan(take, cache, jnp.arange(count))
+        parts.append(rearrange(pieces, "i b t h w c -> b (i t) h w c"))
     if rest:
         piece, cache = step(x[:, -rest:], cache)
         parts.append(piece)
