@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
@@ -66,28 +67,36 @@ def format_table(results: Sequence[Mapping[str, Any]], failures: Mapping[str, st
     return "\n".join([*rows, "", *notes])
 
 
+_MARKERS = "os^D"  # after ten members colours come again
+
+
 def plot_comparison(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Draws action error and video PSNR over the FLOPs of an action chunk, with intervals."""
-    figure = Canvas(figsize=(10, 4), layout="constrained")
+    figure = Canvas(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, (name, label) in zip(
         axes, (("action_error", "action error (normalised)"), ("video_psnr", "video PSNR (dB)")), strict=True
     ):
-        for result in results:
+        for place, result in enumerate(results):
             found = result[name]
             if found is None:
                 continue
             low, high = (found["mean"] if found[end] is None else found[end] for end in ("low", "high"))
             spread = [[found["mean"] - low], [high - found["mean"]]]
-            axis.errorbar(result["chunk_flops"], found["mean"], yerr=spread, fmt="o", capsize=3)
-            axis.annotate(result["member"], (result["chunk_flops"], found["mean"]), xytext=(5, 5),
-                          textcoords="offset points", fontsize=8)  # fmt: skip
+            axis.errorbar(result["chunk_flops"], found["mean"], yerr=spread, capsize=3, label=result["member"],
+                          color=f"C{place % 10}", fmt=_MARKERS[place // 10 % len(_MARKERS)])  # fmt: skip
         axis.set(xscale="log", xlabel="FLOPs per action chunk", ylabel=label)
-        axis.margins(x=0.2)  # for the names
         axis.xaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False))
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axis.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(*_drawn(axes), loc="outside right upper", fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _drawn(axes: Iterable[Axes]) -> tuple[list[Any], list[str]]:
+    """Returns what stands for each member in a legend, and its name; a member need not be on every axis."""
+    drawn = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    return list(drawn.values()), list(drawn)
 
 
 def _figure(found: Mapping[str, float] | None, digits: int) -> str:
