@@ -91,11 +91,7 @@ def run(argv: list[str]) -> int:
             if not isinstance(error, WamjaxError):
                 logging.exception("member %s failed", member)
             failures[member] = " ".join(str(error).split()) or type(error).__name__
-    results = [
-        json.loads((output / member / RESULT_FILE).read_text())
-        for member in known
-        if (output / member / RESULT_FILE).exists()
-    ]
+    results = [read_result(output / member) for member in known if (output / member / RESULT_FILE).exists()]
     print(write_comparison(output, results, failures))
     return 1 if failures else 0
 
@@ -180,13 +176,30 @@ def check_result(member: str, output: Path, identity: str) -> None:
 
     Raises:
       ConfigError: ``result.json`` is of another configuration or budget.
+      DataError: It is damaged.
     """
-    found = json.loads((output / member / RESULT_FILE).read_text()).get("config_hash")
+    found = read_result(output / member).get("config_hash")
     if found != identity:
         raise ConfigError(
             f"--output={output} holds {member} trained with another --flops or other settings ({found}, now "
             f"{identity}); choose another --output, or remove {output / member}"
         )
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Returns what a finished member wrote.
+
+    Raises:
+      DataError: The file is damaged.
+    """
+    path = folder / RESULT_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; remove {folder} to run the member again") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is damaged: expected an object; remove {folder} to run the member again")
+    return found
 
 
 def _run_member(member: str, output: Path, plan: MemberPlan) -> None:

@@ -177,3 +177,10 @@ def test_guidance_leads_away_from_what_dropped_prompts_were_replaced_by() -> Non
     assert PatchEncoders(config).prompt_table(["a"]).negative is None
     encoders = PatchEncoders(vary(config, objective={"prompt_dropout": 0.1}))
     np.testing.assert_array_equal(encoders.prompt_table(["a"]).negative, encoders.encode_prompts([""])[0])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_damaged_result_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / compare_command.RESULT_FILE).write_text(text)
+    with pytest.raises(DataError, match=rf"{compare_command.RESULT_FILE} .*; remove .* to run the member again"):
+        compare_command.read_result(tmp_path)

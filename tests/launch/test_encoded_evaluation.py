@@ -205,6 +205,11 @@ def test_what_lies_elsewhere_now_is_named(
     assert "other is not what the latents" in evaluate(workdir, f"--vae={tmp_path / 'other'}")
     assert "--vae=nowhere is not a folder" in evaluate(workdir, "--vae=nowhere")
     assert "holds another kind of model" in evaluate(workdir, f"--vae={encoders / 'text_encoder'}")
+    (tmp_path / "empty").mkdir()
+    message = evaluate(workdir, f"--vae={tmp_path / 'empty'}")
+    assert "empty is no encoder that can be read: " in message
+    assert "--kind" not in message  # which this command has not
+    assert "--vae is empty; expected a folder" in evaluate(workdir, "--vae=")
     assert "say where with --latents" in evaluate(workdir, "--latents=nowhere")
     assert "config.data.mixture has no sources" in evaluate(workdir, "--source=a")
     moved, run = tmp_path / "moved", tmp_path / "run"
